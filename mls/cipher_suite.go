@@ -1,0 +1,395 @@
+package mls
+
+import (
+	"crypto"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/sha512"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"log/slog"
+
+	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// CipherSuite names the primitives of a group (RFC 9420, Section 17.1).
+type CipherSuite uint16
+
+// The cipher suites that this package implements. Suites 4 and 6 use Ed448, for which neither Go's TLS nor its X.509
+// has a use.
+const (
+	X25519_AES128GCM_SHA256_Ed25519        CipherSuite = 1
+	P256_AES128GCM_SHA256_P256             CipherSuite = 2
+	X25519_CHACHA20POLY1305_SHA256_Ed25519 CipherSuite = 3
+	P521_AES256GCM_SHA512_P521             CipherSuite = 5
+	P384_AES256GCM_SHA384_P384             CipherSuite = 7
+)
+
+// CipherSuites returns the suites that this package implements.
+func CipherSuites() []CipherSuite {
+	return []CipherSuite{X25519_AES128GCM_SHA256_Ed25519, P256_AES128GCM_SHA256_P256,
+		X25519_CHACHA20POLY1305_SHA256_Ed25519, P521_AES256GCM_SHA512_P521, P384_AES256GCM_SHA384_P384}
+}
+
+// suiteParams are a suite's primitives. HPKE's identifiers are those of RFC 9180, Section 7.
+type suiteParams struct {
+	name              string
+	kemID             uint16
+	kdfID             uint16
+	aeadID            uint16
+	kem               ecdh.Curve
+	kemKeySize        int // Nsk
+	kemHash           func() hash.Hash
+	hash              func() hash.Hash
+	cryptoHash        crypto.Hash
+	hashSize, keySize int
+	curve             elliptic.Curve // of ECDSA; nil: Ed25519
+	newAEAD           func(key []byte) (cipher.AEAD, error)
+}
+
+const aeadNonceSize = 12
+
+func newGCM(key []byte) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+var (
+	suite1 = suiteParams{"MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519", 0x0020, 1, 1, ecdh.X25519(), 32, sha256.New,
+		sha256.New, crypto.SHA256, 32, 16, nil, newGCM}
+	suite2 = suiteParams{"MLS_128_DHKEMP256_AES128GCM_SHA256_P256", 0x0010, 1, 1, ecdh.P256(), 32, sha256.New,
+		sha256.New, crypto.SHA256, 32, 16, elliptic.P256(), newGCM}
+	suite3 = suiteParams{"MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519", 0x0020, 1, 3, ecdh.X25519(), 32, sha256.New,
+		sha256.New, crypto.SHA256, 32, 32, nil, chacha20poly1305.New}
+	suite5 = suiteParams{"MLS_256_DHKEMP521_AES256GCM_SHA512_P521", 0x0012, 3, 2, ecdh.P521(), 66, sha512.New,
+		sha512.New, crypto.SHA512, 64, 32, elliptic.P521(), newGCM}
+	suite7 = suiteParams{"MLS_256_DHKEMP384_AES256GCM_SHA384_P384", 0x0011, 2, 2, ecdh.P384(), 48, sha512.New384,
+		sha512.New384, crypto.SHA384, 48, 32, elliptic.P384(), newGCM}
+)
+
+func (cs CipherSuite) lookup() *suiteParams {
+	switch cs {
+	case X25519_AES128GCM_SHA256_Ed25519:
+		return &suite1
+	case P256_AES128GCM_SHA256_P256:
+		return &suite2
+	case X25519_CHACHA20POLY1305_SHA256_Ed25519:
+		return &suite3
+	case P521_AES256GCM_SHA512_P521:
+		return &suite5
+	case P384_AES256GCM_SHA384_P384:
+		return &suite7
+	}
+	return nil
+}
+
+// params panics for a suite that isn't supported; where a suite comes in, Supported is asked.
+func (cs CipherSuite) params() *suiteParams {
+	p := cs.lookup()
+	if p == nil {
+		panic("mls: cipher suite not supported: " + cs.String())
+	}
+	return p
+}
+
+// Supported says whether this package implements the suite. The other methods panic if it doesn't, except String and
+// VerifyWithLabel.
+func (cs CipherSuite) Supported() bool { return cs.lookup() != nil }
+
+// String returns the suite's registered name.
+func (cs CipherSuite) String() string {
+	if p := cs.lookup(); p != nil {
+		return p.name
+	}
+	return fmt.Sprintf("CipherSuite(%d)", uint16(cs))
+}
+
+// HashSize returns the size in bytes of the suite's hash, which is KDF.Nh too.
+func (cs CipherSuite) HashSize() int { return cs.params().hashSize }
+
+// Hash returns the suite's hash of b.
+func (cs CipherSuite) Hash(b []byte) []byte {
+	switch cs.params().cryptoHash {
+	case crypto.SHA256:
+		h := sha256.Sum256(b)
+		return h[:]
+	case crypto.SHA384:
+		h := sha512.Sum384(b)
+		return h[:]
+	default:
+		h := sha512.Sum512(b)
+		return h[:]
+	}
+}
+
+// RefHash names value by its hash (RFC 9420, Section 5.2). The label is used as it is.
+func (cs CipherSuite) RefHash(label string, value []byte) []byte {
+	var w codec.Writer
+	w.Opaque([]byte(label))
+	w.Opaque(value)
+	return cs.Hash(w.Bytes())
+}
+
+func (cs CipherSuite) mac(key secret, data []byte) []byte {
+	h := hmac.New(cs.params().hash, key)
+	h.Write(data)
+	return h.Sum(nil)
+}
+
+func (cs CipherSuite) verifyMAC(key secret, data, tag []byte) bool {
+	return hmac.Equal(cs.mac(key, data), tag)
+}
+
+// extract is KDF.Extract, the extract step of HKDF.
+func (cs CipherSuite) extract(salt, ikm []byte) secret { return hkdfExtract(cs.params().hash, salt, ikm) }
+
+// expandWithLabel is ExpandWithLabel (RFC 9420, Section 8).
+//
+//	struct {
+//	    uint16 length;
+//	    opaque label<V>;
+//	    opaque context<V>;
+//	} KDFLabel;
+func (cs CipherSuite) expandWithLabel(s secret, label string, context []byte, n int) secret {
+	var w codec.Writer
+	w.Uint16(uint16(n))
+	w.Length(len(labelPrefix) + len(label))
+	w.Raw([]byte(labelPrefix))
+	w.Raw([]byte(label))
+	w.Opaque(context)
+	return hkdfExpand(cs.params().hash, s, w.Bytes(), n)
+}
+
+const labelPrefix = "MLS 1.0 "
+
+func (cs CipherSuite) deriveSecret(s secret, label string) secret {
+	return cs.expandWithLabel(s, label, nil, cs.HashSize())
+}
+
+// deriveTreeSecret is DeriveTreeSecret (RFC 9420, Section 9).
+func (cs CipherSuite) deriveTreeSecret(s secret, label string, generation uint32, n int) secret {
+	return cs.expandWithLabel(s, label, []byte{byte(generation >> 24), byte(generation >> 16), byte(generation >> 8), byte(generation)}, n)
+}
+
+func (cs CipherSuite) zeroSecret() secret { return make(secret, cs.HashSize()) }
+
+func (cs CipherSuite) randomSecret(rand io.Reader) (secret, error) {
+	s := cs.zeroSecret()
+	if _, err := io.ReadFull(rand, s); err != nil {
+		return nil, fmt.Errorf("mls: read randomness: %w", err)
+	}
+	return s, nil
+}
+
+func (cs CipherSuite) aeadKeySize() int   { return cs.params().keySize }
+func (cs CipherSuite) aeadNonceSize() int { return aeadNonceSize }
+
+func (cs CipherSuite) aeadSeal(key, nonce secret, aad, plaintext []byte) ([]byte, error) {
+	a, err := cs.params().newAEAD(key)
+	if err != nil {
+		return nil, fmt.Errorf("mls: AEAD key: %w", err)
+	}
+	return a.Seal(nil, nonce, plaintext, aad), nil
+}
+
+// aeadOpen fails with ErrDecrypt.
+func (cs CipherSuite) aeadOpen(key, nonce secret, aad, ciphertext []byte) ([]byte, error) {
+	a, err := cs.params().newAEAD(key)
+	if err != nil {
+		return nil, fmt.Errorf("mls: AEAD key: %w", err)
+	}
+	plain, err := a.Open(nil, nonce, ciphertext, aad)
+	if err != nil {
+		return nil, ErrDecrypt
+	}
+	return plain, nil
+}
+
+// hkdfExtract and hkdfExpand are RFC 5869.
+func hkdfExtract(h func() hash.Hash, salt, ikm []byte) []byte {
+	m := hmac.New(h, salt)
+	m.Write(ikm)
+	return m.Sum(nil)
+}
+
+func hkdfExpand(h func() hash.Hash, prk, info []byte, n int) []byte {
+	m := hmac.New(h, prk)
+	out := make([]byte, 0, n+m.Size())
+	var last []byte
+	for counter := byte(1); len(out) < n; counter++ {
+		if counter > 1 {
+			m.Reset()
+		}
+		m.Write(last)
+		m.Write(info)
+		m.Write([]byte{counter})
+		start := len(out)
+		out = m.Sum(out)
+		last = out[start:]
+	}
+	return out[:n:n]
+}
+
+// maxExpand is the longest output of HKDF in bytes.
+func (cs CipherSuite) maxExpand() int { return 255 * cs.HashSize() }
+
+// GenerateSignatureKey makes a key of the suite: an ed25519.PrivateKey or an *ecdsa.PrivateKey.
+func (cs CipherSuite) GenerateSignatureKey(rand io.Reader) (crypto.Signer, error) {
+	p := cs.params()
+	if p.curve == nil {
+		seed := make([]byte, ed25519.SeedSize)
+		if _, err := io.ReadFull(rand, seed); err != nil {
+			return nil, fmt.Errorf("mls: generate signature key: %w", err)
+		}
+		return ed25519.NewKeyFromSeed(seed), nil
+	}
+	b := make([]byte, (p.curve.Params().BitSize+7)/8)
+	for range 256 { // a candidate is out of range with a chance below one half
+		if _, err := io.ReadFull(rand, b); err != nil {
+			return nil, fmt.Errorf("mls: generate signature key: %w", err)
+		}
+		if p.curve == elliptic.P521() {
+			b[0] &= 1
+		}
+		if key, err := ecdsa.ParseRawPrivateKey(p.curve, b); err == nil {
+			return key, nil
+		}
+	}
+	return nil, errors.New("mls: generate signature key: the source of randomness repeats itself")
+}
+
+// SignaturePublicKey encodes a public key for MLS: 32 bytes for Ed25519, an uncompressed point for ECDSA
+// (RFC 9420, Section 5.1.1). It fails if the key isn't of the suite's type.
+func (cs CipherSuite) SignaturePublicKey(pub crypto.PublicKey) ([]byte, error) {
+	p := cs.params()
+	switch pub := pub.(type) {
+	case ed25519.PublicKey:
+		if p.curve == nil && len(pub) == ed25519.PublicKeySize {
+			return append([]byte(nil), pub...), nil
+		}
+	case *ecdsa.PublicKey:
+		if p.curve != nil && pub.Curve == p.curve {
+			b, err := pub.Bytes()
+			if err != nil {
+				return nil, fmt.Errorf("mls: encode signature key: %w", err)
+			}
+			return b, nil
+		}
+	}
+	return nil, fmt.Errorf("mls: a key of type %T is not one of %v", pub, cs)
+}
+
+// ParseSignaturePublicKey decodes what SignaturePublicKey encodes.
+func (cs CipherSuite) ParseSignaturePublicKey(b []byte) (crypto.PublicKey, error) {
+	p := cs.params()
+	if p.curve == nil {
+		if len(b) != ed25519.PublicKeySize {
+			return nil, fmt.Errorf("%w: Ed25519 key of %d bytes", ErrMalformed, len(b))
+		}
+		return ed25519.PublicKey(append([]byte(nil), b...)), nil
+	}
+	pub, err := ecdsa.ParseUncompressedPublicKey(p.curve, b)
+	if err != nil {
+		return nil, fmt.Errorf("%w: signature key: %w", ErrMalformed, err)
+	}
+	return pub, nil
+}
+
+// labelled is SignContent and EncryptContext (RFC 9420, Sections 5.1.2 and 5.1.3).
+//
+//	struct {
+//	    opaque label<V>;
+//	    opaque content<V>;
+//	} SignContent;
+func labelled(label string, content []byte) []byte {
+	var w codec.Writer
+	w.Length(len(labelPrefix) + len(label))
+	w.Raw([]byte(labelPrefix))
+	w.Raw([]byte(label))
+	w.Opaque(content)
+	return w.Bytes()
+}
+
+// SignWithLabel signs content under a label (RFC 9420, Section 5.1.2). The signer's key must be of the suite. ECDSA
+// signatures are ASN.1 DER; Go's take their randomness from the system, whatever rand is.
+func (cs CipherSuite) SignWithLabel(rand io.Reader, signer crypto.Signer, label string, content []byte) ([]byte, error) {
+	if _, err := cs.SignaturePublicKey(signer.Public()); err != nil {
+		return nil, err
+	}
+	p, msg := cs.params(), labelled(label, content)
+	opts := crypto.Hash(0)
+	if p.curve != nil {
+		msg, opts = cs.Hash(msg), p.cryptoHash
+	}
+	sig, err := signer.Sign(rand, msg, opts)
+	if err != nil {
+		return nil, fmt.Errorf("mls: sign: %w", err)
+	}
+	return sig, nil
+}
+
+// VerifyWithLabel checks what SignWithLabel signed. It fails with ErrSignature, or ErrMalformed for a bad key.
+func (cs CipherSuite) VerifyWithLabel(publicKey []byte, label string, content, signature []byte) error {
+	p := cs.lookup()
+	if p == nil {
+		return fmt.Errorf("%w: %v", ErrUnsupported, cs)
+	}
+	pub, err := cs.ParseSignaturePublicKey(publicKey)
+	if err != nil {
+		return err
+	}
+	msg := labelled(label, content)
+	var ok bool
+	switch pub := pub.(type) {
+	case ed25519.PublicKey:
+		ok = ed25519.Verify(pub, msg, signature)
+	case *ecdsa.PublicKey:
+		ok = ecdsa.VerifyASN1(pub, cs.Hash(msg), signature)
+	}
+	if !ok {
+		return ErrSignature
+	}
+	return nil
+}
+
+// HPKEPublicKey is an encoded public key of the suite's KEM.
+type HPKEPublicKey []byte
+
+// HPKEPrivateKey is an encoded private key of the suite's KEM. It doesn't show itself in formatted output, logs or
+// JSON.
+type HPKEPrivateKey []byte
+
+// String hides the key, and so do GoString, Format, LogValue and MarshalJSON.
+func (HPKEPrivateKey) String() string               { return redacted }
+func (HPKEPrivateKey) GoString() string             { return redacted }
+func (HPKEPrivateKey) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
+func (HPKEPrivateKey) LogValue() slog.Value         { return slog.StringValue(redacted) }
+func (HPKEPrivateKey) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
+
+// HPKECiphertext is the output of EncryptWithLabel (RFC 9420, Section 7.6).
+type HPKECiphertext struct{ KEMOutput, Ciphertext []byte }
+
+// MarshalMLS implements codec.Marshaler.
+func (c HPKECiphertext) MarshalMLS(w *codec.Writer) {
+	w.Opaque(c.KEMOutput)
+	w.Opaque(c.Ciphertext)
+}
+
+// UnmarshalMLS implements codec.Unmarshaler.
+func (c *HPKECiphertext) UnmarshalMLS(r *codec.Reader) {
+	c.KEMOutput = r.Opaque()
+	c.Ciphertext = r.Opaque()
+}

@@ -1,0 +1,72 @@
+package mls
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+)
+
+// The errors that callers tell apart. They come wrapped with the action that failed.
+var (
+	// ErrSignature: a signature doesn't verify with the key that the message names.
+	ErrSignature = errors.New("mls: signature does not verify")
+	// ErrDecrypt: an AEAD or HPKE ciphertext doesn't open.
+	ErrDecrypt = errors.New("mls: decryption failed")
+	// ErrEpoch: the message belongs to an epoch for which there are no keys (any more, or yet).
+	ErrEpoch = errors.New("mls: message of another epoch")
+	// ErrConfirmationTag: the sender and this client disagree on the state of the group.
+	ErrConfirmationTag = errors.New("mls: confirmation tag does not match")
+	// ErrMembershipTag: the sender of a PublicMessage doesn't know the epoch's secrets.
+	ErrMembershipTag = errors.New("mls: membership tag does not match")
+	// ErrGeneration: the key of a PrivateMessage was used and deleted, or lies too far ahead.
+	ErrGeneration = errors.New("mls: message key used before or too far ahead")
+	// ErrUnsupported: a value that the specifications allow and this package doesn't handle.
+	ErrUnsupported = errors.New("mls: unsupported")
+	// ErrMalformed: a structure decodes but breaks a rule on its form.
+	ErrMalformed = errors.New("mls: malformed")
+	// ErrRemoved: this client isn't a member of the group any more.
+	ErrRemoved = errors.New("mls: not a member of the group")
+)
+
+// ValidationError says which rule a structure breaks. Every receiver finds the same error, because only agreed data
+// is judged.
+type ValidationError struct {
+	Rule    string // what is wrong, e.g. "RFC 9420 12.2: two removes of leaf 3"
+	Section string // the rule's section in RFC 9420, e.g. "12.2", or the draft and section
+	Err     error  // the cause, may be nil
+}
+
+// Error returns the rule and the cause.
+func (e *ValidationError) Error() string {
+	if e.Err != nil {
+		return "mls: " + e.Rule + ": " + e.Err.Error()
+	}
+	return "mls: " + e.Rule
+}
+
+// Unwrap returns the cause.
+func (e *ValidationError) Unwrap() error { return e.Err }
+
+// invalid returns a ValidationError for a section of RFC 9420. An error among the arguments becomes the cause, and
+// the format doesn't mention it.
+func invalid(section, format string, args ...any) *ValidationError {
+	e := &ValidationError{Section: section}
+	if n := len(args); n > 0 {
+		if err, ok := args[n-1].(error); ok {
+			e.Err, args = err, args[:n-1]
+		}
+	}
+	e.Rule = "RFC 9420 " + section + ": " + fmt.Sprintf(format, args...)
+	return e
+}
+
+const redacted = "[redacted]"
+
+// secret is key material. It doesn't show itself in formatted output, logs or JSON.
+type secret []byte
+
+func (secret) String() string               { return redacted }
+func (secret) GoString() string             { return redacted }
+func (secret) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
+func (secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
+func (secret) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }

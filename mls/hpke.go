@@ -1,0 +1,243 @@
+package mls
+
+import (
+	"crypto/ecdh"
+	"crypto/hmac"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+)
+
+// HPKE in base mode (RFC 9180). Go's crypto/hpke draws its own randomness, hashes the info for each recipient and
+// derives an exporter that MLS uses in one place; here the caller owns the randomness, and the info of an update path
+// or a Welcome, which is the same for all recipients, is hashed once.
+
+// hpkeInfo is a hashed info parameter: key_schedule_context of RFC 9180, Section 5.1.
+type hpkeInfo struct{ context []byte }
+
+// hpkeInfo prepares the info of EncryptWithLabel (RFC 9420, Section 5.1.3).
+func (cs CipherSuite) hpkeInfo(label string, context []byte) hpkeInfo {
+	return cs.hpkeRawInfo(labelled(label, context))
+}
+
+func (cs CipherSuite) hpkeRawInfo(info []byte) hpkeInfo {
+	p, id := cs.params(), cs.hpkeSuiteID()
+	c := []byte{0} // mode_base
+	c = append(c, labeledExtract(p.hash, id, nil, "psk_id_hash", nil)...)
+	c = append(c, labeledExtract(p.hash, id, nil, "info_hash", info)...)
+	return hpkeInfo{c}
+}
+
+func (cs CipherSuite) hpkeSuiteID() []byte {
+	p := cs.params()
+	id := binary.BigEndian.AppendUint16([]byte("HPKE"), p.kemID)
+	id = binary.BigEndian.AppendUint16(id, p.kdfID)
+	return binary.BigEndian.AppendUint16(id, p.aeadID)
+}
+
+func (p *suiteParams) kemSuiteID() []byte { return binary.BigEndian.AppendUint16([]byte("KEM"), p.kemID) }
+
+// labeledExtract and labeledExpand are RFC 9180, Section 4.
+func labeledExtract(h func() hash.Hash, suiteID, salt []byte, label string, ikm []byte) []byte {
+	m := hmac.New(h, salt)
+	m.Write([]byte("HPKE-v1"))
+	m.Write(suiteID)
+	m.Write([]byte(label))
+	m.Write(ikm)
+	return m.Sum(nil)
+}
+
+func labeledExpand(h func() hash.Hash, prk, suiteID []byte, label string, info []byte, n int) []byte {
+	b := make([]byte, 0, 2+7+len(suiteID)+len(label)+len(info))
+	b = binary.BigEndian.AppendUint16(b, uint16(n))
+	b = append(b, "HPKE-v1"...)
+	b = append(b, suiteID...)
+	b = append(b, label...)
+	b = append(b, info...)
+	return hkdfExpand(h, prk, b, n)
+}
+
+// GenerateHPKEKey makes a key pair of the suite's KEM.
+func (cs CipherSuite) GenerateHPKEKey(rand io.Reader) (HPKEPublicKey, HPKEPrivateKey, error) {
+	priv, err := cs.generateKEMKey(rand)
+	if err != nil {
+		return nil, nil, err
+	}
+	return priv.PublicKey().Bytes(), priv.Bytes(), nil
+}
+
+func (cs CipherSuite) generateKEMKey(rand io.Reader) (*ecdh.PrivateKey, error) {
+	ikm := make(secret, cs.params().kemKeySize)
+	if _, err := io.ReadFull(rand, ikm); err != nil {
+		return nil, fmt.Errorf("mls: generate HPKE key: %w", err)
+	}
+	return cs.deriveKEMKey(ikm)
+}
+
+// DeriveHPKEKey is KEM.DeriveKeyPair (RFC 9180, Section 7.1.3): the same key pair for the same secret.
+func (cs CipherSuite) DeriveHPKEKey(ikm []byte) (HPKEPublicKey, HPKEPrivateKey, error) {
+	priv, err := cs.deriveKEMKey(ikm)
+	if err != nil {
+		return nil, nil, err
+	}
+	return priv.PublicKey().Bytes(), priv.Bytes(), nil
+}
+
+func (cs CipherSuite) deriveKEMKey(ikm []byte) (*ecdh.PrivateKey, error) {
+	p := cs.params()
+	id := p.kemSuiteID()
+	prk := labeledExtract(p.kemHash, id, nil, "dkp_prk", ikm)
+	if p.kem == ecdh.X25519() {
+		return p.kem.NewPrivateKey(labeledExpand(p.kemHash, prk, id, "sk", nil, p.kemKeySize))
+	}
+	for counter := range 256 {
+		b := labeledExpand(p.kemHash, prk, id, "candidate", []byte{byte(counter)}, p.kemKeySize)
+		if p.kem == ecdh.P521() {
+			b[0] &= 1
+		}
+		if key, err := p.kem.NewPrivateKey(b); err == nil {
+			return key, nil
+		}
+	}
+	return nil, errors.New("mls: derive HPKE key: no candidate in range")
+}
+
+// hpkePublicOf returns the public key of a private one.
+func (cs CipherSuite) hpkePublicOf(priv HPKEPrivateKey) (HPKEPublicKey, error) {
+	k, err := cs.params().kem.NewPrivateKey(priv)
+	if err != nil {
+		return nil, errors.New("mls: HPKE private key is malformed")
+	}
+	return k.PublicKey().Bytes(), nil
+}
+
+// checkHPKEPublicKey says whether pub is a point of the suite's KEM.
+func (cs CipherSuite) checkHPKEPublicKey(pub HPKEPublicKey) error {
+	if _, err := cs.params().kem.NewPublicKey(pub); err != nil {
+		return fmt.Errorf("%w: HPKE public key: %w", ErrMalformed, err)
+	}
+	return nil
+}
+
+// encap and decap are RFC 9180, Section 4.1.
+func (cs CipherSuite) encap(rand io.Reader, pub HPKEPublicKey) (shared, enc []byte, err error) {
+	p := cs.params()
+	pk, err := p.kem.NewPublicKey(pub)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: HPKE public key: %w", ErrMalformed, err)
+	}
+	ephemeral, err := cs.generateKEMKey(rand)
+	if err != nil {
+		return nil, nil, err
+	}
+	dh, err := ephemeral.ECDH(pk)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: HPKE public key: %w", ErrMalformed, err)
+	}
+	enc = ephemeral.PublicKey().Bytes()
+	return p.kemShared(dh, enc, pub), enc, nil
+}
+
+func (cs CipherSuite) decap(priv HPKEPrivateKey, enc []byte) ([]byte, error) {
+	p := cs.params()
+	sk, err := p.kem.NewPrivateKey(priv)
+	if err != nil {
+		return nil, errors.New("mls: HPKE private key is malformed")
+	}
+	pk, err := p.kem.NewPublicKey(enc)
+	if err != nil {
+		return nil, fmt.Errorf("%w: KEM output: %w", ErrDecrypt, err)
+	}
+	dh, err := sk.ECDH(pk)
+	if err != nil {
+		return nil, fmt.Errorf("%w: KEM output: %w", ErrDecrypt, err)
+	}
+	return p.kemShared(dh, enc, sk.PublicKey().Bytes()), nil
+}
+
+func (p *suiteParams) kemShared(dh, enc, pub []byte) []byte {
+	id := p.kemSuiteID()
+	prk := labeledExtract(p.kemHash, id, nil, "eae_prk", dh)
+	kemContext := append(append(make([]byte, 0, len(enc)+len(pub)), enc...), pub...)
+	return labeledExpand(p.kemHash, prk, id, "shared_secret", kemContext, p.kemHash().Size())
+}
+
+// hpkeKey derives the key and the first nonce (RFC 9180, Section 5.1).
+func (cs CipherSuite) hpkeKey(shared []byte, info hpkeInfo) (key, nonce secret) {
+	p, id := cs.params(), cs.hpkeSuiteID()
+	s := labeledExtract(p.hash, id, shared, "secret", nil)
+	return labeledExpand(p.hash, s, id, "key", info.context, p.keySize),
+		labeledExpand(p.hash, s, id, "base_nonce", info.context, aeadNonceSize)
+}
+
+// hpkeExport derives an exported secret (RFC 9180, Section 5.3).
+func (cs CipherSuite) hpkeExport(shared []byte, info hpkeInfo, context string, n int) secret {
+	p, id := cs.params(), cs.hpkeSuiteID()
+	s := labeledExtract(p.hash, id, shared, "secret", nil)
+	exporter := labeledExpand(p.hash, s, id, "exp", info.context, p.hashSize)
+	return labeledExpand(p.hash, exporter, id, "sec", []byte(context), n)
+}
+
+func (cs CipherSuite) hpkeSeal(rand io.Reader, pub HPKEPublicKey, info hpkeInfo, plaintext []byte) (HPKECiphertext, error) {
+	shared, enc, err := cs.encap(rand, pub)
+	if err != nil {
+		return HPKECiphertext{}, err
+	}
+	key, nonce := cs.hpkeKey(shared, info)
+	ct, err := cs.aeadSeal(key, nonce, nil, plaintext)
+	if err != nil {
+		return HPKECiphertext{}, err
+	}
+	return HPKECiphertext{KEMOutput: enc, Ciphertext: ct}, nil
+}
+
+func (cs CipherSuite) hpkeOpen(priv HPKEPrivateKey, info hpkeInfo, ct HPKECiphertext) ([]byte, error) {
+	shared, err := cs.decap(priv, ct.KEMOutput)
+	if err != nil {
+		return nil, err
+	}
+	key, nonce := cs.hpkeKey(shared, info)
+	return cs.aeadOpen(key, nonce, nil, ct.Ciphertext)
+}
+
+// EncryptWithLabel encrypts to a public key of the suite (RFC 9420, Section 5.1.3).
+func (cs CipherSuite) EncryptWithLabel(rand io.Reader, publicKey HPKEPublicKey, label string, context, plaintext []byte) (HPKECiphertext, error) {
+	return cs.hpkeSeal(rand, publicKey, cs.hpkeInfo(label, context), plaintext)
+}
+
+// DecryptWithLabel opens what EncryptWithLabel sealed. It fails with ErrDecrypt.
+func (cs CipherSuite) DecryptWithLabel(privateKey HPKEPrivateKey, label string, context []byte, ct HPKECiphertext) ([]byte, error) {
+	return cs.hpkeOpen(privateKey, cs.hpkeInfo(label, context), ct)
+}
+
+const externalInitContext = "MLS 1.0 external init secret"
+
+// externalPub returns the public key for external commits (RFC 9420, Section 8.3).
+func (cs CipherSuite) externalPub(externalSecret secret) (HPKEPublicKey, error) {
+	pub, _, err := cs.DeriveHPKEKey(externalSecret)
+	return pub, err
+}
+
+// externalInitSend makes the init secret of an external commit (RFC 9420, Section 8.3).
+func (cs CipherSuite) externalInitSend(rand io.Reader, externalPub HPKEPublicKey) (kemOutput []byte, initSecret secret, err error) {
+	shared, enc, err := cs.encap(rand, externalPub)
+	if err != nil {
+		return nil, nil, fmt.Errorf("mls: external init: %w", err)
+	}
+	return enc, cs.hpkeExport(shared, cs.hpkeRawInfo(nil), externalInitContext, cs.HashSize()), nil
+}
+
+// externalInitReceive computes the init secret that a joiner made.
+func (cs CipherSuite) externalInitReceive(externalSecret secret, kemOutput []byte) (secret, error) {
+	_, priv, err := cs.DeriveHPKEKey(externalSecret)
+	if err != nil {
+		return nil, err
+	}
+	shared, err := cs.decap(priv, kemOutput)
+	if err != nil {
+		return nil, fmt.Errorf("mls: external init: %w", err)
+	}
+	return cs.hpkeExport(shared, cs.hpkeRawInfo(nil), externalInitContext, cs.HashSize()), nil
+}

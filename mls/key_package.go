@@ -1,0 +1,227 @@
+package mls
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// MaxLifetime is the longest total lifetime of a KeyPackage that is accepted (RFC 9420, Section 7.2).
+const MaxLifetime = 400 * 24 * time.Hour
+
+// DefaultLifetime is that of a KeyPackage whose options name none.
+const DefaultLifetime = 90 * 24 * time.Hour
+
+// KeyPackage lets others add a client to a group while it is offline (RFC 9420, Section 10).
+//
+//	struct {
+//	    ProtocolVersion version;
+//	    CipherSuite cipher_suite;
+//	    HPKEPublicKey init_key;
+//	    LeafNode leaf_node;
+//	    Extension extensions<V>;
+//	    opaque signature<V>;
+//	} KeyPackage;
+type KeyPackage struct {
+	Version     ProtocolVersion
+	CipherSuite CipherSuite
+	InitKey     HPKEPublicKey
+	LeafNode    LeafNode
+	Extensions  Extensions
+	Signature   []byte
+}
+
+func (kp *KeyPackage) marshalUnsigned(w *codec.Writer) {
+	w.Uint16(uint16(kp.Version))
+	w.Uint16(uint16(kp.CipherSuite))
+	w.Opaque(kp.InitKey)
+	kp.LeafNode.MarshalMLS(w)
+	kp.Extensions.MarshalMLS(w)
+}
+
+// MarshalMLS implements codec.Marshaler.
+func (kp KeyPackage) MarshalMLS(w *codec.Writer) {
+	kp.marshalUnsigned(w)
+	w.Opaque(kp.Signature)
+}
+
+// UnmarshalMLS implements codec.Unmarshaler.
+func (kp *KeyPackage) UnmarshalMLS(r *codec.Reader) {
+	*kp = KeyPackage{Version: ProtocolVersion(r.Uint16()), CipherSuite: CipherSuite(r.Uint16())}
+	kp.InitKey = r.Opaque()
+	kp.LeafNode.UnmarshalMLS(r)
+	kp.Extensions.UnmarshalMLS(r)
+	kp.Signature = r.Opaque()
+}
+
+// Ref returns the KeyPackageRef by which a Welcome finds the client (RFC 9420, Section 5.2), or nil if the suite
+// isn't supported.
+func (kp *KeyPackage) Ref() []byte {
+	if !kp.CipherSuite.Supported() {
+		return nil
+	}
+	return kp.CipherSuite.RefHash("MLS 1.0 KeyPackage Reference", codec.Marshal(kp))
+}
+
+const labelKeyPackage = "KeyPackageTBS"
+
+func (kp *KeyPackage) verifySignature() error {
+	var w codec.Writer
+	kp.marshalUnsigned(&w)
+	return kp.CipherSuite.VerifyWithLabel(kp.LeafNode.SignatureKey, labelKeyPackage, w.Bytes(), kp.Signature)
+}
+
+// Validate checks a KeyPackage by itself (RFC 9420, Section 10.1): version, suite, leaf, signatures, lifetime at now,
+// credential with v. Whether it fits a group is checked when a proposal adds it.
+func (kp *KeyPackage) Validate(now time.Time, v CredentialVerifier) error {
+	if err := kp.validateTimeless(); err != nil {
+		return err
+	}
+	if !kp.LeafNode.Lifetime.Contains(now) {
+		return invalid("7.3", "lifetime of the leaf node does not contain the current time")
+	}
+	if err := v.VerifyCredential(kp.LeafNode.Credential, kp.LeafNode.SignatureKey, kp.CipherSuite); err != nil {
+		return invalid("5.3.1", "credential of the key package", err)
+	}
+	return nil
+}
+
+// validateTimeless is Validate without what depends on the time and on the authentication service.
+func (kp *KeyPackage) validateTimeless() error {
+	l := &kp.LeafNode
+	switch {
+	case kp.Version != MLS10:
+		return invalid("10.1", "key package of version %d", kp.Version)
+	case !kp.CipherSuite.Supported():
+		return invalid("10.1", "key package of cipher suite %d", uint16(kp.CipherSuite), ErrUnsupported)
+	case l.Source != LeafNodeKeyPackage:
+		return invalid("7.3", "leaf node of a key package has source %d", l.Source)
+	case bytes.Equal(kp.InitKey, l.EncryptionKey):
+		return invalid("10.1", "init key and encryption key are equal")
+	case !l.Capabilities.supportsSuite(kp.CipherSuite):
+		return invalid("7.2", "capabilities of the leaf node do not list the key package's cipher suite")
+	case l.Lifetime.NotAfter < l.Lifetime.NotBefore || l.Lifetime.NotAfter-l.Lifetime.NotBefore > uint64(MaxLifetime/time.Second):
+		return invalid("7.2", "lifetime of the leaf node longer than %d days", MaxLifetime/(24*time.Hour))
+	}
+	if err := l.validateStatic(); err != nil {
+		return err
+	}
+	if err := kp.Extensions.validate(); err != nil {
+		return err
+	}
+	if err := kp.CipherSuite.checkHPKEPublicKey(kp.InitKey); err != nil {
+		return invalid("10.1", "init key", err)
+	}
+	if err := kp.CipherSuite.checkHPKEPublicKey(l.EncryptionKey); err != nil {
+		return invalid("10.1", "encryption key", err)
+	}
+	if err := l.verifySignature(kp.CipherSuite, nil, 0); err != nil {
+		return invalid("7.3", "signature of the leaf node", err)
+	}
+	if err := kp.verifySignature(); err != nil {
+		return invalid("10.1", "signature of the key package", err)
+	}
+	return nil
+}
+
+// KeyPackageOptions says what a new KeyPackage contains.
+type KeyPackageOptions struct {
+	Rand           io.Reader        // nil: crypto/rand
+	Time           func() time.Time // nil: time.Now; used if Lifetime is zero
+	Suite          CipherSuite
+	Credential     Credential
+	Signer         crypto.Signer
+	Capabilities   Capabilities // zero: DefaultCapabilities and random reserved values (RFC 9420, Section 13.5)
+	Lifetime       Lifetime     // zero: DefaultLifetime from now
+	LeafExtensions Extensions
+	Extensions     Extensions
+}
+
+// KeyPackageSecrets are the private keys of a KeyPackage. They are kept until a Welcome uses it or it expires.
+type KeyPackageSecrets struct{ InitKey, EncryptionKey HPKEPrivateKey }
+
+// MarshalMLS implements codec.Marshaler, for the client's encrypted store.
+func (s KeyPackageSecrets) MarshalMLS(w *codec.Writer) {
+	w.Opaque(s.InitKey)
+	w.Opaque(s.EncryptionKey)
+}
+
+// UnmarshalMLS implements codec.Unmarshaler.
+func (s *KeyPackageSecrets) UnmarshalMLS(r *codec.Reader) {
+	s.InitKey = r.Opaque()
+	s.EncryptionKey = r.Opaque()
+}
+
+// String hides the keys, and so do GoString, LogValue and MarshalJSON.
+func (KeyPackageSecrets) String() string               { return redacted }
+func (KeyPackageSecrets) GoString() string             { return redacted }
+func (KeyPackageSecrets) LogValue() slog.Value         { return slog.StringValue(redacted) }
+func (KeyPackageSecrets) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
+
+// NewKeyPackage makes a KeyPackage with fresh keys, signed by o.Signer.
+func NewKeyPackage(o KeyPackageOptions) (*KeyPackage, *KeyPackageSecrets, error) {
+	if o.Rand == nil {
+		o.Rand = rand.Reader
+	}
+	if o.Time == nil {
+		o.Time = time.Now
+	}
+	if !o.Suite.Supported() {
+		return nil, nil, fmt.Errorf("mls: new key package: %w: %v", ErrUnsupported, o.Suite)
+	}
+	if o.Capabilities.isZero() {
+		c, err := DefaultCapabilities().grease(o.Rand)
+		if err != nil {
+			return nil, nil, err
+		}
+		o.Capabilities = c
+	}
+	if o.Lifetime == (Lifetime{}) {
+		o.Lifetime = LifetimeFrom(o.Time(), DefaultLifetime)
+	}
+	signatureKey, err := o.Suite.SignaturePublicKey(o.Signer.Public())
+	if err != nil {
+		return nil, nil, fmt.Errorf("mls: new key package: %w", err)
+	}
+	initPub, initPriv, err := o.Suite.GenerateHPKEKey(o.Rand)
+	if err != nil {
+		return nil, nil, fmt.Errorf("mls: new key package: %w", err)
+	}
+	encPub, encPriv, err := o.Suite.GenerateHPKEKey(o.Rand)
+	if err != nil {
+		return nil, nil, fmt.Errorf("mls: new key package: %w", err)
+	}
+	kp := &KeyPackage{
+		Version:     MLS10,
+		CipherSuite: o.Suite,
+		InitKey:     initPub,
+		LeafNode: LeafNode{
+			EncryptionKey: encPub,
+			SignatureKey:  signatureKey,
+			Credential:    o.Credential,
+			Capabilities:  o.Capabilities,
+			Source:        LeafNodeKeyPackage,
+			Lifetime:      o.Lifetime,
+			Extensions:    o.LeafExtensions,
+		},
+		Extensions: o.Extensions,
+	}
+	if err := kp.LeafNode.validateStatic(); err != nil {
+		return nil, nil, err
+	}
+	if err := kp.LeafNode.sign(o.Suite, o.Rand, o.Signer, nil, 0); err != nil {
+		return nil, nil, err
+	}
+	var w codec.Writer
+	kp.marshalUnsigned(&w)
+	if kp.Signature, err = o.Suite.SignWithLabel(o.Rand, o.Signer, labelKeyPackage, w.Bytes()); err != nil {
+		return nil, nil, fmt.Errorf("mls: sign key package: %w", err)
+	}
+	return kp, &KeyPackageSecrets{InitKey: initPriv, EncryptionKey: encPriv}, nil
+}

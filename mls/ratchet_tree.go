@@ -1,0 +1,478 @@
+package mls
+
+import (
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"sync/atomic"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// ParentNode is an inner node of the tree that has a key (RFC 9420, Section 7.1). Once in a tree it isn't changed,
+// only replaced.
+//
+//	struct {
+//	    HPKEPublicKey encryption_key;
+//	    opaque parent_hash<V>;
+//	    uint32 unmerged_leaves<V>;
+//	} ParentNode;
+type ParentNode struct {
+	EncryptionKey  HPKEPublicKey
+	ParentHash     []byte
+	UnmergedLeaves []LeafIndex // ascending
+}
+
+// MarshalMLS implements codec.Marshaler.
+func (p *ParentNode) MarshalMLS(w *codec.Writer) { p.marshalWith(w, p.UnmergedLeaves) }
+
+func (p *ParentNode) marshalWith(w *codec.Writer, unmerged []LeafIndex) {
+	w.Opaque(p.EncryptionKey)
+	w.Opaque(p.ParentHash)
+	w.Length(4 * len(unmerged))
+	for _, l := range unmerged {
+		w.Uint32(uint32(l))
+	}
+}
+
+// UnmarshalMLS implements codec.Unmarshaler. Unmerged leaves that don't ascend are refused.
+func (p *ParentNode) UnmarshalMLS(r *codec.Reader) {
+	*p = ParentNode{EncryptionKey: r.Opaque(), ParentHash: r.Opaque()}
+	p.UnmergedLeaves = codec.ReadVector(r, func(r *codec.Reader) LeafIndex { return LeafIndex(r.Uint32()) })
+	for i := 1; i < len(p.UnmergedLeaves); i++ {
+		if p.UnmergedLeaves[i] <= p.UnmergedLeaves[i-1] {
+			r.Failf("unmerged leaf %d after %d", p.UnmergedLeaves[i], p.UnmergedLeaves[i-1])
+			return
+		}
+	}
+}
+
+// maxLeafSlots bounds a tree: at most so many leaves, blank ones included.
+const maxLeafSlots = 1 << 18
+
+const (
+	nodeTypeLeaf   = 1
+	nodeTypeParent = 2
+)
+
+const pageSize = 64
+
+// treeSlot is a node of the tree, blank if neither leaf nor parent is set. hash is its tree hash, nil if not computed
+// since something in the subtree changed.
+type treeSlot struct {
+	leaf   *LeafNode
+	parent *ParentNode
+	hash   []byte
+}
+
+// treeOwner marks the pages that a tree may write to.
+type treeOwner struct{ _ byte }
+
+type treePage struct {
+	owner *treeOwner
+	slots [pageSize]treeSlot
+}
+
+// RatchetTree is the public state of TreeKEM (RFC 9420, Section 7). A tree that this package returns doesn't change.
+//
+// Its nodes lie in pages that clones share until one of them writes, so that staging a commit costs the pages along a
+// few paths and not the tree.
+type RatchetTree struct {
+	slots      uint32 // leaf slots, a power of two
+	count      int    // members
+	firstBlank LeafIndex
+	pages      []*treePage // nil pages are blank
+	owner      atomic.Pointer[treeOwner]
+	dirty      map[NodeIndex]struct{} // changed since the tree was cloned or dirty was cleared
+}
+
+func newRatchetTree(first *LeafNode) *RatchetTree {
+	t := new(RatchetTree)
+	t.resize(1)
+	t.setLeaf(0, first)
+	return t
+}
+
+// emptyRatchetTree returns a blank tree to be filled by decodeNode.
+func emptyRatchetTree(slots uint32) (*RatchetTree, error) {
+	if slots == 0 || slots > maxLeafSlots || slots&(slots-1) != 0 {
+		return nil, fmt.Errorf("%w: tree of %d leaves", ErrMalformed, slots)
+	}
+	t := new(RatchetTree)
+	t.resize(slots)
+	return t, nil
+}
+
+// ParseRatchetTree decodes the data of a ratchet_tree extension (RFC 9420, Section 12.4.3.3). The tree isn't validated.
+func ParseRatchetTree(b []byte) (*RatchetTree, error) {
+	t := new(RatchetTree)
+	if err := codec.Unmarshal(b, t); err != nil {
+		return nil, fmt.Errorf("mls: ratchet tree: %w", err)
+	}
+	return t, nil
+}
+
+// Size returns the number of leaf slots, blank ones included: a power of two.
+func (t *RatchetTree) Size() uint32 { return t.slots }
+
+// Count returns the number of members.
+func (t *RatchetTree) Count() int { return t.count }
+
+func (t *RatchetTree) nodeWidth() uint32 { return 2*t.slots - 1 }
+func (t *RatchetTree) root() NodeIndex   { return rootOf(t.slots) }
+
+func (t *RatchetTree) slot(n NodeIndex) treeSlot {
+	if uint32(n) >= t.nodeWidth() {
+		return treeSlot{}
+	}
+	if p := t.pages[n/pageSize]; p != nil {
+		return p.slots[n%pageSize]
+	}
+	return treeSlot{}
+}
+
+// writable returns the slot in a page that t owns.
+func (t *RatchetTree) writable(n NodeIndex) *treeSlot {
+	owner := t.owner.Load()
+	if owner == nil {
+		owner = new(treeOwner)
+		t.owner.Store(owner)
+	}
+	p := t.pages[n/pageSize]
+	if p == nil || p.owner != owner {
+		c := &treePage{owner: owner}
+		if p != nil {
+			c.slots = p.slots
+		}
+		t.pages[n/pageSize] = c
+		p = c
+	}
+	return &p.slots[n%pageSize]
+}
+
+// clone returns a tree that can be changed while t is read. t may be cloned and read by several goroutines at once.
+// The clone's nodes count as unchanged.
+func (t *RatchetTree) clone() *RatchetTree {
+	t.owner.Store(nil)
+	return &RatchetTree{slots: t.slots, count: t.count, firstBlank: t.firstBlank, pages: slices.Clone(t.pages)}
+}
+
+// touch notes that a node changed, and forgets the hashes above it.
+func (t *RatchetTree) touch(n NodeIndex) {
+	if t.dirty == nil {
+		t.dirty = make(map[NodeIndex]struct{})
+	}
+	t.dirty[n] = struct{}{}
+	for t.slot(n).hash != nil { // a node whose hash isn't known has no ancestor whose hash is
+		t.writable(n).hash = nil
+		if n == t.root() {
+			return
+		}
+		n = n.parent()
+	}
+}
+
+// dirtyNodes returns the nodes that changed, ascending; those beyond the tree are to be deleted where they are stored.
+func (t *RatchetTree) dirtyNodes() []NodeIndex { return slices.Sorted(maps.Keys(t.dirty)) }
+
+func (t *RatchetTree) clearDirty() { t.dirty = nil }
+
+// resize extends or truncates the tree (RFC 9420, Section 7.7).
+func (t *RatchetTree) resize(slots uint32) {
+	if slots < t.slots {
+		for n := NodeIndex(2*slots - 1); uint32(n) < t.nodeWidth(); n++ {
+			if s := t.slot(n); s.leaf != nil || s.parent != nil {
+				t.touch(n)
+				*t.writable(n) = treeSlot{}
+			} else if s.hash != nil {
+				t.writable(n).hash = nil
+			}
+		}
+	}
+	t.slots = slots
+	pages := int(t.nodeWidth()+pageSize-1) / pageSize
+	if pages <= len(t.pages) {
+		t.pages = t.pages[:pages:pages]
+		return
+	}
+	t.pages = append(t.pages, make([]*treePage, pages-len(t.pages))...)
+}
+
+// Leaf returns a member's leaf, which mustn't be changed, or nil if the slot is blank or there is none.
+func (t *RatchetTree) Leaf(i LeafIndex) *LeafNode {
+	if uint32(i) >= t.slots {
+		return nil
+	}
+	return t.slot(i.node()).leaf
+}
+
+// Leaves returns the members from left to right. The leaves mustn't be changed.
+func (t *RatchetTree) Leaves() iter.Seq2[LeafIndex, *LeafNode] {
+	return func(yield func(LeafIndex, *LeafNode) bool) {
+		for i := range LeafIndex(t.slots) {
+			if l := t.slot(i.node()).leaf; l != nil && !yield(i, l) {
+				return
+			}
+		}
+	}
+}
+
+func (t *RatchetTree) blank(n NodeIndex) bool {
+	s := t.slot(n)
+	return s.leaf == nil && s.parent == nil
+}
+
+// publicKey returns a node's encryption key, nil if it is blank.
+func (t *RatchetTree) publicKey(n NodeIndex) HPKEPublicKey {
+	switch s := t.slot(n); {
+	case s.leaf != nil:
+		return s.leaf.EncryptionKey
+	case s.parent != nil:
+		return s.parent.EncryptionKey
+	}
+	return nil
+}
+
+// setLeaf replaces a leaf and leaves its path as it is; nil blanks it.
+func (t *RatchetTree) setLeaf(i LeafIndex, l *LeafNode) {
+	s := t.writable(i.node())
+	switch {
+	case s.leaf == nil && l != nil:
+		t.count++
+	case s.leaf != nil && l == nil:
+		t.count--
+		t.firstBlank = min(t.firstBlank, i)
+	}
+	s.leaf = l
+	t.touch(i.node())
+}
+
+func (t *RatchetTree) setParent(n NodeIndex, p *ParentNode) {
+	t.writable(n).parent = p
+	t.touch(n)
+}
+
+// blankPath blanks the nodes above a leaf.
+func (t *RatchetTree) blankPath(i LeafIndex) {
+	for n := i.node(); n != t.root(); {
+		n = n.parent()
+		if t.slot(n).parent != nil {
+			t.setParent(n, nil)
+		}
+	}
+}
+
+// addLeaf puts l into the leftmost blank leaf, or extends the tree (RFC 9420, Section 12.1.1). It panics past
+// maxLeafSlots members; callers ask full first.
+func (t *RatchetTree) addLeaf(l *LeafNode) LeafIndex {
+	i := t.firstBlank
+	for uint32(i) < t.slots && t.slot(i.node()).leaf != nil {
+		i++
+	}
+	if uint32(i) == t.slots {
+		if t.full() {
+			panic("mls: ratchet tree is full")
+		}
+		t.resize(2 * t.slots)
+	}
+	t.firstBlank = i + 1
+	t.setLeaf(i, l)
+	for n := i.node(); n != t.root(); {
+		n = n.parent()
+		if p := t.slot(n).parent; p != nil {
+			c := *p
+			at, found := slices.BinarySearch(p.UnmergedLeaves, i)
+			if !found {
+				c.UnmergedLeaves = slices.Insert(slices.Clone(p.UnmergedLeaves), at, i)
+				t.setParent(n, &c)
+			}
+		}
+	}
+	return i
+}
+
+// full says whether no member can be added.
+func (t *RatchetTree) full() bool { return t.count == maxLeafSlots }
+
+// updateLeaf replaces a leaf and blanks the path above it (RFC 9420, Section 12.1.2).
+func (t *RatchetTree) updateLeaf(i LeafIndex, l *LeafNode) {
+	t.setLeaf(i, l)
+	t.blankPath(i)
+}
+
+// removeLeaf blanks a leaf and the path above it, and truncates the tree (RFC 9420, Section 12.1.3).
+func (t *RatchetTree) removeLeaf(i LeafIndex) {
+	t.setLeaf(i, nil)
+	t.blankPath(i)
+	slots := t.slots
+	last := LeafIndex(slots - 1)
+	for slots > 1 {
+		for last >= LeafIndex(slots/2) && t.slot(last.node()).leaf == nil {
+			last--
+		}
+		if last >= LeafIndex(slots/2) {
+			break
+		}
+		slots /= 2
+	}
+	if slots != t.slots {
+		t.resize(slots)
+		t.firstBlank = min(t.firstBlank, LeafIndex(slots))
+	}
+}
+
+// resolution returns the nodes that together cover a subtree (RFC 9420, Section 4.1.1).
+func (t *RatchetTree) resolution(n NodeIndex) []NodeIndex { return t.appendResolution(nil, n) }
+
+func (t *RatchetTree) appendResolution(out []NodeIndex, n NodeIndex) []NodeIndex {
+	s := t.slot(n)
+	switch {
+	case s.leaf != nil:
+		return append(out, n)
+	case s.parent != nil:
+		out = append(out, n)
+		for _, l := range s.parent.UnmergedLeaves {
+			out = append(out, l.node())
+		}
+		return out
+	case n.isLeaf():
+		return out
+	}
+	return t.appendResolution(t.appendResolution(out, n.left()), n.right())
+}
+
+func (t *RatchetTree) resolutionEmpty(n NodeIndex) bool {
+	if !t.blank(n) {
+		return false
+	}
+	return n.isLeaf() || t.resolutionEmpty(n.left()) && t.resolutionEmpty(n.right())
+}
+
+// filteredDirectPath returns the nodes above a leaf whose child on the copath isn't empty, and those children, from
+// the leaf up (RFC 9420, Section 4.1.2).
+func (t *RatchetTree) filteredDirectPath(i LeafIndex) (path, copath []NodeIndex) {
+	for n := i.node(); n != t.root(); n = n.parent() {
+		if s := n.sibling(); !t.resolutionEmpty(s) {
+			path = append(path, n.parent())
+			copath = append(copath, s)
+		}
+	}
+	return path, copath
+}
+
+// marshalNode writes optional<Node>.
+//
+//	struct {
+//	    NodeType node_type;
+//	    select (Node.node_type) {
+//	        case leaf:   LeafNode leaf_node;
+//	        case parent: ParentNode parent_node;
+//	    };
+//	} Node;
+func (s treeSlot) marshalNode(w *codec.Writer) {
+	w.Optional(s.leaf != nil || s.parent != nil)
+	switch {
+	case s.leaf != nil:
+		w.Uint8(nodeTypeLeaf)
+		s.leaf.MarshalMLS(w)
+	case s.parent != nil:
+		w.Uint8(nodeTypeParent)
+		s.parent.MarshalMLS(w)
+	}
+}
+
+func readNode(r *codec.Reader, n NodeIndex) (s treeSlot) {
+	if !r.Optional() {
+		return s
+	}
+	switch typ := r.Uint8(); {
+	case typ == nodeTypeLeaf && n.isLeaf():
+		s.leaf = new(LeafNode)
+		s.leaf.UnmarshalMLS(r)
+	case typ == nodeTypeParent && !n.isLeaf():
+		s.parent = new(ParentNode)
+		s.parent.UnmarshalMLS(r)
+	default:
+		r.Failf("node %d of type %d", n, typ)
+	}
+	return s
+}
+
+// encodeNode returns a node for the store, nil if it is blank or beyond the tree.
+func (t *RatchetTree) encodeNode(n NodeIndex) []byte {
+	s := t.slot(n)
+	if s.leaf == nil && s.parent == nil {
+		return nil
+	}
+	var w codec.Writer
+	s.marshalNode(&w)
+	return w.Bytes()
+}
+
+// decodeNode sets a node from the store. It doesn't count as changed.
+func (t *RatchetTree) decodeNode(n NodeIndex, b []byte) error {
+	if uint32(n) >= t.nodeWidth() {
+		return fmt.Errorf("%w: node %d in a tree of %d leaves", ErrMalformed, n, t.slots)
+	}
+	r := codec.NewReader(b)
+	s := readNode(r, n)
+	if err := r.Finish(); err != nil {
+		return fmt.Errorf("mls: node %d: %w", n, err)
+	}
+	t.load(n, s)
+	return nil
+}
+
+// load sets a node of a tree whose hashes aren't computed.
+func (t *RatchetTree) load(n NodeIndex, s treeSlot) {
+	w := t.writable(n)
+	if w.leaf != nil {
+		t.count--
+	}
+	if s.leaf != nil {
+		t.count++
+	}
+	*w = s
+}
+
+// MarshalMLS implements codec.Marshaler: optional<Node> ratchet_tree<V> without the blank nodes at the right end.
+func (t *RatchetTree) MarshalMLS(w *codec.Writer) {
+	width := t.nodeWidth()
+	for width > 0 && t.blank(NodeIndex(width-1)) {
+		width--
+	}
+	w.Vector(func(w *codec.Writer) {
+		for n := range NodeIndex(width) {
+			t.slot(n).marshalNode(w)
+		}
+	})
+}
+
+// UnmarshalMLS implements codec.Unmarshaler. An empty tree, a blank node at the right end and more than 2^18 leaf
+// slots are refused.
+func (t *RatchetTree) UnmarshalMLS(r *codec.Reader) {
+	var nodes []treeSlot
+	r.Vector(func(r *codec.Reader) {
+		if len(nodes) == 2*maxLeafSlots-1 {
+			r.Failf("tree of more than %d leaves", maxLeafSlots)
+			return
+		}
+		nodes = append(nodes, readNode(r, NodeIndex(len(nodes))))
+	})
+	if r.Err() != nil {
+		return
+	}
+	if n := len(nodes); n == 0 || nodes[n-1].leaf == nil && nodes[n-1].parent == nil {
+		r.Failf("tree of %d nodes is empty or ends with a blank node", n)
+		return
+	}
+	t.slots, t.count, t.firstBlank, t.pages, t.dirty = 0, 0, 0, nil, nil
+	t.owner.Store(nil)
+	t.resize(slotsFor(uint32(len(nodes)+2) / 2))
+	for n, s := range nodes {
+		if s.leaf != nil || s.parent != nil {
+			t.load(NodeIndex(n), s)
+		}
+	}
+}

@@ -1,0 +1,86 @@
+package mls
+
+import (
+	"io"
+	"slices"
+)
+
+// validate checks a tree that came from someone else (RFC 9420, Section 12.4.3.1): unmerged leaves, unique keys,
+// parent hashes, leaf signatures, and each leaf with checkLeaf unless that is nil. checkLeaf is called by several
+// goroutines at once. That the tree hash is the GroupContext's is the caller's to check, first.
+func (t *RatchetTree) validate(cs CipherSuite, groupID []byte, checkLeaf func(LeafIndex, *LeafNode) error) error {
+	if t.count == 0 {
+		return invalid("12.4.3.1", "ratchet tree without members")
+	}
+	if err := t.checkUnmergedLeaves(); err != nil {
+		return err
+	}
+	if err := t.checkUniqueKeys(); err != nil {
+		return err
+	}
+	t.Hash(cs)
+	if err := t.verifyParentHashes(cs); err != nil {
+		return err
+	}
+	leaves := make([]LeafIndex, 0, t.count)
+	for i := range t.Leaves() {
+		leaves = append(leaves, i)
+	}
+	return parallel(len(leaves), nil, func(k int, _ io.Reader) error {
+		i := leaves[k]
+		l := t.Leaf(i)
+		if err := l.verifySignature(cs, groupID, i); err != nil {
+			return invalid("7.3", "signature of leaf %d", i, err)
+		}
+		if checkLeaf != nil {
+			return checkLeaf(i, l)
+		}
+		return nil
+	})
+}
+
+// checkUnmergedLeaves checks that unmerged leaves are members below their node and unmerged at each node between.
+func (t *RatchetTree) checkUnmergedLeaves() error {
+	for n := NodeIndex(1); uint32(n) < t.nodeWidth(); n += 2 {
+		p := t.slot(n).parent
+		if p == nil {
+			continue
+		}
+		for _, l := range p.UnmergedLeaves {
+			if uint32(l) >= t.slots || !n.covers(l) || t.Leaf(l) == nil {
+				return invalid("12.4.3.1", "unmerged leaf %d of node %d is not a member below it", l, n)
+			}
+			for at := l.node().parent(); at != n; at = at.parent() {
+				if q := t.slot(at).parent; q != nil {
+					if _, ok := slices.BinarySearch(q.UnmergedLeaves, l); !ok {
+						return invalid("12.4.3.1", "leaf %d is unmerged at node %d and not at node %d below", l, n, at)
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// checkUniqueKeys checks that no two nodes have the same encryption key and no two leaves the same signature key.
+func (t *RatchetTree) checkUniqueKeys() error {
+	encryption := make(map[string]NodeIndex, t.count*2)
+	signature := make(map[string]LeafIndex, t.count)
+	for n := range NodeIndex(t.nodeWidth()) {
+		key := t.publicKey(n)
+		if key == nil {
+			continue
+		}
+		if other, ok := encryption[string(key)]; ok {
+			return invalid("7.3", "nodes %d and %d have the same encryption key", other, n)
+		}
+		encryption[string(key)] = n
+		if l := t.slot(n).leaf; l != nil {
+			if other, ok := signature[string(l.SignatureKey)]; ok {
+				return invalid("7.3", "leaves %d and %d have the same signature key", other, n.leaf())
+			}
+			signature[string(l.SignatureKey)] = n.leaf()
+		}
+	}
+	return nil
+}
