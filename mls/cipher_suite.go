@@ -154,7 +154,9 @@ func (cs CipherSuite) verifyMAC(key secret, data, tag []byte) bool {
 }
 
 // extract is KDF.Extract, the extract step of HKDF.
-func (cs CipherSuite) extract(salt, ikm []byte) secret { return hkdfExtract(cs.params().hash, salt, ikm) }
+func (cs CipherSuite) extract(salt, ikm []byte) secret {
+	return hkdfExtract(cs.params().hash, salt, ikm)
+}
 
 // expandWithLabel is ExpandWithLabel (RFC 9420, Section 8).
 //

@@ -37,7 +37,9 @@ func (cs CipherSuite) hpkeSuiteID() []byte {
 	return binary.BigEndian.AppendUint16(id, p.aeadID)
 }
 
-func (p *suiteParams) kemSuiteID() []byte { return binary.BigEndian.AppendUint16([]byte("KEM"), p.kemID) }
+func (p *suiteParams) kemSuiteID() []byte {
+	return binary.BigEndian.AppendUint16([]byte("KEM"), p.kemID)
+}
 
 // labeledExtract and labeledExpand are RFC 9180, Section 4.
 func labeledExtract(h func() hash.Hash, suiteID, salt []byte, label string, ikm []byte) []byte {

@@ -63,7 +63,7 @@ func commonAncestor(a, b LeafIndex) NodeIndex {
 		return a.node()
 	}
 	k := bits.Len32(uint32(a ^ b)) // the level at which the paths meet
-	return NodeIndex(a>>k<<k).span(k)
+	return NodeIndex(a >> k << k).span(k)
 }
 
 // span is the node of a level whose subtree starts at leaf number n.
