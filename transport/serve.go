@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -107,15 +108,7 @@ func (s *httpServer) shutdown(ctx context.Context) error {
 func (e *Endpoint) mutualProtocols() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !e.serving {
-		return nil
-	}
-	var alpns []string
-	for a := range e.handlers {
-		alpns = append(alpns, a)
-	}
-	slices.Sort(alpns)
-	return alpns
+	return slices.Sorted(maps.Keys(e.handlers))
 }
 
 // Serve accepts connections until ctx ends or Shutdown is called, and then returns nil. Connections that are being
