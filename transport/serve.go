@@ -278,8 +278,9 @@ func (e *Endpoint) Shutdown(ctx context.Context) error {
 	}
 	if e.tcpHTTP != nil {
 		wg.Go(func() {
-			errs[len(e.servers)] = e.tcpHTTP.Shutdown(ctx)
-			if errs[len(e.servers)] != nil {
+			// Serve may have closed the listener before.
+			if err := e.tcpHTTP.Shutdown(ctx); err != nil && !errors.Is(err, net.ErrClosed) {
+				errs[len(e.servers)] = err
 				_ = e.tcpHTTP.Close()
 			}
 		})
