@@ -1,0 +1,475 @@
+package mls
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// CommitOptions says what a commit contains.
+type CommitOptions struct {
+	// Proposals are committed by value, after the pending ones. A PreSharedKey without a nonce gets a fresh one.
+	Proposals []Proposal
+	// SkipPending leaves the pending proposals out; else all that are valid together are committed by reference.
+	SkipPending bool
+	// ForcePath gives the commit a path even if its proposals need none.
+	ForcePath bool
+	// Credential and Signer replace those of the own leaf; either makes a path necessary.
+	Credential *Credential
+	Signer     crypto.Signer
+	// TreeInWelcome puts the ratchet tree into the Welcome's GroupInfo.
+	TreeInWelcome bool
+	// NoExternalPub leaves the key for external commits out of the GroupInfo.
+	NoExternalPub bool
+	// AAD is authenticated with the commit, in the clear.
+	AAD []byte
+}
+
+// PendingCommit is an own commit that was made and not yet accepted by whoever orders the group's messages.
+type PendingCommit struct {
+	message   *MLSMessage
+	hash      [sha256.Size]byte // of the encoded message
+	welcome   *Welcome
+	groupInfo *GroupInfo
+	evolution *evolution
+	secrets   *epochSecrets // of the new epoch
+	private   *treePrivate
+	signer    crypto.Signer // nil if it stays
+}
+
+// Message returns the commit, a PublicMessage.
+func (c *PendingCommit) Message() *MLSMessage { return c.message }
+
+// Welcome returns what the new members need, nil if there are none.
+func (c *PendingCommit) Welcome() *Welcome { return c.welcome }
+
+// GroupInfo returns the description of the new epoch, without the ratchet tree.
+func (c *PendingCommit) GroupInfo() *GroupInfo { return c.groupInfo }
+
+// Tree returns the ratchet tree of the new epoch.
+func (c *PendingCommit) Tree() *RatchetTree { return c.evolution.tree }
+
+// Info says what the commit does.
+func (c *PendingCommit) Info() *StagedInfo { return &c.evolution.info }
+
+// Epoch returns the number of the new epoch.
+func (c *PendingCommit) Epoch() uint64 { return c.evolution.context.Epoch }
+
+// LogValue hides the secrets.
+func (c *PendingCommit) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// PendingCommit returns the staged own commit, nil if there is none.
+func (g *Group) PendingCommit() *PendingCommit { return g.staged }
+
+// Commit makes a commit and stages it: the group stays as it is until Confirm or Drop (RFC 9420, Section 12.4.1). The
+// staged commit is in the Batch, so that it survives a restart. It fails with ErrStaged if one is staged already.
+func (g *Group) Commit(b Batch, o CommitOptions) (*PendingCommit, error) {
+	c, err := g.commit(o)
+	if err != nil {
+		return nil, fmt.Errorf("mls: commit: %w", err)
+	}
+	orDiscard(b).Set(key1(keyStaged), codec.Marshal(c))
+	g.staged = c
+	if c.signer != nil {
+		g.signers[string(c.evolution.info.PathLeaf.SignatureKey)] = c.signer
+	}
+	return c, nil
+}
+
+func (g *Group) commit(o CommitOptions) (*PendingCommit, error) {
+	switch {
+	case !g.active:
+		return nil, ErrRemoved
+	case g.staged != nil:
+		return nil, fmt.Errorf("%w: another one waits", ErrStaged)
+	}
+	signer, err := g.signer()
+	if err != nil {
+		return nil, err
+	}
+	r := g.sendingRules()
+	e, refs, err := g.prepare(&r, o)
+	if err != nil {
+		return nil, err
+	}
+	cs, rand := g.suite(), g.cfg.rand()
+	psk, ids, err := g.pskSecret(e.list)
+	if err != nil {
+		return nil, err
+	}
+	c := &PendingCommit{evolution: e, signer: o.Signer}
+	newSigner := signer
+	commit := &Commit{Proposals: refs}
+	commitSecret := cs.zeroSecret()
+	var path *newPath
+	c.private = g.private.clone()
+	if o.ForcePath || o.Credential != nil || o.Signer != nil || pathRequired(e.list) {
+		old := e.tree.Leaf(g.own)
+		template, s, err := g.nextLeaf(o.Credential, o.Signer)
+		if err != nil {
+			return nil, err
+		}
+		newSigner = s
+		if path, err = e.tree.generatePath(cs, rand, g.own, template, g.GroupID(), s); err != nil {
+			return nil, err
+		}
+		if err := checkLeafFits(template, e.rules); err != nil {
+			return nil, err
+		}
+		if err := r.checkCredential(cs, path.leaf, old); err != nil {
+			return nil, err
+		}
+		e.setPathLeaf(old)
+		c.private, commitSecret = path.private, path.commitSecret
+	}
+	c.private.prune(e.tree)
+	if err := g.state.checkTree(&r, e); err != nil {
+		return nil, err
+	}
+	if path != nil {
+		if commit.Path, err = path.encrypt(rand, e.tree, e.added, e.provisional()); err != nil {
+			return nil, err
+		}
+	}
+	ac, err := signContent(cs, rand, signer, WireFormatPublicMessage, FramedContent{
+		GroupID: g.GroupID(), Epoch: g.Epoch(), Sender: Sender{Type: SenderMember, Leaf: g.own},
+		AuthenticatedData: bytes.Clone(o.AAD), ContentType: ContentCommit, Commit: commit,
+	}, g.state.encoded)
+	if err != nil {
+		return nil, err
+	}
+	g.state.advance(e, ac)
+	joiner := cs.joinerSecret(g.secrets.init, commitSecret, e.encoded)
+	c.secrets = cs.epochSecrets(joiner, psk, e.encoded)
+	ac.ConfirmationTag = c.secrets.confirmationTag(cs, e.context.ConfirmedTranscriptHash)
+	if err := g.state.seal(&r, e, ac.ConfirmationTag); err != nil {
+		return nil, err
+	}
+	m, err := protectPublic(cs, ac, g.secrets.membership, g.state.encoded)
+	if err != nil {
+		return nil, err
+	}
+	c.setMessage(NewMLSMessage(m))
+	if err := c.describe(g.cfg, o, newSigner, path, joiner, psk, ids); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *PendingCommit) setMessage(m *MLSMessage) {
+	c.message, c.hash = m, sha256.Sum256(codec.Marshal(m))
+}
+
+// describe makes the GroupInfo of the new epoch, and the Welcome if there are new members.
+func (c *PendingCommit) describe(cfg Config, o CommitOptions, signer crypto.Signer, path *newPath, joiner, psk secret, ids []PreSharedKeyID) error {
+	e, cs := c.evolution, c.evolution.context.CipherSuite
+	gi := &GroupInfo{GroupContext: e.context, ConfirmationTag: e.tag, Signer: e.committer}
+	if !o.NoExternalPub {
+		var err error
+		if gi.Extensions, err = setExternalPub(nil, cs, c.secrets); err != nil {
+			return err
+		}
+	}
+	if err := gi.sign(cfg.rand(), signer); err != nil {
+		return err
+	}
+	c.groupInfo = gi
+	if len(e.adds) == 0 {
+		return nil
+	}
+	if o.TreeInWelcome {
+		full := *gi
+		full.Extensions = gi.Extensions.Set(ExtensionRatchetTree, codec.Marshal(e.tree))
+		if err := full.sign(cfg.rand(), signer); err != nil {
+			return err
+		}
+		gi = &full
+	}
+	members := make([]welcomeMember, len(e.adds))
+	for i, kp := range e.adds {
+		members[i].kp = kp
+		if path != nil {
+			members[i].pathSecret = path.secretFor(e.added[i])
+		}
+	}
+	w, err := newWelcome(cs, cfg.rand(), gi, joiner, psk, members, ids)
+	if err != nil {
+		return err
+	}
+	c.welcome = w
+	return nil
+}
+
+// prepare chooses the proposals and applies them.
+func (g *Group) prepare(r *rules, o CommitOptions) (*evolution, []ProposalOrRef, error) {
+	sender := Sender{Type: SenderMember, Leaf: g.own}
+	values := make([]resolved, len(o.Proposals))
+	for i, prop := range o.Proposals {
+		prop, err := fillNonce(g.suite(), g.cfg.rand(), prop)
+		if err != nil {
+			return nil, nil, err
+		}
+		values[i] = resolved{PendingProposal: PendingProposal{Sender: sender, Proposal: prop}}
+	}
+	var pending []resolved
+	if !o.SkipPending {
+		pending = g.candidates(values)
+	}
+	e, err := g.try(r, slices.Concat(pending, values))
+	if err != nil && len(pending) > 0 {
+		// One of the pending proposals doesn't go with the others: take each that goes with those before it.
+		if e, err = g.try(r, values); err != nil {
+			return nil, nil, err
+		}
+		var taken []resolved
+		for _, p := range pending {
+			next := append(slices.Clone(taken), p)
+			if more, err := g.try(r, slices.Concat(next, values)); err == nil {
+				taken, e = next, more
+			}
+		}
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	refs := make([]ProposalOrRef, len(e.list))
+	for i := range e.list {
+		if e.list[i].Ref != nil {
+			refs[i].Reference = e.list[i].Ref
+		} else {
+			refs[i].Proposal = &e.list[i].Proposal
+		}
+	}
+	return e, refs, nil
+}
+
+// try applies a list of proposals, and says whether a commit of them would be valid but for its path.
+func (g *Group) try(r *rules, list []resolved) (*evolution, error) {
+	e, err := g.state.applyProposals(r, list, g.own, false)
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := g.pskSecret(list); err != nil {
+		return nil, err
+	}
+	if len(list) == 0 {
+		return e, nil
+	}
+	if err := g.state.checkTree(r, e); err != nil {
+		return nil, err
+	}
+	if r.policy != nil {
+		if err := r.policy(&e.info); err != nil {
+			return nil, fmt.Errorf("mls: policy: %w", err)
+		}
+	}
+	return e, nil
+}
+
+// candidates are the pending proposals that this client may commit, without those that others supersede: a Remove
+// goes before an Update of the same leaf, a later Update before an earlier one (RFC 9420, Section 12.2).
+func (g *Group) candidates(values []resolved) []resolved {
+	removed := make(map[LeafIndex]bool)
+	for i := range values {
+		if rm := values[i].Proposal.Remove; rm != nil {
+			removed[rm.Removed] = true
+		}
+	}
+	last := make(map[LeafIndex]int)
+	drop := make(map[int]bool)
+	for i, e := range g.state.pending {
+		switch e.Proposal.Type {
+		case ProposalRemove:
+			at := e.Proposal.Remove.Removed
+			drop[i] = at == g.own || removed[at]
+			removed[at] = true
+		case ProposalUpdate:
+			if before, ok := last[e.Sender.Leaf]; ok {
+				drop[before] = true
+			}
+			last[e.Sender.Leaf] = i
+			drop[i] = e.Sender.Leaf == g.own
+		}
+	}
+	var out []resolved
+	for i, e := range g.state.pending {
+		if drop[i] || e.Proposal.Type == ProposalUpdate && removed[e.Sender.Leaf] {
+			continue
+		}
+		out = append(out, resolved{PendingProposal: e.PendingProposal, verified: true, private: e.private})
+	}
+	return out
+}
+
+// pskSecret finds the keys of a commit's PreSharedKey proposals, in their order.
+func (g *Group) pskSecret(list []resolved) (secret, []PreSharedKeyID, error) {
+	var ids []PreSharedKeyID
+	for i := range list {
+		if p := list[i].Proposal.PSK; p != nil {
+			ids = append(ids, p.PSK)
+		}
+	}
+	psk, err := derivePSK(g.cfg, g.suite(), ids, g.resumption)
+	return psk, ids, err
+}
+
+// resumption finds a resumption key of this group.
+func (g *Group) resumption(id PreSharedKeyID) secret {
+	if !bytes.Equal(id.GroupID, g.GroupID()) {
+		return nil
+	}
+	if id.Epoch == g.Epoch() {
+		return g.secrets.resumption
+	}
+	if e := g.pastEpoch(id.Epoch); e != nil {
+		return e.resumption
+	}
+	return nil
+}
+
+// derivePSK computes the psk_secret (RFC 9420, Section 8.4).
+func derivePSK(cfg Config, cs CipherSuite, ids []PreSharedKeyID, resumption func(PreSharedKeyID) secret) (secret, error) {
+	in := make([]pskInput, len(ids))
+	for i, id := range ids {
+		in[i].id = id
+		if id.Type == PSKResumption && resumption != nil {
+			in[i].psk = resumption(id)
+		}
+		if in[i].psk != nil {
+			continue
+		}
+		if cfg.PSK == nil {
+			return nil, invalid("12.4.2", "pre-shared key is not available")
+		}
+		psk, err := cfg.PSK(id)
+		if err != nil {
+			return nil, invalid("12.4.2", "pre-shared key is not available", err)
+		}
+		in[i].psk = psk
+	}
+	return cs.pskSecret(in)
+}
+
+// MarshalMLS implements codec.Marshaler, for the store. The public state that the commit leads to is computed anew
+// when it is loaded.
+func (c *PendingCommit) MarshalMLS(w *codec.Writer) {
+	c.message.MarshalMLS(w)
+	w.Optional(c.welcome != nil)
+	if c.welcome != nil {
+		c.welcome.MarshalMLS(w)
+	}
+	c.groupInfo.MarshalMLS(w)
+	c.secrets.MarshalMLS(w)
+	c.private.MarshalMLS(w)
+}
+
+// UnmarshalMLS implements codec.Unmarshaler.
+func (c *PendingCommit) UnmarshalMLS(r *codec.Reader) {
+	m := new(MLSMessage)
+	m.UnmarshalMLS(r)
+	if r.Err() == nil && (m.Public == nil || m.Public.Content.Commit == nil) {
+		r.Fail(errState)
+		return
+	}
+	if r.Optional() {
+		c.welcome = new(Welcome)
+		c.welcome.UnmarshalMLS(r)
+	}
+	c.groupInfo = new(GroupInfo)
+	c.groupInfo.UnmarshalMLS(r)
+	c.secrets = new(epochSecrets)
+	c.secrets.UnmarshalMLS(r)
+	c.private = new(treePrivate)
+	c.private.UnmarshalMLS(r)
+	if r.Err() == nil {
+		c.setMessage(m)
+	}
+}
+
+func (g *Group) loadPendingCommit(b []byte) (*PendingCommit, error) {
+	c := new(PendingCommit)
+	if err := codec.Unmarshal(b, c); err != nil {
+		return nil, err
+	}
+	r := g.cfg.rules()
+	r.replay = true
+	ac := c.message.Public.authenticated()
+	e, err := g.state.stage(&r, ac)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.state.seal(&r, e, ac.ConfirmationTag); err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(e.encoded, codec.Marshal(c.groupInfo.GroupContext)) {
+		return nil, errors.New("leads to another epoch than when it was made")
+	}
+	c.evolution = e
+	return c, nil
+}
+
+// Confirm applies the staged own commit, after it was accepted. It fails with ErrStaged if there is none.
+func (g *Group) Confirm(b Batch) error {
+	c := g.staged
+	if c == nil {
+		return fmt.Errorf("mls: confirm: %w: there is none", ErrStaged)
+	}
+	if err := c.evolution.fits(&g.state); err != nil {
+		return fmt.Errorf("mls: confirm: %w", err)
+	}
+	g.advance(orDiscard(b), c.evolution, c.secrets, c.private, c.hash)
+	return nil
+}
+
+// Drop forgets the staged own commit, after it was refused: the group is as before Commit. Without one it does
+// nothing.
+func (g *Group) Drop(b Batch) error {
+	if g.staged == nil {
+		return nil
+	}
+	orDiscard(b).Delete(key1(keyStaged))
+	if s := g.staged.evolution.info.PathLeaf; s != nil && !bytes.Equal(s.SignatureKey, g.state.tree.Leaf(g.own).SignatureKey) {
+		delete(g.signers, string(s.SignatureKey))
+	}
+	g.staged = nil
+	return nil
+}
+
+// advance moves the group to the next epoch and writes what changes.
+func (g *Group) advance(b Batch, e *evolution, es *epochSecrets, private *treePrivate, commit [sha256.Size]byte) {
+	before := g.extensionEpochs()
+	g.retire(b, e, commit)
+	for _, p := range g.state.pending {
+		b.Delete(key32(keyPending, p.number))
+	}
+	if g.staged != nil {
+		b.Delete(key1(keyStaged))
+		g.staged = nil
+	}
+	g.state.adopt(e)
+	g.private = private
+	g.start(es)
+	saveNodes(b, g.state.tree)
+	after := g.extensionEpochs()
+	if !before[g.state.extEpoch] {
+		g.state.saveExtensions(b)
+	}
+	for epoch := range before {
+		if !after[epoch] {
+			b.Delete(key64(keyExtensions, epoch))
+		}
+	}
+	g.saveEpoch(b)
+	own := string(g.state.tree.Leaf(g.own).SignatureKey)
+	for key := range g.signers {
+		if key != own && g.signers[own] != nil {
+			delete(g.signers, key)
+		}
+	}
+}

@@ -1,0 +1,117 @@
+package mls
+
+import (
+	"crypto/rand"
+	"io"
+	"math/bits"
+	"time"
+)
+
+// Config is what a Group takes from its application. Only Verifier is required. A Config must not change while
+// groups use it.
+type Config struct {
+	// Rand is the source of all randomness; nil means crypto/rand.
+	Rand io.Reader
+	// Time is the clock that lifetimes of leaves are compared with when this client sends them; nil means time.Now.
+	Time func() time.Time
+	// Verifier is the authentication service.
+	Verifier CredentialVerifier
+	// Components interpret AppDataUpdate proposals. A proposal for a component that isn't here is invalid.
+	Components map[ComponentID]Component
+	// PSK returns the external pre-shared key of that identifier. nil means that there are none. Resumption keys of
+	// the current and of past epochs of the group itself are found without it.
+	PSK func(id PreSharedKeyID) ([]byte, error)
+	// Padding returns the length in bytes that an application message of n bytes (with its signature) is padded
+	// to; less than n means no padding. nil means a quarter of the next power of two as the step, at least 64
+	// bytes: lengths fall in four classes per doubling and grow by a quarter or less (past 128 bytes).
+	Padding func(n int) int
+	// MaxPastEpochs is how many epochs before the current one still decrypt late application messages;
+	// 0 means 4, less than 0 none.
+	MaxPastEpochs int
+	// MaxSkippedKeys is how many keys of messages not yet seen are kept per sender and epoch; 0 means 1000.
+	MaxSkippedKeys int
+	// MaxForward is how many generations at once a sender's ratchet may be moved on by one message; 0 means
+	// 100,000, which takes about a tenth of a second.
+	MaxForward uint32
+	// Policy, if set, sees every commit, own ones too, after the checks of RFC 9420 and before it is staged; an
+	// error refuses it. It is for rules that all members judge alike.
+	Policy func(*StagedInfo) error
+}
+
+// Component is the application's logic for one component of the app_data_dictionary (draft-ietf-mls-extensions,
+// Section 4.6). All members must compute the same.
+type Component interface {
+	// Update returns the new data from the current data, nil if there is none, and the updates in the order in
+	// which the commit has them. An error makes the commit invalid.
+	Update(current []byte, updates [][]byte) ([]byte, error)
+}
+
+// PublicConfig is what a PublicGroup takes from its application. Only Verifier is required.
+type PublicConfig struct {
+	// Time is the clock that lifetimes of new leaves are compared with; nil means time.Now.
+	Time func() time.Time
+	// IgnoreLifetime leaves the lifetime of new leaves unchecked: for a follower of what somebody else ordered.
+	IgnoreLifetime bool
+	Verifier       CredentialVerifier
+	Components     map[ComponentID]Component
+	// Policy is as in Config.
+	Policy func(*StagedInfo) error
+}
+
+const (
+	defaultPastEpochs  = 4
+	defaultSkippedKeys = 1000
+	defaultMaxForward  = 100_000
+	minPadding         = 64
+)
+
+func (c *Config) rand() io.Reader {
+	if c.Rand != nil {
+		return c.Rand
+	}
+	return rand.Reader
+}
+
+func (c *Config) now() time.Time {
+	if c.Time != nil {
+		return c.Time()
+	}
+	return time.Now()
+}
+
+func (c *Config) pastEpochs() int {
+	switch {
+	case c.MaxPastEpochs < 0:
+		return 0
+	case c.MaxPastEpochs == 0:
+		return defaultPastEpochs
+	}
+	return c.MaxPastEpochs
+}
+
+func (c *Config) padded(n int) int {
+	if c.Padding != nil {
+		return max(n, c.Padding(n))
+	}
+	if n <= minPadding {
+		return minPadding
+	}
+	step := max(1<<(bits.Len(uint(n-1))-2), minPadding/2)
+	return (n + step - 1) / step * step
+}
+
+func (c *Config) rules() rules {
+	return rules{verifier: c.Verifier, components: c.Components, policy: c.Policy}
+}
+
+func (c *PublicConfig) rules() rules {
+	r := rules{verifier: c.Verifier, components: c.Components, policy: c.Policy}
+	switch {
+	case c.IgnoreLifetime:
+	case c.Time != nil:
+		r.now = c.Time
+	default:
+		r.now = time.Now
+	}
+	return r
+}

@@ -1,0 +1,326 @@
+package mls
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// Member is a leaf of the tree that isn't blank.
+type Member struct {
+	Index LeafIndex
+	Leaf  *LeafNode // not to be changed
+}
+
+// LeafChange is a member whose leaf a commit replaces.
+type LeafChange struct {
+	Index    LeafIndex
+	Old, New *LeafNode
+}
+
+// StagedInfo says what a commit does. Nothing in it may be changed.
+type StagedInfo struct {
+	// Epoch is the new epoch.
+	Epoch uint64
+	// Committer is the committer's leaf; if External, the leaf at which it joins.
+	Committer LeafIndex
+	External  bool
+	// Added are the new members with their leaves in the new tree, an external committer among them; Removed the
+	// former members with their old leaves; Updated those whose leaf was replaced, a committer with a path among them.
+	Added   []Member
+	Removed []Member
+	Updated []LeafChange
+	// Proposals are the commit's, in its order.
+	Proposals []PendingProposal
+	// Before and After are the GroupContexts that the commit leads from and to. While a commit is being made, After
+	// lacks the tree hash and confirmed transcript hash when Policy sees it first.
+	Before, After GroupContext
+	// PathLeaf is the committer's new leaf, nil if the commit has no path.
+	PathLeaf *LeafNode
+	// SelfRemoved says that the commit removes this client; never set for a PublicGroup.
+	SelfRemoved bool
+}
+
+// evolution is an epoch in the making: the state to which a commit leads, apart from the secrets.
+type evolution struct {
+	info      StagedInfo
+	list      []resolved
+	committer LeafIndex
+	external  bool
+
+	tree    *RatchetTree
+	rules   *contextRules
+	context GroupContext // complete after seal
+	encoded []byte
+	change  *roster
+	interim []byte
+	tag     []byte
+	added   []LeafIndex // by Add proposals: their leaves get no path secrets from the path
+	adds    []*KeyPackage
+}
+
+// applyProposals checks a commit's proposals and applies them to a clone of the tree (RFC 9420, Sections 12.2
+// and 12.3). committer is meant if the commit isn't external.
+func (p *publicState) applyProposals(r *rules, list []resolved, committer LeafIndex, external bool) (*evolution, error) {
+	if p.context.Epoch == 1<<64-1 {
+		return nil, fmt.Errorf("%w: no epoch after this one", ErrEpoch)
+	}
+	if err := p.checkList(r, list, committer, external); err != nil {
+		return nil, err
+	}
+	e := &evolution{list: list, committer: committer, external: external, tree: p.tree.clone(), context: p.context}
+	e.context.Epoch++
+	if err := e.applyExtensions(r); err != nil {
+		return nil, err
+	}
+	var err error
+	if e.rules, err = parseContextRules(e.context.Extensions); err != nil {
+		return nil, err
+	}
+	e.info = StagedInfo{Epoch: e.context.Epoch, Committer: committer, External: external, Before: p.context}
+	e.info.Proposals = make([]PendingProposal, len(list))
+	for i := range list {
+		e.info.Proposals[i] = list[i].PendingProposal
+	}
+	for i := range list {
+		if u := list[i].Proposal.Update; u != nil {
+			leaf, at := &u.LeafNode, list[i].Sender.Leaf
+			if err := checkLeafFits(leaf, e.rules); err != nil {
+				return nil, err
+			}
+			e.info.Updated = append(e.info.Updated, LeafChange{Index: at, Old: e.tree.Leaf(at), New: leaf})
+			e.tree.updateLeaf(at, leaf)
+		}
+	}
+	for i := range list {
+		if rm := list[i].Proposal.Remove; rm != nil {
+			e.info.Removed = append(e.info.Removed, Member{Index: rm.Removed, Leaf: e.tree.Leaf(rm.Removed)})
+			e.tree.removeLeaf(rm.Removed)
+		}
+	}
+	for i := range list {
+		if a := list[i].Proposal.Add; a != nil {
+			leaf := &a.KeyPackage.LeafNode
+			if err := checkLeafFits(leaf, e.rules); err != nil {
+				return nil, err
+			}
+			at := e.tree.addLeaf(leaf)
+			e.info.Added = append(e.info.Added, Member{Index: at, Leaf: leaf})
+			e.added = append(e.added, at)
+			e.adds = append(e.adds, &a.KeyPackage)
+		}
+	}
+	e.info.After = e.context
+	return e, nil
+}
+
+// applyExtensions applies the GroupContextExtensions proposal and then the AppDataUpdates (draft-ietf-mls-extensions,
+// Section 4.6).
+func (e *evolution) applyExtensions(r *rules) error {
+	for i := range e.list {
+		if x := e.list[i].Proposal.GroupContextExtensions; x != nil {
+			e.context.Extensions = x.Extensions
+		}
+	}
+	var order []ComponentID
+	updates := make(map[ComponentID][][]byte)
+	removes := make(map[ComponentID]bool)
+	for i := range e.list {
+		u := e.list[i].Proposal.AppDataUpdate
+		if u == nil {
+			continue
+		}
+		if _, seen := updates[u.Component]; !seen {
+			order = append(order, u.Component)
+			updates[u.Component] = nil
+		}
+		if u.Op == AppDataOpRemove {
+			removes[u.Component] = true
+		} else {
+			updates[u.Component] = append(updates[u.Component], u.Update)
+		}
+	}
+	if len(order) == 0 {
+		return nil
+	}
+	d, err := dictionaryOf(e.context.Extensions)
+	if err != nil {
+		return err
+	}
+	for _, id := range order {
+		current, ok := d.Get(id)
+		if removes[id] {
+			if !ok {
+				return invalidAppData("removal of component %d, which has no data", id)
+			}
+			d = d.Remove(id)
+			continue
+		}
+		next, err := r.components[id].Update(bytes.Clone(current), updates[id])
+		if err != nil {
+			return invalidAppData("update of component %d", id, err)
+		}
+		d = d.Set(id, next)
+	}
+	e.context.Extensions = e.context.Extensions.Set(ExtensionAppDataDictionary, codec.Marshal(d))
+	return nil
+}
+
+// replaced is the leaf to whose rules a path's leaf is held: the committer's present one, or the one that an external
+// committer removes; nil if there is none.
+func (e *evolution) replaced() *LeafNode {
+	if !e.external {
+		return e.tree.Leaf(e.committer)
+	}
+	if len(e.info.Removed) > 0 {
+		return e.info.Removed[0].Leaf
+	}
+	return nil
+}
+
+// setPathLeaf notes the committer's new leaf, which is in the tree already.
+func (e *evolution) setPathLeaf(old *LeafNode) {
+	leaf := e.tree.Leaf(e.committer)
+	e.info.PathLeaf, e.info.Committer = leaf, e.committer
+	if e.external {
+		e.info.Added = append(e.info.Added, Member{Index: e.committer, Leaf: leaf})
+	} else {
+		e.info.Updated = append(e.info.Updated, LeafChange{Index: e.committer, Old: old, New: leaf})
+	}
+}
+
+// applyPath checks the public part of a path and merges it into the tree (RFC 9420, Section 12.4.2).
+func (p *publicState) applyPath(r *rules, e *evolution, path *UpdatePath) error {
+	if path == nil {
+		if pathRequired(e.list) || e.external {
+			return invalid("12.4", "commit without a path")
+		}
+		return nil
+	}
+	counts, err := p.roster(r.verifier)
+	if err != nil {
+		return err
+	}
+	change, err := rosterChange(p.tree, e.tree, r.verifier)
+	if err != nil {
+		return err
+	}
+	used := func(key HPKEPublicKey) bool {
+		return counts.encryption[string(key)]+change.encryption[string(key)] > 0
+	}
+	leaf := &path.LeafNode
+	old := e.replaced()
+	if e.external {
+		e.committer = e.tree.addLeaf(leaf)
+	}
+	if err := checkLeafFits(leaf, e.rules); err != nil {
+		return err
+	}
+	if err := r.checkLeaf(&e.context, leaf, old, LeafNodeCommit, e.committer); err != nil {
+		return err
+	}
+	if used(leaf.EncryptionKey) {
+		return invalid("12.4.2", "key of the path's leaf is in the tree already")
+	}
+	for i := range path.Nodes {
+		if used(path.Nodes[i].EncryptionKey) {
+			return invalid("12.4.2", "key %d of the path is in the tree already", i)
+		}
+		if err := p.suite().checkHPKEPublicKey(path.Nodes[i].EncryptionKey); err != nil {
+			return invalid("12.4.2", "key %d of the path", i, err)
+		}
+	}
+	if err := e.tree.applyPath(p.suite(), e.committer, path); err != nil {
+		return err
+	}
+	e.setPathLeaf(old)
+	return nil
+}
+
+// checkTree checks the tree that a commit leads to and computes its hash (RFC 9420, Section 12.2, last rule).
+func (p *publicState) checkTree(r *rules, e *evolution) error {
+	counts, err := p.roster(r.verifier)
+	if err != nil {
+		return err
+	}
+	if e.change, err = rosterChange(p.tree, e.tree, r.verifier); err != nil {
+		return err
+	}
+	if err := counts.checkChange(e.change, e.rules); err != nil {
+		return err
+	}
+	e.context.TreeHash = e.tree.Hash(p.suite())
+	return nil
+}
+
+// provisional returns the encoding of the provisional GroupContext: the new one with the old confirmed transcript
+// hash (RFC 9420, Section 12.4.1).
+func (e *evolution) provisional() []byte { return codec.Marshal(e.context) }
+
+// advance computes the transcript hash that the signed commit leads to, and with it the new GroupContext.
+func (p *publicState) advance(e *evolution, ac *AuthenticatedContent) {
+	e.context.ConfirmedTranscriptHash = p.suite().confirmedTranscriptHash(p.interim, ac)
+	e.encoded = codec.Marshal(e.context)
+	e.info.After = e.context
+}
+
+// seal completes the evolution with the confirmation tag and asks the application's policy.
+func (p *publicState) seal(r *rules, e *evolution, tag []byte) error {
+	e.tag = tag
+	e.interim = p.suite().interimTranscriptHash(e.context.ConfirmedTranscriptHash, tag)
+	if r.policy != nil && !r.replay {
+		if err := r.policy(&e.info); err != nil {
+			return fmt.Errorf("mls: policy: %w", err)
+		}
+	}
+	return nil
+}
+
+// stage checks a commit whose signature was verified and computes the public state that it leads to. p isn't changed.
+func (p *publicState) stage(r *rules, ac *AuthenticatedContent) (*evolution, error) {
+	c := &ac.Content
+	external := c.Sender.Type == SenderNewMemberCommit
+	if !external && c.Sender.Type != SenderMember {
+		return nil, invalid("6.1", "commit of sender type %d", c.Sender.Type)
+	}
+	list, err := p.resolve(c.Commit, c.Sender)
+	if err != nil {
+		return nil, err
+	}
+	e, err := p.applyProposals(r, list, c.Sender.Leaf, external)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.applyPath(r, e, c.Commit.Path); err != nil {
+		return nil, err
+	}
+	if err := p.checkTree(r, e); err != nil {
+		return nil, err
+	}
+	p.advance(e, ac)
+	return e, nil
+}
+
+// adopt makes the evolution the state.
+func (p *publicState) adopt(e *evolution) {
+	if p.counts != nil && e.change != nil {
+		p.counts.merge(e.change)
+	}
+	if !e.context.Extensions.Equal(p.context.Extensions) {
+		p.extEpoch = e.context.Epoch
+	}
+	p.context, p.encoded, p.tree = e.context, e.encoded, e.tree
+	p.confirmationTag, p.interim = e.tag, e.interim
+	p.rules = e.rules
+	p.pending, p.next = nil, 0
+}
+
+// fits says whether p is the state for which the evolution was staged.
+func (e *evolution) fits(p *publicState) error {
+	if e.context.Epoch != p.context.Epoch+1 || !bytes.Equal(e.context.GroupID, p.context.GroupID) ||
+		!bytes.Equal(e.info.Before.ConfirmedTranscriptHash, p.context.ConfirmedTranscriptHash) {
+		return fmt.Errorf("%w: staged for epoch %d, group is at %d", ErrEpoch, e.info.Before.Epoch, p.context.Epoch)
+	}
+	return nil
+}

@@ -1,0 +1,216 @@
+package mls
+
+import (
+	"bytes"
+	"crypto"
+	"fmt"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// ExternalJoinOptions says how to join by an external commit.
+type ExternalJoinOptions struct {
+	GroupInfo *GroupInfo   // must have the key for external commits
+	Tree      *RatchetTree // nil if the GroupInfo carries it; belongs to the group from then on
+
+	Credential     Credential
+	Signer         crypto.Signer
+	Capabilities   Capabilities // zero: DefaultCapabilities
+	LeafExtensions Extensions
+	// Proposals are committed by value: at most one Remove, of this client's former leaf, and any PreSharedKey and
+	// AppDataUpdate.
+	Proposals []Proposal
+	AAD       []byte
+}
+
+// PendingJoin is an external commit that was made and not yet accepted. The group exists once it was: Confirm gives
+// it. Its encoding, which holds secrets, is for the client's encrypted store; LoadPendingJoin reads it.
+type PendingJoin struct {
+	cfg     Config
+	signer  crypto.Signer
+	message *MLSMessage
+	info    *GroupInfo
+	tree    *RatchetTree
+	secrets *epochSecrets
+	private *treePrivate
+	staged  *StagedInfo // nil after LoadPendingJoin
+}
+
+// Message returns the external commit, a PublicMessage.
+func (p *PendingJoin) Message() *MLSMessage { return p.message }
+
+// GroupInfo returns the description of the new epoch, without the ratchet tree.
+func (p *PendingJoin) GroupInfo() *GroupInfo { return p.info }
+
+// Tree returns the ratchet tree of the new epoch.
+func (p *PendingJoin) Tree() *RatchetTree { return p.tree }
+
+// Info says what the commit does; nil after LoadPendingJoin.
+func (p *PendingJoin) Info() *StagedInfo { return p.staged }
+
+// Epoch returns the number of the new epoch.
+func (p *PendingJoin) Epoch() uint64 { return p.info.GroupContext.Epoch }
+
+// ExternalJoin makes an external commit (RFC 9420, Section 12.4.3.2).
+func ExternalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
+	p, err := externalJoin(cfg, o)
+	if err != nil {
+		return nil, fmt.Errorf("mls: external join: %w", err)
+	}
+	return p, nil
+}
+
+func externalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
+	r := cfg.rules()
+	r.now = cfg.now
+	tree, err := checkGroupInfo(&r, o.GroupInfo, o.Tree)
+	if err != nil {
+		return nil, err
+	}
+	ctx := o.GroupInfo.GroupContext
+	cs, rand := ctx.CipherSuite, cfg.rand()
+	externalPub, ok := o.GroupInfo.ExternalPub()
+	if !ok {
+		return nil, invalid("12.4.3.2", "group info without a key for external commits")
+	}
+	kemOutput, init, err := cs.externalInitSend(rand, externalPub)
+	if err != nil {
+		return nil, err
+	}
+	state := newPublicState(ctx, tree, o.GroupInfo.ConfirmationTag)
+	sender := Sender{Type: SenderNewMemberCommit}
+	props := append([]Proposal{{Type: ProposalExternalInit, ExternalInit: &ExternalInit{KEMOutput: kemOutput}}}, o.Proposals...)
+	list := make([]resolved, len(props))
+	commit := &Commit{Proposals: make([]ProposalOrRef, len(props))}
+	var ids []PreSharedKeyID
+	for i := range props {
+		if props[i], err = fillNonce(cs, rand, props[i]); err != nil {
+			return nil, err
+		}
+		list[i] = resolved{PendingProposal: PendingProposal{Sender: sender, Proposal: props[i]}}
+		commit.Proposals[i].Proposal = &props[i]
+		if psk := props[i].PSK; psk != nil {
+			ids = append(ids, psk.PSK)
+		}
+	}
+	e, err := state.applyProposals(&r, list, 0, true)
+	if err != nil {
+		return nil, err
+	}
+	psk, err := derivePSK(cfg, cs, ids, nil)
+	if err != nil {
+		return nil, err
+	}
+	signatureKey, err := cs.SignaturePublicKey(o.Signer.Public())
+	if err != nil {
+		return nil, err
+	}
+	if o.Capabilities.isZero() {
+		o.Capabilities = DefaultCapabilities()
+	}
+	template := &LeafNode{
+		SignatureKey: signatureKey, Credential: o.Credential, Capabilities: o.Capabilities, Extensions: o.LeafExtensions,
+		EncryptionKey: HPKEPublicKey{}, Source: LeafNodeCommit,
+	}
+	if err := template.validateStatic(); err != nil {
+		return nil, err
+	}
+	if err := checkLeafFits(template, e.rules); err != nil {
+		return nil, err
+	}
+	old := e.replaced()
+	if err := r.checkCredential(cs, template, old); err != nil {
+		return nil, err
+	}
+	e.committer = e.tree.addLeaf(template)
+	path, err := e.tree.generatePath(cs, rand, e.committer, template, ctx.GroupID, o.Signer)
+	if err != nil {
+		return nil, err
+	}
+	e.setPathLeaf(old)
+	if err := state.checkTree(&r, e); err != nil {
+		return nil, err
+	}
+	if commit.Path, err = path.encrypt(rand, e.tree, nil, e.provisional()); err != nil {
+		return nil, err
+	}
+	ac, err := signContent(cs, rand, o.Signer, WireFormatPublicMessage, FramedContent{
+		GroupID: ctx.GroupID, Epoch: ctx.Epoch, Sender: sender, AuthenticatedData: bytes.Clone(o.AAD),
+		ContentType: ContentCommit, Commit: commit,
+	}, state.encoded)
+	if err != nil {
+		return nil, err
+	}
+	state.advance(e, ac)
+	es := cs.epochSecrets(cs.joinerSecret(init, path.commitSecret, e.encoded), psk, e.encoded)
+	ac.ConfirmationTag = es.confirmationTag(cs, e.context.ConfirmedTranscriptHash)
+	if err := state.seal(&r, e, ac.ConfirmationTag); err != nil {
+		return nil, err
+	}
+	m, err := protectPublic(cs, ac, nil, state.encoded)
+	if err != nil {
+		return nil, err
+	}
+	gi := &GroupInfo{GroupContext: e.context, ConfirmationTag: e.tag, Signer: e.committer}
+	if gi.Extensions, err = setExternalPub(nil, cs, es); err != nil {
+		return nil, err
+	}
+	if err := gi.sign(rand, o.Signer); err != nil {
+		return nil, err
+	}
+	return &PendingJoin{
+		cfg: cfg, signer: o.Signer, message: NewMLSMessage(m), info: gi, tree: e.tree, secrets: es,
+		private: path.private, staged: &e.info,
+	}, nil
+}
+
+// Confirm returns the group, after the commit was accepted, and writes its state. It is called once.
+func (p *PendingJoin) Confirm(b Batch) (*Group, error) {
+	g := &Group{
+		cfg: p.cfg, state: newPublicState(p.info.GroupContext, p.tree, p.info.ConfirmationTag),
+		own: p.private.leaf, active: true, private: p.private, signers: make(map[string]crypto.Signer),
+	}
+	if err := g.AddSigner(p.signer); err != nil {
+		return nil, fmt.Errorf("mls: confirm join: %w", err)
+	}
+	if _, err := g.signer(); err != nil {
+		return nil, fmt.Errorf("mls: confirm join: %w", err)
+	}
+	g.start(p.secrets)
+	g.saveAll(orDiscard(b))
+	return g, nil
+}
+
+// MarshalMLS implements codec.Marshaler.
+func (p *PendingJoin) MarshalMLS(w *codec.Writer) {
+	w.Uint16(stateFormat)
+	p.message.MarshalMLS(w)
+	p.info.MarshalMLS(w)
+	p.tree.MarshalMLS(w)
+	p.secrets.MarshalMLS(w)
+	p.private.MarshalMLS(w)
+}
+
+// LoadPendingJoin restores a PendingJoin from its encoding.
+func LoadPendingJoin(cfg Config, signer crypto.Signer, b []byte) (*PendingJoin, error) {
+	p := &PendingJoin{
+		cfg: cfg, signer: signer, message: new(MLSMessage), info: new(GroupInfo), tree: new(RatchetTree),
+		secrets: new(epochSecrets), private: new(treePrivate),
+	}
+	r := codec.NewReader(b)
+	if f := r.Uint16(); r.Err() == nil && f != stateFormat {
+		return nil, fmt.Errorf("mls: load pending join: %w: state format %d", ErrUnsupported, f)
+	}
+	p.message.UnmarshalMLS(r)
+	p.info.UnmarshalMLS(r)
+	p.tree.UnmarshalMLS(r)
+	p.secrets.UnmarshalMLS(r)
+	p.private.UnmarshalMLS(r)
+	if err := r.Finish(); err != nil {
+		return nil, fmt.Errorf("mls: load pending join: %w", err)
+	}
+	if p.tree.Leaf(p.private.leaf) == nil || !p.info.GroupContext.CipherSuite.Supported() {
+		return nil, fmt.Errorf("mls: load pending join: %w", errState)
+	}
+	return p, nil
+}

@@ -1,0 +1,327 @@
+package mls
+
+import (
+	"bytes"
+	"crypto"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// ErrOwnMessage: the message is this client's own, for which it has no keys to read it.
+var ErrOwnMessage = errors.New("mls: own message")
+
+// ErrStaged: an own commit is staged, or none is.
+var ErrStaged = errors.New("mls: staged commit")
+
+// ErrSigner: the signer for the own leaf's signature key isn't there.
+var ErrSigner = errors.New("mls: no signer for the own leaf's signature key")
+
+// Group is a client's state in a group. It isn't safe for concurrent use. Its methods that take a Batch write to it
+// what they change, and if they fail change nothing; the caller makes the Batch durable before it acts on the
+// result. A nil Batch keeps the changes in memory only.
+type Group struct {
+	cfg      Config
+	state    publicState
+	own      LeafIndex
+	active   bool
+	private  *treePrivate
+	secrets  *epochSecrets // without the encryption secret, which the secret tree replaces
+	messages *secretTree
+	past     []*pastEpoch // oldest first
+	staged   *PendingCommit
+	signers  map[string]crypto.Signer // by signature key: the own leaf's, and one that will replace it
+}
+
+// GroupOptions says what a new group is.
+type GroupOptions struct {
+	GroupID        []byte // should be unique (RFC 9420, Section 11)
+	Suite          CipherSuite
+	Credential     Credential
+	Signer         crypto.Signer
+	Capabilities   Capabilities // zero: DefaultCapabilities
+	Extensions     Extensions   // of the GroupContext
+	Lifetime       Lifetime     // zero: DefaultLifetime from now
+	LeafExtensions Extensions
+}
+
+// NewGroup makes a group with this client as its only member (RFC 9420, Section 11).
+func NewGroup(cfg Config, b Batch, o GroupOptions) (*Group, error) {
+	kp, secrets, err := NewKeyPackage(KeyPackageOptions{
+		Rand: cfg.rand(), Time: cfg.now, Suite: o.Suite, Credential: o.Credential, Signer: o.Signer,
+		Capabilities: o.Capabilities, Lifetime: o.Lifetime, LeafExtensions: o.LeafExtensions,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mls: new group: %w", err)
+	}
+	leaf := &kp.LeafNode
+	tree := newRatchetTree(leaf)
+	ctx := GroupContext{
+		Version: MLS10, CipherSuite: o.Suite, GroupID: bytes.Clone(o.GroupID), TreeHash: tree.Hash(o.Suite),
+		ConfirmedTranscriptHash: []byte{}, Extensions: o.Extensions,
+	}
+	cr, err := parseContextRules(o.Extensions)
+	if err != nil {
+		return nil, fmt.Errorf("mls: new group: %w", err)
+	}
+	r := cfg.rules()
+	if err := checkLeafFits(leaf, cr); err != nil {
+		return nil, fmt.Errorf("mls: new group: %w", err)
+	}
+	if err := r.checkCredential(o.Suite, leaf, nil); err != nil {
+		return nil, fmt.Errorf("mls: new group: %w", err)
+	}
+	epochSecret, err := o.Suite.randomSecret(cfg.rand())
+	if err != nil {
+		return nil, fmt.Errorf("mls: new group: %w", err)
+	}
+	es := o.Suite.epochSecretsFrom(epochSecret)
+	tag := es.confirmationTag(o.Suite, ctx.ConfirmedTranscriptHash)
+	g := &Group{
+		cfg: cfg, state: newPublicState(ctx, tree, tag), active: true,
+		private: newTreePrivate(0, secrets.EncryptionKey), signers: make(map[string]crypto.Signer),
+	}
+	g.start(es)
+	if err := g.AddSigner(o.Signer); err != nil {
+		return nil, fmt.Errorf("mls: new group: %w", err)
+	}
+	g.saveAll(orDiscard(b))
+	return g, nil
+}
+
+// start takes the secrets of the epoch that the public state is in.
+func (g *Group) start(es *epochSecrets) {
+	g.messages = newSecretTree(g.suite(), g.state.tree.Size(), es.encryption)
+	es.encryption = nil
+	g.secrets = es
+}
+
+// saveAll writes the whole state of a group that has no past.
+func (g *Group) saveAll(b Batch) {
+	saveTree(b, g.state.tree)
+	g.state.saveExtensions(b)
+	g.saveEpoch(b)
+}
+
+// saveEpoch writes what every epoch has anew.
+func (g *Group) saveEpoch(b Batch) {
+	b.Set(key1(keyHeader), codec.Marshal(&header{
+		kind: kindGroup, slots: g.state.tree.Size(), context: g.state.context, extEpoch: g.state.extEpoch,
+		confirmationTag: g.state.confirmationTag, own: g.own, active: g.active, secrets: g.secrets,
+	}))
+	if g.active {
+		b.Set(key1(keyPrivate), codec.Marshal(g.private))
+		saveSecrets(b, g.state.context.Epoch, g.messages)
+	}
+}
+
+// LoadGroup restores a group from what its operations wrote. signer is for the own leaf's signature key, or for the
+// one that a staged commit brings; see AddSigner.
+func LoadGroup(cfg Config, signer crypto.Signer, state iter.Seq2[[]byte, []byte]) (*Group, error) {
+	in, err := readEntries(state)
+	if err != nil {
+		return nil, err
+	}
+	if in.header.kind != kindGroup {
+		return nil, fmt.Errorf("%w: not a client's group", errState)
+	}
+	g := &Group{cfg: cfg, own: in.header.own, active: in.header.active, signers: make(map[string]crypto.Signer)}
+	if g.state, err = in.publicState(); err != nil {
+		return nil, err
+	}
+	if !g.active {
+		return g, nil
+	}
+	g.secrets = in.header.secrets
+	g.private = new(treePrivate)
+	if err := codec.Unmarshal(in.private, g.private); err != nil {
+		return nil, fmt.Errorf("mls: load state: private keys: %w", err)
+	}
+	if g.state.tree.Leaf(g.own) == nil || g.private.leaf != g.own {
+		return nil, fmt.Errorf("%w: own leaf %d", errState, g.own)
+	}
+	if g.messages, err = in.secretTree(g.suite(), g.Epoch(), g.state.tree.Size()); err != nil {
+		return nil, fmt.Errorf("mls: load state: secrets: %w", err)
+	}
+	if err := g.loadPast(in); err != nil {
+		return nil, err
+	}
+	if signer != nil {
+		if err := g.AddSigner(signer); err != nil {
+			return nil, fmt.Errorf("mls: load state: %w", err)
+		}
+	}
+	if in.staged != nil {
+		if g.staged, err = g.loadPendingCommit(in.staged); err != nil {
+			return nil, fmt.Errorf("mls: load state: staged commit: %w", err)
+		}
+	}
+	return g, nil
+}
+
+// AddSigner gives the group a signer. A group uses the one whose public key is in its own leaf, so that a commit with
+// a new signature key can be confirmed or dropped after a restart.
+func (g *Group) AddSigner(s crypto.Signer) error {
+	pub, err := g.suite().SignaturePublicKey(s.Public())
+	if err != nil {
+		return fmt.Errorf("mls: signer: %w", err)
+	}
+	g.signers[string(pub)] = s
+	return nil
+}
+
+func (g *Group) signer() (crypto.Signer, error) {
+	s, ok := g.signers[string(g.state.tree.Leaf(g.own).SignatureKey)]
+	if !ok {
+		return nil, ErrSigner
+	}
+	return s, nil
+}
+
+func (g *Group) suite() CipherSuite { return g.state.context.CipherSuite }
+
+// GroupID returns the group's identifier, which may not be changed.
+func (g *Group) GroupID() []byte { return g.state.context.GroupID }
+
+// Epoch returns the number of the current epoch.
+func (g *Group) Epoch() uint64 { return g.state.context.Epoch }
+
+// Suite returns the cipher suite.
+func (g *Group) Suite() CipherSuite { return g.suite() }
+
+// OwnLeaf returns the index of this client's leaf.
+func (g *Group) OwnLeaf() LeafIndex { return g.own }
+
+// Active says whether this client is a member. After its removal it isn't, and its secrets are deleted.
+func (g *Group) Active() bool { return g.active }
+
+// Context returns the GroupContext of the current epoch, whose fields may not be changed.
+func (g *Group) Context() GroupContext { return g.state.context }
+
+// ConfirmationTag returns the confirmation tag of the commit that began the epoch.
+func (g *Group) ConfirmationTag() []byte { return g.state.confirmationTag }
+
+// EpochAuthenticator returns a value that two members have in common only if they agree on the group's state (RFC
+// 9420, Section 8.7). It is nil for a former member.
+func (g *Group) EpochAuthenticator() []byte {
+	if !g.active {
+		return nil
+	}
+	return bytes.Clone(g.secrets.authenticator)
+}
+
+// Export returns n bytes of key material for the application (RFC 9420, Section 8.5), the same for all members in
+// this epoch.
+func (g *Group) Export(label string, context []byte, n int) ([]byte, error) {
+	if !g.active {
+		return nil, fmt.Errorf("mls: export: %w", ErrRemoved)
+	}
+	if n < 0 || n > 255*g.suite().HashSize() {
+		return nil, fmt.Errorf("mls: export: %w: %d bytes", ErrMalformed, n)
+	}
+	return g.secrets.export(g.suite(), label, context, n), nil
+}
+
+// Members returns the members in the order of their leaves.
+func (g *Group) Members() iter.Seq[Member] { return g.state.members() }
+
+// Member returns the member at a leaf.
+func (g *Group) Member(i LeafIndex) (Member, bool) { return g.state.member(i) }
+
+// Tree returns the ratchet tree of the current epoch. It stays as it is when the group moves on.
+func (g *Group) Tree() *RatchetTree { return g.state.tree }
+
+// Dictionary returns the GroupContext's application data, which may not be changed.
+func (g *Group) Dictionary() AppDataDictionary { return g.state.dictionary() }
+
+// Extension returns the data of an extension of the GroupContext, and whether there is one.
+func (g *Group) Extension(t ExtensionType) ([]byte, bool) { return g.state.context.Extensions.Find(t) }
+
+// Pending returns the proposals of this epoch that were sent or received and not committed.
+func (g *Group) Pending() []PendingProposal { return g.state.pendingList() }
+
+func (p *publicState) members() iter.Seq[Member] {
+	t := p.tree
+	return func(yield func(Member) bool) {
+		for i, l := range t.Leaves() {
+			if !yield(Member{Index: i, Leaf: l}) {
+				return
+			}
+		}
+	}
+}
+
+func (p *publicState) member(i LeafIndex) (Member, bool) {
+	l := p.tree.Leaf(i)
+	return Member{Index: i, Leaf: l}, l != nil
+}
+
+func (p *publicState) dictionary() AppDataDictionary {
+	d, err := dictionaryOf(p.context.Extensions)
+	if err != nil {
+		return nil // a context with a damaged dictionary was refused
+	}
+	return d
+}
+
+// GroupInfo returns the signed description of the current epoch (RFC 9420, Section 12.4.3), with the ratchet tree
+// and with the key for external commits if wanted.
+func (g *Group) GroupInfo(withTree, externalPub bool) (*GroupInfo, error) {
+	if !g.active {
+		return nil, fmt.Errorf("mls: group info: %w", ErrRemoved)
+	}
+	signer, err := g.signer()
+	if err != nil {
+		return nil, fmt.Errorf("mls: group info: %w", err)
+	}
+	gi := &GroupInfo{GroupContext: g.state.context, ConfirmationTag: g.state.confirmationTag, Signer: g.own}
+	if withTree {
+		gi.Extensions = gi.Extensions.Set(ExtensionRatchetTree, codec.Marshal(g.state.tree))
+	}
+	if externalPub {
+		if gi.Extensions, err = setExternalPub(gi.Extensions, g.suite(), g.secrets); err != nil {
+			return nil, fmt.Errorf("mls: group info: %w", err)
+		}
+	}
+	if err := gi.sign(g.cfg.rand(), signer); err != nil {
+		return nil, fmt.Errorf("mls: group info: %w", err)
+	}
+	return gi, nil
+}
+
+func setExternalPub(ext Extensions, cs CipherSuite, es *epochSecrets) (Extensions, error) {
+	pub, err := cs.externalPub(es.external)
+	if err != nil {
+		return nil, fmt.Errorf("external key: %w", err)
+	}
+	var w codec.Writer
+	w.Opaque(pub)
+	return ext.Set(ExtensionExternalPub, w.Bytes()), nil
+}
+
+// Encrypt makes a message of application data (RFC 9420, Section 15). aad is authenticated and not encrypted. Pending
+// proposals should be committed before (Section 12.4). It fails with ErrRemoved for a former member.
+func (g *Group) Encrypt(b Batch, aad, data []byte) (*MLSMessage, error) {
+	if !g.active {
+		return nil, fmt.Errorf("mls: encrypt: %w", ErrRemoved)
+	}
+	signer, err := g.signer()
+	if err != nil {
+		return nil, fmt.Errorf("mls: encrypt: %w", err)
+	}
+	ac, err := signContent(g.suite(), g.cfg.rand(), signer, WireFormatPrivateMessage, FramedContent{
+		GroupID: g.state.context.GroupID, Epoch: g.Epoch(), Sender: Sender{Type: SenderMember, Leaf: g.own},
+		AuthenticatedData: bytes.Clone(aad), ContentType: ContentApplication, ApplicationData: data,
+	}, g.state.encoded)
+	if err != nil {
+		return nil, err
+	}
+	m, _, err := protectPrivate(g.suite(), g.cfg.rand(), g.messages, g.secrets.senderData, ac, g.cfg.padded)
+	if err != nil {
+		return nil, err
+	}
+	saveSecrets(orDiscard(b), g.Epoch(), g.messages)
+	return NewMLSMessage(m), nil
+}

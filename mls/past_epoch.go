@@ -1,0 +1,154 @@
+package mls
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// pastEpoch is what is kept of an epoch after a commit ended it: enough to decrypt late messages, to know its
+// resumption key, and to recognise the commit that ended it.
+type pastEpoch struct {
+	context    GroupContext
+	extEpoch   uint64
+	slots      uint32
+	senderData secret
+	resumption secret
+	commit     [sha256.Size]byte // SHA-256 of the MLSMessage that ended the epoch
+	tree       *secretTree
+	// replaced has the epoch's leaves that the commit which ended it changed; nil if there was none. What it doesn't
+	// have is in a later epoch's, or in the current tree.
+	replaced map[LeafIndex]*LeafNode
+}
+
+// MarshalMLS implements codec.Marshaler, for the store.
+func (e *pastEpoch) MarshalMLS(w *codec.Writer) {
+	ctx := e.context
+	ctx.Extensions = nil
+	ctx.MarshalMLS(w)
+	w.Uint64(e.extEpoch)
+	w.Uint32(e.slots)
+	w.Opaque(e.senderData)
+	w.Opaque(e.resumption)
+	w.Raw(e.commit[:])
+}
+
+// UnmarshalMLS implements codec.Unmarshaler.
+func (e *pastEpoch) UnmarshalMLS(r *codec.Reader) {
+	e.context.UnmarshalMLS(r)
+	e.extEpoch = r.Uint64()
+	e.slots = r.Uint32()
+	e.senderData = r.Opaque()
+	e.resumption = r.Opaque()
+	copy(e.commit[:], r.Raw(sha256.Size))
+}
+
+// retire makes the current epoch a past one, before the state moves on to next, and forgets the oldest.
+func (g *Group) retire(b Batch, next *evolution, commit [sha256.Size]byte) {
+	limit := g.cfg.pastEpochs()
+	e := &pastEpoch{
+		context: g.state.context, extEpoch: g.state.extEpoch, slots: g.state.tree.Size(),
+		senderData: g.secrets.senderData, resumption: g.secrets.resumption, commit: commit,
+		tree: g.messages, replaced: make(map[LeafIndex]*LeafNode),
+	}
+	if limit > 0 {
+		epoch := e.context.Epoch
+		for _, n := range next.tree.dirtyNodes() {
+			if !n.isLeaf() || uint32(n.leaf()) >= e.slots {
+				continue
+			}
+			i := n.leaf()
+			old := g.state.tree.Leaf(i)
+			e.replaced[i] = old
+			var enc []byte
+			if old != nil {
+				enc = codec.Marshal(old)
+			}
+			b.Set(keyLeaf(epoch, i), enc)
+		}
+		b.Set(key64(keyPast, epoch), codec.Marshal(e))
+		g.past = append(g.past, e)
+	} else {
+		deleteSecrets(b, e.context.Epoch, e.tree)
+	}
+	for len(g.past) > limit {
+		g.forget(b, g.past[0])
+		g.past = slices.Clone(g.past[1:])
+	}
+}
+
+// forget deletes a past epoch from the store, except for its GroupContext extensions, which others may share.
+func (g *Group) forget(b Batch, e *pastEpoch) {
+	epoch := e.context.Epoch
+	deleteSecrets(b, epoch, e.tree)
+	for _, i := range slices.Sorted(maps.Keys(e.replaced)) {
+		b.Delete(keyLeaf(epoch, i))
+	}
+	b.Delete(key64(keyPast, epoch))
+}
+
+// extensionEpochs are the epochs whose GroupContext extensions the store must have.
+func (g *Group) extensionEpochs() map[uint64]bool {
+	m := map[uint64]bool{g.state.extEpoch: true}
+	for _, e := range g.past {
+		m[e.extEpoch] = true
+	}
+	return m
+}
+
+func (g *Group) pastEpoch(epoch uint64) *pastEpoch {
+	i := slices.IndexFunc(g.past, func(e *pastEpoch) bool { return e.context.Epoch == epoch })
+	if i < 0 {
+		return nil
+	}
+	return g.past[i]
+}
+
+// leafAt returns a leaf as it was in a past epoch.
+func (g *Group) leafAt(e *pastEpoch, i LeafIndex) *LeafNode {
+	if uint32(i) >= e.slots {
+		return nil
+	}
+	for _, p := range g.past {
+		if p.context.Epoch < e.context.Epoch {
+			continue
+		}
+		if l, ok := p.replaced[i]; ok {
+			return l
+		}
+	}
+	return g.state.tree.Leaf(i)
+}
+
+// endedBy says whether the message with this hash is the commit that ended the epoch.
+func (e *pastEpoch) endedBy(hash [sha256.Size]byte) bool {
+	return subtle.ConstantTimeCompare(e.commit[:], hash[:]) == 1
+}
+
+// loadPast rebuilds the past epochs.
+func (g *Group) loadPast(in *entries) error {
+	for _, epoch := range slices.Sorted(maps.Keys(in.past)) {
+		e := &pastEpoch{replaced: in.leaves[epoch]}
+		if err := codec.Unmarshal(in.past[epoch], e); err != nil {
+			return fmt.Errorf("mls: load state: epoch %d: %w", epoch, err)
+		}
+		ext, ok := in.extensions[e.extEpoch]
+		if !ok || e.context.Epoch != epoch {
+			return fmt.Errorf("%w: epoch %d", errState, epoch)
+		}
+		e.context.Extensions = ext
+		if e.replaced == nil {
+			e.replaced = make(map[LeafIndex]*LeafNode)
+		}
+		var err error
+		if e.tree, err = in.secretTree(e.context.CipherSuite, epoch, e.slots); err != nil {
+			return fmt.Errorf("mls: load state: secrets of epoch %d: %w", epoch, err)
+		}
+		g.past = append(g.past, e)
+	}
+	return nil
+}

@@ -1,0 +1,295 @@
+package mls
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// Received is what a message turned out to be: *ApplicationMessage, *ReceivedProposal, *StagedCommit, *OwnCommit or
+// *Duplicate.
+type Received interface{ received() }
+
+// ApplicationMessage is decrypted application data. Its key is deleted.
+type ApplicationMessage struct {
+	Sender     LeafIndex
+	Leaf       *LeafNode // the sender's leaf in the message's epoch
+	Epoch      uint64
+	Generation uint32 // the sender's count of its messages in the epoch, from 0
+	AAD, Data  []byte
+}
+
+// ReceivedProposal is a proposal that is pending now.
+type ReceivedProposal struct {
+	PendingProposal
+	AAD []byte
+}
+
+// StagedCommit is another's commit that was checked and can be applied.
+type StagedCommit struct {
+	evolution *evolution
+	secrets   *epochSecrets // nil if the commit removes this client
+	private   *treePrivate
+	hash      [sha256.Size]byte
+	aad       []byte
+}
+
+// OwnCommit says that the message is the staged own commit: Confirm applies it.
+type OwnCommit struct{ Commit *PendingCommit }
+
+// Duplicate says that the message is a commit that was applied before; there is nothing to do.
+type Duplicate struct{}
+
+func (*ApplicationMessage) received() {}
+func (*ReceivedProposal) received()   {}
+func (*StagedCommit) received()       {}
+func (*OwnCommit) received()          {}
+func (*Duplicate) received()          {}
+
+// Info says what the commit does.
+func (s *StagedCommit) Info() *StagedInfo { return &s.evolution.info }
+
+// AAD returns the data that the committer authenticated with the commit.
+func (s *StagedCommit) AAD() []byte { return s.aad }
+
+// Receive checks one message of the group. Application messages and proposals are applied by that; a commit is staged
+// and applied by Apply, Confirm in the case of an own one.
+//
+// It fails with ErrEpoch for another epoch than the current one (for application messages: one from which no keys are
+// kept), ErrGeneration for an application message that was read before, ErrOwnMessage for own messages that can't be
+// read, and ErrRemoved for a former member. A ValidationError names the rule that a handshake message breaks.
+func (g *Group) Receive(b Batch, m *MLSMessage) (Received, error) {
+	if !g.active {
+		return nil, fmt.Errorf("mls: receive: %w", ErrRemoved)
+	}
+	var r Received
+	var err error
+	switch {
+	case m.Public != nil && m.WireFormat == WireFormatPublicMessage:
+		r, err = g.receivePublic(orDiscard(b), m)
+	case m.Private != nil && m.WireFormat == WireFormatPrivateMessage:
+		r, err = g.receivePrivate(orDiscard(b), m)
+	default:
+		err = fmt.Errorf("%w: wire format %d is not a group's", ErrMalformed, m.WireFormat)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mls: receive: %w", err)
+	}
+	return r, nil
+}
+
+func (g *Group) receivePublic(b Batch, m *MLSMessage) (Received, error) {
+	c := &m.Public.Content
+	if c.ContentType == ContentApplication {
+		return nil, fmt.Errorf("%w: application data in a public message", ErrMalformed)
+	}
+	var hash [sha256.Size]byte
+	if c.ContentType == ContentCommit {
+		hash = sha256.Sum256(codec.Marshal(m))
+		if e := g.pastEpoch(c.Epoch); e != nil && bytes.Equal(c.GroupID, g.GroupID()) && e.endedBy(hash) {
+			return &Duplicate{}, nil
+		}
+	}
+	if err := g.state.checkPlace(c.GroupID, c.Epoch); err != nil {
+		return nil, err
+	}
+	if c.ContentType == ContentCommit && g.staged != nil && g.staged.hash == hash {
+		return &OwnCommit{Commit: g.staged}, nil
+	}
+	ac := m.Public.authenticated()
+	if c.ContentType == ContentProposal {
+		if e := g.state.findPending(ac.ref(g.suite())); e != nil {
+			return &ReceivedProposal{PendingProposal: e.PendingProposal, AAD: c.AuthenticatedData}, nil
+		}
+	}
+	if err := m.Public.verifyMembershipTag(g.suite(), g.secrets.membership, g.state.encoded); err != nil {
+		return nil, err
+	}
+	if err := g.state.verifyContent(ac); err != nil {
+		return nil, err
+	}
+	return g.receiveHandshake(b, ac, hash, func() {})
+}
+
+// receiveHandshake goes on with a proposal or commit whose sender is verified. done is called when the message is
+// applied, and not if it isn't valid.
+func (g *Group) receiveHandshake(b Batch, ac *AuthenticatedContent, hash [sha256.Size]byte, done func()) (Received, error) {
+	c := &ac.Content
+	if c.ContentType == ContentCommit {
+		return g.stageCommit(ac, hash)
+	}
+	if len(g.state.pending) >= maxPending {
+		return nil, fmt.Errorf("%w: %d proposals pending", ErrMalformed, maxPending)
+	}
+	r := g.cfg.rules()
+	p := PendingProposal{Ref: ac.ref(g.suite()), Sender: c.Sender, Proposal: *c.Proposal}
+	if err := g.state.checkProposal(&r, &resolved{PendingProposal: p}); err != nil {
+		return nil, err
+	}
+	done()
+	g.state.addPending(b, &pendingEntry{PendingProposal: p})
+	return &ReceivedProposal{PendingProposal: p, AAD: c.AuthenticatedData}, nil
+}
+
+func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
+	m := msg.Private
+	if !bytes.Equal(m.GroupID, g.GroupID()) {
+		return nil, fmt.Errorf("%w: message for another group", ErrMalformed)
+	}
+	st, senderData, encoded := g.messages, g.secrets.senderData, g.state.encoded
+	leaf := g.state.tree.Leaf
+	var hash [sha256.Size]byte
+	if m.ContentType == ContentCommit {
+		hash = sha256.Sum256(codec.Marshal(msg))
+	}
+	if m.Epoch != g.Epoch() {
+		past := g.pastEpoch(m.Epoch)
+		if past != nil && m.ContentType == ContentCommit && past.endedBy(hash) {
+			return &Duplicate{}, nil
+		}
+		if past == nil || m.ContentType != ContentApplication {
+			return nil, fmt.Errorf("%w: got %d, want %d", ErrEpoch, m.Epoch, g.Epoch())
+		}
+		st, senderData, encoded = past.tree, past.senderData, codec.Marshal(past.context)
+		leaf = func(i LeafIndex) *LeafNode { return g.leafAt(past, i) }
+	}
+	lim := ratchetLimits{maxForward: g.cfg.MaxForward, maxSkipped: g.cfg.MaxSkippedKeys}
+	if lim.maxForward == 0 {
+		lim.maxForward = defaultMaxForward
+	}
+	if lim.maxSkipped == 0 {
+		lim.maxSkipped = defaultSkippedKeys
+	}
+	ac, step, err := unprotectPrivate(g.suite(), st, senderData, m, lim)
+	if err != nil {
+		return nil, err
+	}
+	sender := ac.Content.Sender.Leaf
+	l := leaf(sender)
+	if l == nil {
+		return nil, invalid("6.3.2", "sender %d is not a member", sender)
+	}
+	if err := ac.verifySignature(g.suite(), l.SignatureKey, encoded); err != nil {
+		return nil, err
+	}
+	consume := func() {
+		st.consume(step)
+		saveSecrets(b, m.Epoch, st)
+	}
+	if m.ContentType != ContentApplication {
+		return g.receiveHandshake(b, ac, hash, consume)
+	}
+	consume()
+	return &ApplicationMessage{
+		Sender: sender, Leaf: l, Epoch: m.Epoch, Generation: step.generation,
+		AAD: m.AuthenticatedData, Data: ac.Content.ApplicationData,
+	}, nil
+}
+
+// stageCommit is RFC 9420, Section 12.4.2.
+func (g *Group) stageCommit(ac *AuthenticatedContent, hash [sha256.Size]byte) (Received, error) {
+	cs, commit := g.suite(), ac.Content.Commit
+	if s := ac.Content.Sender; s.Type == SenderMember && s.Leaf == g.own && commit.Path != nil {
+		return nil, fmt.Errorf("%w: a commit that isn't staged", ErrOwnMessage)
+	}
+	r := g.cfg.rules()
+	e, err := g.state.stage(&r, ac)
+	if err != nil {
+		return nil, err
+	}
+	s := &StagedCommit{evolution: e, hash: hash, aad: ac.Content.AuthenticatedData}
+	for _, rm := range e.info.Removed {
+		e.info.SelfRemoved = e.info.SelfRemoved || rm.Index == g.own
+	}
+	if e.info.SelfRemoved {
+		if err := g.state.seal(&r, e, ac.ConfirmationTag); err != nil {
+			return nil, err
+		}
+		return s, nil
+	}
+	private := g.private.clone()
+	var kemOutput []byte
+	for i := range e.list {
+		p := &e.list[i].Proposal
+		if p.Update != nil && e.list[i].Sender.Leaf == g.own {
+			if e.list[i].private == nil {
+				return nil, fmt.Errorf("%w: an update whose key isn't here", ErrOwnMessage)
+			}
+			private.keys[g.own.node()] = e.list[i].private
+		}
+		if p.ExternalInit != nil {
+			kemOutput = p.ExternalInit.KEMOutput
+		}
+	}
+	private.prune(e.tree)
+	psk, _, err := g.pskSecret(e.list)
+	if err != nil {
+		return nil, err
+	}
+	init, commitSecret := g.secrets.init, cs.zeroSecret()
+	if e.external {
+		if init, err = cs.externalInitReceive(g.secrets.external, kemOutput); err != nil {
+			return nil, invalid("8.3", "external init", err)
+		}
+	}
+	if commit.Path != nil {
+		provisional := e.context
+		provisional.ConfirmedTranscriptHash = g.state.context.ConfirmedTranscriptHash
+		commitSecret, private, err = e.tree.decryptPath(cs, private, e.committer, commit.Path, e.added, codec.Marshal(provisional))
+		if err != nil {
+			return nil, err
+		}
+	}
+	s.private = private
+	s.secrets = cs.epochSecrets(cs.joinerSecret(init, commitSecret, e.encoded), psk, e.encoded)
+	if err := s.secrets.verifyConfirmationTag(cs, e.context.ConfirmedTranscriptHash, ac.ConfirmationTag); err != nil {
+		return nil, err
+	}
+	if err := g.state.seal(&r, e, ac.ConfirmationTag); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Apply moves the group to the epoch of a commit that Receive staged. A staged own commit is dropped by that. If the
+// commit removes this client, the group isn't active afterwards and its secrets are deleted. It fails with ErrEpoch
+// if the group has moved on since.
+func (g *Group) Apply(b Batch, s *StagedCommit) error {
+	if !g.active {
+		return fmt.Errorf("mls: apply: %w", ErrRemoved)
+	}
+	if err := s.evolution.fits(&g.state); err != nil {
+		return fmt.Errorf("mls: apply: %w", err)
+	}
+	b = orDiscard(b)
+	if s.evolution.info.SelfRemoved {
+		g.leave(b, s.evolution)
+		return nil
+	}
+	g.advance(b, s.evolution, s.secrets, s.private, s.hash)
+	return nil
+}
+
+// leave deletes all secrets and keeps the public state of the epoch that this client was removed in.
+func (g *Group) leave(b Batch, e *evolution) {
+	deleteSecrets(b, g.Epoch(), g.messages)
+	for epoch := range g.extensionEpochs() {
+		b.Delete(key64(keyExtensions, epoch))
+	}
+	for _, p := range g.past {
+		g.forget(b, p)
+	}
+	for _, p := range g.state.pending {
+		b.Delete(key32(keyPending, p.number))
+	}
+	b.Delete(key1(keyStaged))
+	b.Delete(key1(keyPrivate))
+	g.state.adopt(e)
+	g.active = false
+	g.staged, g.past, g.secrets, g.messages, g.private, g.signers = nil, nil, nil, nil, nil, nil
+	saveNodes(b, g.state.tree)
+	g.state.saveExtensions(b)
+	g.saveEpoch(b)
+}

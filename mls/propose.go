@@ -1,0 +1,153 @@
+package mls
+
+import (
+	"bytes"
+	"crypto"
+	"fmt"
+	"io"
+)
+
+// Propose sends a proposal to the group as a PublicMessage and notes it as pending. For an Update see ProposeUpdate.
+// A PreSharedKey without a nonce gets a fresh one.
+func (g *Group) Propose(b Batch, prop Proposal) (*MLSMessage, error) {
+	if prop.Type == ProposalUpdate {
+		return nil, fmt.Errorf("mls: propose: %w: an update is made by ProposeUpdate", ErrMalformed)
+	}
+	return g.propose(b, prop, nil)
+}
+
+// UpdateOptions says what an Update changes apart from the encryption key.
+type UpdateOptions struct {
+	Credential   *Credential   // nil: the present one
+	Signer       crypto.Signer // nil: the present one
+	Capabilities *Capabilities // nil: the present ones
+}
+
+// ProposeUpdate proposes a new leaf for this client with a fresh encryption key, which is kept until a commit
+// applies or ends the epoch (RFC 9420, Section 12.1.2).
+func (g *Group) ProposeUpdate(b Batch, o UpdateOptions) (*MLSMessage, error) {
+	if !g.active {
+		return nil, fmt.Errorf("mls: propose update: %w", ErrRemoved)
+	}
+	leaf, signer, err := g.nextLeaf(o.Credential, o.Signer)
+	if err != nil {
+		return nil, fmt.Errorf("mls: propose update: %w", err)
+	}
+	if o.Capabilities != nil {
+		leaf.Capabilities = o.Capabilities.clone()
+	}
+	pub, private, err := g.suite().GenerateHPKEKey(g.cfg.rand())
+	if err != nil {
+		return nil, fmt.Errorf("mls: propose update: %w", err)
+	}
+	leaf.Source, leaf.EncryptionKey = LeafNodeUpdate, pub
+	leaf.Lifetime, leaf.ParentHash = Lifetime{}, nil
+	if err := leaf.sign(g.suite(), g.cfg.rand(), signer, g.GroupID(), g.own); err != nil {
+		return nil, err
+	}
+	m, err := g.propose(b, Proposal{Type: ProposalUpdate, Update: &Update{LeafNode: *leaf}}, private)
+	if err != nil {
+		return nil, err
+	}
+	g.signers[string(leaf.SignatureKey)] = signer
+	return m, nil
+}
+
+// nextLeaf returns a copy of the own leaf with the credential and signer that are to replace the present ones.
+func (g *Group) nextLeaf(cred *Credential, signer crypto.Signer) (*LeafNode, crypto.Signer, error) {
+	leaf := g.state.tree.Leaf(g.own).clone()
+	if cred != nil {
+		leaf.Credential = *cred
+	}
+	if signer == nil {
+		s, err := g.signer()
+		return leaf, s, err
+	}
+	pub, err := g.suite().SignaturePublicKey(signer.Public())
+	if err != nil {
+		return nil, nil, fmt.Errorf("mls: signer: %w", err)
+	}
+	leaf.SignatureKey = pub
+	return leaf, signer, nil
+}
+
+func (g *Group) propose(b Batch, prop Proposal, private HPKEPrivateKey) (*MLSMessage, error) {
+	if !g.active {
+		return nil, fmt.Errorf("mls: propose: %w", ErrRemoved)
+	}
+	if len(g.state.pending) >= maxPending {
+		return nil, fmt.Errorf("mls: propose: %w: %d proposals pending", ErrMalformed, maxPending)
+	}
+	signer, err := g.signer()
+	if err != nil {
+		return nil, fmt.Errorf("mls: propose: %w", err)
+	}
+	if prop, err = fillNonce(g.suite(), g.cfg.rand(), prop); err != nil {
+		return nil, fmt.Errorf("mls: propose: %w", err)
+	}
+	sender := Sender{Type: SenderMember, Leaf: g.own}
+	r := g.sendingRules()
+	if err := g.state.checkAlone(&r, &resolved{PendingProposal: PendingProposal{Sender: sender, Proposal: prop}}); err != nil {
+		return nil, fmt.Errorf("mls: propose: %w", err)
+	}
+	ac, err := signContent(g.suite(), g.cfg.rand(), signer, WireFormatPublicMessage, FramedContent{
+		GroupID: g.GroupID(), Epoch: g.Epoch(), Sender: sender, ContentType: ContentProposal, Proposal: &prop,
+	}, g.state.encoded)
+	if err != nil {
+		return nil, err
+	}
+	m, err := protectPublic(g.suite(), ac, g.secrets.membership, g.state.encoded)
+	if err != nil {
+		return nil, err
+	}
+	g.state.addPending(orDiscard(b), &pendingEntry{
+		PendingProposal: PendingProposal{Ref: ac.ref(g.suite()), Sender: sender, Proposal: prop}, private: private,
+	})
+	return NewMLSMessage(m), nil
+}
+
+// sendingRules are those for what this client sends, where lifetimes must be checked (RFC 9420, Section 7.3).
+func (g *Group) sendingRules() rules {
+	r := g.cfg.rules()
+	r.now = g.cfg.now
+	return r
+}
+
+// fillNonce gives a PreSharedKey proposal a fresh nonce if it has none.
+func fillNonce(cs CipherSuite, rand io.Reader, prop Proposal) (Proposal, error) {
+	if prop.Type != ProposalPSK || prop.PSK == nil || len(prop.PSK.PSK.Nonce) > 0 {
+		return prop, nil
+	}
+	nonce := make([]byte, cs.HashSize())
+	if _, err := io.ReadFull(rand, nonce); err != nil {
+		return prop, fmt.Errorf("read randomness: %w", err)
+	}
+	psk := *prop.PSK
+	psk.PSK.Nonce = nonce
+	prop.PSK = &psk
+	return prop, nil
+}
+
+// ExternalProposal makes a proposal of an external sender, the group's external sender number senderIndex (RFC 9420,
+// Section 12.1.8). Group members and the PublicGroup check whether it may propose this.
+func ExternalProposal(suite CipherSuite, rand io.Reader, signer crypto.Signer, senderIndex uint32, groupID []byte, epoch uint64, p Proposal) (*MLSMessage, error) {
+	if p.missing() {
+		return nil, fmt.Errorf("mls: external proposal: %w: no body", ErrMalformed)
+	}
+	p, err := fillNonce(suite, rand, p)
+	if err != nil {
+		return nil, fmt.Errorf("mls: external proposal: %w", err)
+	}
+	ac, err := signContent(suite, rand, signer, WireFormatPublicMessage, FramedContent{
+		GroupID: bytes.Clone(groupID), Epoch: epoch, Sender: Sender{Type: SenderExternal, Index: senderIndex},
+		ContentType: ContentProposal, Proposal: &p,
+	}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("mls: external proposal: %w", err)
+	}
+	m, err := protectPublic(suite, ac, nil, nil)
+	if err != nil {
+		return nil, fmt.Errorf("mls: external proposal: %w", err)
+	}
+	return NewMLSMessage(m), nil
+}

@@ -1,0 +1,276 @@
+package mls
+
+import (
+	"bytes"
+	"fmt"
+	"iter"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// PublicGroup is what a server that orders a group's messages knows of it (RFC 9750, Section 5): the tree, the
+// GroupContext and the proposals, and no secret. It checks of a handshake message all but the membership tag, the
+// confirmation tag, path secrets and Welcomes. It isn't safe for concurrent use, apart from the Check methods among
+// themselves once CheckCommit was called in the epoch. A nil Batch keeps changes in memory only.
+type PublicGroup struct {
+	rules rules
+	state publicState
+	info  *GroupInfo
+}
+
+// NewPublicGroup begins with the epoch that gi describes, after it has validated gi's signature and the whole tree
+// (RFC 9420, Section 12.4.3.1). tree may be nil if gi carries it; it belongs to the PublicGroup from then on.
+func NewPublicGroup(cfg PublicConfig, b Batch, gi *GroupInfo, tree *RatchetTree) (*PublicGroup, error) {
+	r := cfg.rules()
+	tree, err := checkGroupInfo(&r, gi, tree)
+	if err != nil {
+		return nil, fmt.Errorf("mls: new public group: %w", err)
+	}
+	g := &PublicGroup{rules: r, state: newPublicState(gi.GroupContext, tree, gi.ConfirmationTag)}
+	b = orDiscard(b)
+	saveTree(b, tree)
+	g.state.saveExtensions(b)
+	g.saveEpoch(b, gi)
+	return g, nil
+}
+
+// saveEpoch writes what every epoch has anew.
+func (g *PublicGroup) saveEpoch(b Batch, gi *GroupInfo) {
+	g.info = gi
+	b.Set(key1(keyHeader), codec.Marshal(&header{
+		kind: kindPublicGroup, slots: g.state.tree.Size(), context: g.state.context, extEpoch: g.state.extEpoch,
+		confirmationTag: g.state.confirmationTag,
+	}))
+	b.Set(key1(keyGroupInfo), codec.Marshal(g.info))
+}
+
+// LoadPublicGroup restores a group from what its operations wrote.
+func LoadPublicGroup(cfg PublicConfig, state iter.Seq2[[]byte, []byte]) (*PublicGroup, error) {
+	in, err := readEntries(state)
+	if err != nil {
+		return nil, err
+	}
+	if in.header.kind != kindPublicGroup {
+		return nil, fmt.Errorf("%w: not a public group", errState)
+	}
+	g := &PublicGroup{rules: cfg.rules(), info: new(GroupInfo)}
+	if g.state, err = in.publicState(); err != nil {
+		return nil, err
+	}
+	if err := codec.Unmarshal(in.groupInfo, g.info); err != nil {
+		return nil, fmt.Errorf("mls: load state: group info: %w", err)
+	}
+	return g, nil
+}
+
+// GroupID returns the group's identifier, which may not be changed.
+func (g *PublicGroup) GroupID() []byte { return g.state.context.GroupID }
+
+// Epoch returns the number of the current epoch.
+func (g *PublicGroup) Epoch() uint64 { return g.state.context.Epoch }
+
+// Suite returns the cipher suite.
+func (g *PublicGroup) Suite() CipherSuite { return g.state.suite() }
+
+// Context returns the GroupContext of the current epoch, whose fields may not be changed.
+func (g *PublicGroup) Context() GroupContext { return g.state.context }
+
+// ConfirmationTag returns the confirmation tag of the commit that began the epoch.
+func (g *PublicGroup) ConfirmationTag() []byte { return g.state.confirmationTag }
+
+// Members returns the members in the order of their leaves.
+func (g *PublicGroup) Members() iter.Seq[Member] { return g.state.members() }
+
+// Member returns the member at a leaf.
+func (g *PublicGroup) Member(i LeafIndex) (Member, bool) { return g.state.member(i) }
+
+// Tree returns the ratchet tree of the current epoch. It stays as it is when the group moves on.
+func (g *PublicGroup) Tree() *RatchetTree { return g.state.tree }
+
+// Dictionary returns the GroupContext's application data, which may not be changed.
+func (g *PublicGroup) Dictionary() AppDataDictionary { return g.state.dictionary() }
+
+// Extension returns the data of an extension of the GroupContext, and whether there is one.
+func (g *PublicGroup) Extension(t ExtensionType) ([]byte, bool) {
+	return g.state.context.Extensions.Find(t)
+}
+
+// Pending returns the proposals of this epoch that no commit has applied.
+func (g *PublicGroup) Pending() []PendingProposal { return g.state.pendingList() }
+
+// GroupInfo returns the current epoch's GroupInfo as its committer signed it, for external joiners. The ratchet tree
+// is in it only if it came with it.
+func (g *PublicGroup) GroupInfo() *GroupInfo { return g.info }
+
+// StagedProposal is a proposal that was checked.
+type StagedProposal struct {
+	epoch uint64
+	entry *pendingEntry
+	known bool
+}
+
+// Proposal returns the proposal with its reference and sender.
+func (s *StagedProposal) Proposal() PendingProposal { return s.entry.PendingProposal }
+
+// Known says that the proposal is pending already.
+func (s *StagedProposal) Known() bool { return s.known }
+
+// CheckProposal checks a proposal of a member or of an external sender, and changes nothing. Proposals of new members
+// are refused.
+func (g *PublicGroup) CheckProposal(m *PublicMessage) (*StagedProposal, error) {
+	s, err := g.checkProposal(m)
+	if err != nil {
+		return nil, fmt.Errorf("mls: check proposal: %w", err)
+	}
+	return s, nil
+}
+
+func (g *PublicGroup) checkProposal(m *PublicMessage) (*StagedProposal, error) {
+	c := &m.Content
+	if c.ContentType != ContentProposal || c.Proposal == nil {
+		return nil, fmt.Errorf("%w: content type %d", ErrMalformed, c.ContentType)
+	}
+	if err := g.state.checkPlace(c.GroupID, c.Epoch); err != nil {
+		return nil, err
+	}
+	ac := m.authenticated()
+	ref := ac.ref(g.Suite())
+	if e := g.state.findPending(ref); e != nil {
+		return &StagedProposal{epoch: g.Epoch(), entry: e, known: true}, nil
+	}
+	if len(g.state.pending) >= maxPending {
+		return nil, fmt.Errorf("%w: %d proposals pending", ErrMalformed, maxPending)
+	}
+	if err := g.state.verifyContent(ac); err != nil {
+		return nil, err
+	}
+	p := PendingProposal{Ref: ref, Sender: c.Sender, Proposal: *c.Proposal}
+	if err := g.state.checkAlone(&g.rules, &resolved{PendingProposal: p}); err != nil {
+		return nil, err
+	}
+	return &StagedProposal{epoch: g.Epoch(), entry: &pendingEntry{PendingProposal: p}}, nil
+}
+
+// ApplyProposal notes a checked proposal as pending. It fails with ErrEpoch if the group has moved on since.
+func (g *PublicGroup) ApplyProposal(b Batch, s *StagedProposal) error {
+	if s.epoch != g.Epoch() {
+		return fmt.Errorf("mls: apply proposal: %w: got %d, want %d", ErrEpoch, s.epoch, g.Epoch())
+	}
+	if s.known || g.state.findPending(s.entry.Ref) != nil {
+		return nil
+	}
+	g.state.addPending(orDiscard(b), s.entry)
+	return nil
+}
+
+// StagedPublic is a commit that was checked.
+type StagedPublic struct {
+	evolution *evolution
+}
+
+// Info says what the commit does.
+func (s *StagedPublic) Info() *StagedInfo { return &s.evolution.info }
+
+// Tree returns the ratchet tree to which the commit leads.
+func (s *StagedPublic) Tree() *RatchetTree { return s.evolution.tree }
+
+// CheckCommit checks a commit as far as public data shows, and changes nothing (RFC 9420, Sections 12.2, 12.4.2 and
+// 12.4.3.2). A ValidationError names the rule that it breaks.
+func (g *PublicGroup) CheckCommit(m *PublicMessage) (*StagedPublic, error) {
+	s, err := g.checkCommit(m)
+	if err != nil {
+		return nil, fmt.Errorf("mls: check commit: %w", err)
+	}
+	return s, nil
+}
+
+func (g *PublicGroup) checkCommit(m *PublicMessage) (*StagedPublic, error) {
+	c := &m.Content
+	if c.ContentType != ContentCommit || c.Commit == nil {
+		return nil, fmt.Errorf("%w: content type %d", ErrMalformed, c.ContentType)
+	}
+	if err := g.state.checkPlace(c.GroupID, c.Epoch); err != nil {
+		return nil, err
+	}
+	ac := m.authenticated()
+	if err := g.state.verifyContent(ac); err != nil {
+		return nil, err
+	}
+	e, err := g.state.stage(&g.rules, ac)
+	if err != nil {
+		return nil, err
+	}
+	if commit := c.Commit; commit.Path != nil {
+		if err := e.checkRecipients(commit.Path); err != nil {
+			return nil, err
+		}
+	}
+	if err := g.state.seal(&g.rules, e, ac.ConfirmationTag); err != nil {
+		return nil, err
+	}
+	return &StagedPublic{evolution: e}, nil
+}
+
+// checkRecipients compares the number of encrypted path secrets with that of their recipients (RFC 9420,
+// Section 7.6). Members find a difference when they decrypt.
+func (e *evolution) checkRecipients(path *UpdatePath) error {
+	_, copath := e.tree.filteredDirectPath(e.committer)
+	for i, n := range copath {
+		if want := len(e.tree.recipients(n, e.added)); want != len(path.Nodes[i].Secrets) {
+			return invalid("7.6", "node %d of the path has %d encrypted secrets, want %d", i, len(path.Nodes[i].Secrets), want)
+		}
+	}
+	return nil
+}
+
+// CheckGroupInfo checks the GroupInfo that the committer sends with the commit: its context and confirmation tag must
+// be those that the commit leads to, and its signature the committer's new leaf's.
+func (s *StagedPublic) CheckGroupInfo(gi *GroupInfo) error {
+	e := s.evolution
+	if !bytes.Equal(codec.Marshal(gi.GroupContext), e.encoded) {
+		return fmt.Errorf("mls: check group info: %w", invalid("12.4.3", "group context differs from the commit's"))
+	}
+	if !bytes.Equal(gi.ConfirmationTag, e.tag) {
+		return fmt.Errorf("mls: check group info: %w", ErrConfirmationTag)
+	}
+	if gi.Signer != e.info.Committer {
+		return fmt.Errorf("mls: check group info: %w", invalid("12.4.3", "signed by leaf %d, committer is %d", gi.Signer, e.info.Committer))
+	}
+	if err := gi.Extensions.validate(); err != nil {
+		return fmt.Errorf("mls: check group info: %w", err)
+	}
+	if err := gi.Verify(e.tree.Leaf(gi.Signer).SignatureKey); err != nil {
+		return fmt.Errorf("mls: check group info: %w", err)
+	}
+	return nil
+}
+
+// CheckTree says whether t is the ratchet tree to which the commit leads.
+func (s *StagedPublic) CheckTree(t *RatchetTree) error {
+	if !bytes.Equal(t.Hash(s.evolution.context.CipherSuite), s.evolution.context.TreeHash) {
+		return fmt.Errorf("mls: check tree: %w", invalid("12.4.3", "tree differs from the commit's"))
+	}
+	return nil
+}
+
+// Apply moves the group to the commit's epoch, writes what changed, and keeps gi, which CheckGroupInfo has accepted,
+// for external joiners. It fails with ErrEpoch if the group has moved on since the commit was checked.
+func (g *PublicGroup) Apply(b Batch, s *StagedPublic, gi *GroupInfo) error {
+	e := s.evolution
+	if err := e.fits(&g.state); err != nil {
+		return fmt.Errorf("mls: apply: %w", err)
+	}
+	b = orDiscard(b)
+	for _, p := range g.state.pending {
+		b.Delete(key32(keyPending, p.number))
+	}
+	before := g.state.extEpoch
+	g.state.adopt(e)
+	saveNodes(b, g.state.tree)
+	if g.state.extEpoch != before {
+		b.Delete(key64(keyExtensions, before))
+		g.state.saveExtensions(b)
+	}
+	g.saveEpoch(b, gi)
+	return nil
+}

@@ -1,0 +1,366 @@
+package mls
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+const sectionAppData = "draft-ietf-mls-extensions 4.6"
+
+func invalidAppData(format string, args ...any) *ValidationError {
+	e := invalid(sectionAppData, format, args...)
+	e.Rule = e.Rule[len("RFC 9420 "):]
+	return e
+}
+
+// checkLeaf checks a leaf that comes into the tree at index i by itself (RFC 9420, Section 7.3). old is the leaf that it
+// replaces, nil if there is none. checkLeafFits compares it with the group's extensions; what must be unique, and what
+// all members must support, is judged by the roster for the commit as a whole.
+func (r *rules) checkLeaf(ctx *GroupContext, l, old *LeafNode, source LeafNodeSource, i LeafIndex) error {
+	cs := ctx.CipherSuite
+	if l.Source != source {
+		return invalid("7.3", "leaf node of source %d, want %d", l.Source, source)
+	}
+	if source != LeafNodeKeyPackage { // a key package's own validation has done these
+		if err := l.validateStatic(); err != nil {
+			return err
+		}
+		if !l.Capabilities.supportsSuite(cs) {
+			return invalid("7.2", "capabilities of the leaf node do not list the group's cipher suite")
+		}
+		if err := cs.checkHPKEPublicKey(l.EncryptionKey); err != nil {
+			return invalid("7.3", "encryption key", err)
+		}
+		if !r.replay {
+			if err := l.verifySignature(cs, ctx.GroupID, i); err != nil {
+				return invalid("7.3", "signature of the leaf node", err)
+			}
+		}
+	}
+	if old != nil && bytes.Equal(l.EncryptionKey, old.EncryptionKey) {
+		return invalid("7.3", "encryption key is that of the leaf it replaces")
+	}
+	return r.checkCredential(cs, l, old)
+}
+
+// checkLeafFits says whether a leaf supports what the group asks of it.
+func checkLeafFits(l *LeafNode, cr *contextRules) error {
+	if err := l.Capabilities.supportsRequired(cr.required); err != nil {
+		return err
+	}
+	for _, t := range cr.types {
+		if !l.Capabilities.supportsExtension(t) {
+			return invalid("13.4", "leaf node does not support extension type %d of the GroupContext", t)
+		}
+	}
+	return nil
+}
+
+// checkCredential has the authentication service judge a credential that is new to the group (RFC 9420,
+// Section 5.3.1).
+func (r *rules) checkCredential(cs CipherSuite, l, old *LeafNode) error {
+	if r.replay {
+		return nil
+	}
+	same := old != nil && l.Credential.Equal(old.Credential)
+	if same && bytes.Equal(l.SignatureKey, old.SignatureKey) {
+		return nil
+	}
+	if err := r.verifier.VerifyCredential(l.Credential, l.SignatureKey, cs); err != nil {
+		return invalid("5.3.1", "credential of the leaf node", err)
+	}
+	if old != nil && !same {
+		if err := r.verifier.ValidSuccessor(old.Credential, l.Credential); err != nil {
+			return invalid("5.3.1", "successor credential", err)
+		}
+	}
+	return nil
+}
+
+// checkKeyPackage checks the KeyPackage of an Add by itself (RFC 9420, Section 10.1).
+func (r *rules) checkKeyPackage(cs CipherSuite, kp *KeyPackage, verified bool) error {
+	if kp.CipherSuite != cs || kp.Version != MLS10 {
+		return invalid("10.1", "key package of suite %d, group of suite %d", uint16(kp.CipherSuite), uint16(cs))
+	}
+	if r.now != nil && !r.replay && !kp.LeafNode.Lifetime.Contains(r.now()) {
+		return invalid("7.3", "lifetime of the leaf node does not contain the current time")
+	}
+	if verified || r.replay {
+		return nil
+	}
+	if err := kp.validateTimeless(); err != nil {
+		return err
+	}
+	return r.checkCredential(cs, &kp.LeafNode, nil)
+}
+
+// checkProposal checks a proposal by itself, when it arrives or when a commit brings it (RFC 9420, Section 12.1).
+func (p *publicState) checkProposal(r *rules, e *resolved) error {
+	cr, err := p.contextRules()
+	if err != nil {
+		return err
+	}
+	prop := &e.Proposal
+	if prop.missing() {
+		return fmt.Errorf("%w: proposal type %d without its body", ErrMalformed, prop.Type)
+	}
+	if e.Sender.Type == SenderExternal {
+		switch prop.Type {
+		case ProposalUpdate, ProposalExternalInit:
+			return invalid("12.1.8", "external sender of proposal type %d", prop.Type)
+		}
+	}
+	switch prop.Type {
+	case ProposalAdd:
+		return r.checkKeyPackage(p.suite(), &prop.Add.KeyPackage, e.verified)
+	case ProposalUpdate:
+		if e.Sender.Type != SenderMember {
+			return invalid("12.1.2", "update of someone who is not a member")
+		}
+		old := p.tree.Leaf(e.Sender.Leaf)
+		if old == nil {
+			return invalid("12.1.2", "update of leaf %d, which is blank", e.Sender.Leaf)
+		}
+		if e.verified {
+			return nil
+		}
+		return r.checkLeaf(&p.context, &prop.Update.LeafNode, old, LeafNodeUpdate, e.Sender.Leaf)
+	case ProposalRemove:
+		if p.tree.Leaf(prop.Remove.Removed) == nil {
+			return invalid("12.1.3", "remove of leaf %d, which is blank", prop.Remove.Removed)
+		}
+	case ProposalPSK:
+		return checkPSK(p.suite(), &prop.PSK.PSK)
+	case ProposalReInit:
+		return invalid("12.1.5", "groups are not reinitialised", ErrUnsupported)
+	case ProposalExternalInit:
+		if e.Sender.Type != SenderNewMemberCommit {
+			return invalid("12.2", "external_init outside of an external commit")
+		}
+	case ProposalGroupContextExtensions:
+		return p.checkExtensions(r, cr, prop.GroupContextExtensions.Extensions)
+	case ProposalAppDataUpdate:
+		return checkAppData(r, prop.AppDataUpdate)
+	default:
+		return fmt.Errorf("%w: proposal type %d", ErrUnsupported, prop.Type)
+	}
+	return nil
+}
+
+// missing says whether the body that Type names isn't set.
+func (p *Proposal) missing() bool {
+	switch p.Type {
+	case ProposalAdd:
+		return p.Add == nil
+	case ProposalUpdate:
+		return p.Update == nil
+	case ProposalRemove:
+		return p.Remove == nil
+	case ProposalPSK:
+		return p.PSK == nil
+	case ProposalReInit:
+		return p.ReInit == nil
+	case ProposalExternalInit:
+		return p.ExternalInit == nil
+	case ProposalGroupContextExtensions:
+		return p.GroupContextExtensions == nil
+	case ProposalAppDataUpdate:
+		return p.AppDataUpdate == nil
+	}
+	return false
+}
+
+// checkPSK is RFC 9420, Section 12.1.4.
+func checkPSK(cs CipherSuite, id *PreSharedKeyID) error {
+	if id.Type == PSKResumption && id.Usage != UsageApplication {
+		return invalid("12.1.4", "resumption key for reinitialisation or branching in a commit")
+	}
+	if len(id.Nonce) != cs.HashSize() {
+		return invalid("12.1.4", "nonce of %d bytes", len(id.Nonce))
+	}
+	return nil
+}
+
+// checkExtensions is RFC 9420, Section 12.1.7, without what concerns the members' support, which the roster judges.
+func (p *publicState) checkExtensions(r *rules, cr *contextRules, ext Extensions) error {
+	next, err := parseContextRules(ext)
+	if err != nil {
+		return err
+	}
+	for _, t := range cr.required.Proposals {
+		if t != ProposalAppDataUpdate {
+			continue
+		}
+		old, had := p.context.Extensions.Find(ExtensionAppDataDictionary)
+		data, has := ext.Find(ExtensionAppDataDictionary)
+		if had != has || !bytes.Equal(old, data) {
+			return invalidAppData("app_data_dictionary changed by group_context_extensions")
+		}
+	}
+	if r.replay {
+		return nil
+	}
+	for i, s := range next.senders {
+		if i < len(cr.senders) && s.Credential.Equal(cr.senders[i].Credential) && bytes.Equal(s.SignatureKey, cr.senders[i].SignatureKey) {
+			continue
+		}
+		if err := r.verifier.VerifyCredential(s.Credential, s.SignatureKey, p.suite()); err != nil {
+			return invalid("5.3.1", "credential of external sender %d", i, err)
+		}
+	}
+	return nil
+}
+
+func checkAppData(r *rules, u *AppDataUpdate) error {
+	if _, ok := r.components[u.Component]; !ok {
+		return invalidAppData("component %d is not known", u.Component)
+	}
+	if u.Op != AppDataOpUpdate && u.Op != AppDataOpRemove {
+		return invalidAppData("operation %d", u.Op)
+	}
+	return nil
+}
+
+// checkList checks that a commit's proposals go together (RFC 9420, Section 12.2). committer is meant if the commit
+// isn't external.
+func (p *publicState) checkList(r *rules, list []resolved, committer LeafIndex, external bool) error {
+	var (
+		touched    = make(map[LeafIndex]bool)
+		psks       = make(map[string]bool)
+		components = make(map[ComponentID]AppDataOp)
+		extensions = 0
+		inits      = 0
+		removes    = 0
+	)
+	for i := range list {
+		e := &list[i]
+		if err := p.checkProposal(r, e); err != nil {
+			return err
+		}
+		prop := &e.Proposal
+		if external {
+			switch prop.Type {
+			case ProposalExternalInit, ProposalRemove, ProposalPSK, ProposalAppDataUpdate:
+			default:
+				return invalid("12.2", "external commit with proposal type %d", prop.Type)
+			}
+		}
+		switch prop.Type {
+		case ProposalUpdate:
+			if e.Sender.Leaf == committer {
+				return invalid("12.2", "update by the committer")
+			}
+			if touched[e.Sender.Leaf] {
+				return invalid("12.2", "two proposals for leaf %d", e.Sender.Leaf)
+			}
+			touched[e.Sender.Leaf] = true
+		case ProposalRemove:
+			if !external && prop.Remove.Removed == committer {
+				return invalid("12.2", "remove of the committer")
+			}
+			if touched[prop.Remove.Removed] {
+				return invalid("12.2", "two proposals for leaf %d", prop.Remove.Removed)
+			}
+			touched[prop.Remove.Removed] = true
+			removes++
+		case ProposalPSK:
+			id := string(codec.Marshal(prop.PSK.PSK))
+			if psks[id] {
+				return invalid("12.2", "two proposals of one pre-shared key")
+			}
+			psks[id] = true
+		case ProposalGroupContextExtensions:
+			if extensions++; extensions > 1 {
+				return invalid("12.2", "two group_context_extensions proposals")
+			}
+		case ProposalExternalInit:
+			inits++
+		case ProposalAppDataUpdate:
+			id, op := prop.AppDataUpdate.Component, prop.AppDataUpdate.Op
+			if before := components[id]; before != 0 && (before == AppDataOpRemove || op == AppDataOpRemove) {
+				return invalidAppData("removal of component %d beside another proposal for it", id)
+			}
+			components[id] = op
+		}
+	}
+	switch {
+	case external && inits != 1:
+		return invalid("12.2", "external commit with %d external_init proposals", inits)
+	case external && removes > 1:
+		return invalid("12.2", "external commit with %d removes", removes)
+	case len(components) > 0:
+		return p.checkSupport(r, list, ProposalAppDataUpdate)
+	}
+	return nil
+}
+
+// checkSupport says whether all members who will process the commit support a proposal type that isn't a default one
+// (RFC 9420, Sections 12.2 and 13.2).
+func (p *publicState) checkSupport(r *rules, list []resolved, t ProposalType) error {
+	counts, err := p.roster(r.verifier)
+	if err != nil {
+		return err
+	}
+	members, support := counts.members, counts.proposals[t]
+	for i := range list {
+		if prop := &list[i].Proposal; prop.Type == ProposalRemove {
+			members--
+			if l := p.tree.Leaf(prop.Remove.Removed); l.Capabilities.supportsProposal(t) {
+				support--
+			}
+		}
+	}
+	if members != support {
+		return invalid("12.2", "proposal type %d is not supported by all members", t)
+	}
+	return nil
+}
+
+// pathRequired says whether a commit of these proposals must have a path (RFC 9420, Section 12.4).
+func pathRequired(list []resolved) bool {
+	for i := range list {
+		switch list[i].Proposal.Type {
+		case ProposalUpdate, ProposalRemove, ProposalExternalInit, ProposalGroupContextExtensions:
+			return true
+		}
+	}
+	return len(list) == 0
+}
+
+// dictionaryOf decodes the app_data_dictionary of a GroupContext; without one it is empty.
+func dictionaryOf(ext Extensions) (AppDataDictionary, error) {
+	var d AppDataDictionary
+	data, ok := ext.Find(ExtensionAppDataDictionary)
+	if !ok {
+		return nil, nil
+	}
+	if err := codec.Unmarshal(data, &d); err != nil {
+		return nil, fmt.Errorf("mls: application data dictionary: %w", err)
+	}
+	return d, nil
+}
+
+// checkAlone checks a proposal that is sent by itself more strictly than its receivers may: it must be valid in a
+// commit without others. (With others it may be, if group_context_extensions is among them.)
+func (p *publicState) checkAlone(r *rules, e *resolved) error {
+	if err := p.checkProposal(r, e); err != nil {
+		return err
+	}
+	cr, err := p.contextRules()
+	if err != nil {
+		return err
+	}
+	switch prop := &e.Proposal; prop.Type {
+	case ProposalAdd:
+		return checkLeafFits(&prop.Add.KeyPackage.LeafNode, cr)
+	case ProposalUpdate:
+		return checkLeafFits(&prop.Update.LeafNode, cr)
+	case ProposalAppDataUpdate:
+		if _, ok := p.dictionary().Get(prop.AppDataUpdate.Component); !ok && prop.AppDataUpdate.Op == AppDataOpRemove {
+			return invalidAppData("removal of component %d, which has no data", prop.AppDataUpdate.Component)
+		}
+	}
+	return nil
+}

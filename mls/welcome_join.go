@@ -1,0 +1,159 @@
+package mls
+
+import (
+	"bytes"
+	"crypto"
+	"fmt"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// JoinGroup joins by a Welcome (RFC 9420, Section 12.4.3.1). kp is the KeyPackage that the Welcome names, secrets its
+// private keys, signer its signature key. tree is the ratchet tree if the Welcome's GroupInfo doesn't carry it, nil
+// otherwise; it belongs to the group from then on. The caller makes sure that it isn't in a group of that identifier
+// already.
+func JoinGroup(cfg Config, b Batch, signer crypto.Signer, w *Welcome, kp *KeyPackage, secrets *KeyPackageSecrets, tree *RatchetTree) (*Group, error) {
+	g, err := joinGroup(cfg, signer, w, kp, secrets, tree)
+	if err != nil {
+		return nil, fmt.Errorf("mls: join: %w", err)
+	}
+	g.saveAll(orDiscard(b))
+	return g, nil
+}
+
+func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, keys *KeyPackageSecrets, tree *RatchetTree) (*Group, error) {
+	if kp.CipherSuite != w.CipherSuite {
+		return nil, invalid("12.4.3.1", "welcome of suite %d, key package of suite %d", uint16(w.CipherSuite), uint16(kp.CipherSuite))
+	}
+	gs, err := w.decryptSecrets(kp.Ref(), keys.InitKey)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range gs.PSKs {
+		if id.Type == PSKResumption && id.Usage != UsageApplication {
+			return nil, invalid("12.4.3.1", "welcome to a reinitialised or branched group", ErrUnsupported)
+		}
+		if len(id.Nonce) != w.CipherSuite.HashSize() {
+			return nil, invalid("8.4", "nonce of %d bytes", len(id.Nonce))
+		}
+	}
+	psk, err := derivePSK(cfg, w.CipherSuite, gs.PSKs, nil)
+	if err != nil {
+		return nil, err
+	}
+	gi, err := w.decryptGroupInfo(gs.JoinerSecret, psk)
+	if err != nil {
+		return nil, err
+	}
+	if gi.GroupContext.CipherSuite != kp.CipherSuite {
+		return nil, invalid("12.4.3.1", "group of suite %d, key package of suite %d", uint16(gi.GroupContext.CipherSuite), uint16(kp.CipherSuite))
+	}
+	r := cfg.rules()
+	tree, err = checkGroupInfo(&r, gi, tree)
+	if err != nil {
+		return nil, err
+	}
+	own, err := findLeaf(tree, &kp.LeafNode)
+	if err != nil {
+		return nil, err
+	}
+	if own == gi.Signer {
+		return nil, invalid("12.4.3.1", "group info signed by the new member's own leaf")
+	}
+	cs := kp.CipherSuite
+	private := newTreePrivate(own, keys.EncryptionKey)
+	if gs.PathSecret != nil {
+		if err := tree.installPathSecret(cs, private, gi.Signer, gs.PathSecret); err != nil {
+			return nil, err
+		}
+	}
+	es := cs.epochSecrets(gs.JoinerSecret, psk, codec.Marshal(gi.GroupContext))
+	if err := es.verifyConfirmationTag(cs, gi.GroupContext.ConfirmedTranscriptHash, gi.ConfirmationTag); err != nil {
+		return nil, err
+	}
+	g := &Group{
+		cfg: cfg, state: newPublicState(gi.GroupContext, tree, gi.ConfirmationTag), own: own, active: true,
+		private: private, signers: make(map[string]crypto.Signer),
+	}
+	g.start(es)
+	if err := g.AddSigner(signer); err != nil {
+		return nil, err
+	}
+	if _, err := g.signer(); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+func findLeaf(t *RatchetTree, l *LeafNode) (LeafIndex, error) {
+	enc := codec.Marshal(l)
+	for i, other := range t.Leaves() {
+		if bytes.Equal(other.EncryptionKey, l.EncryptionKey) && bytes.Equal(codec.Marshal(other), enc) {
+			return i, nil
+		}
+	}
+	return 0, invalid("12.4.3.1", "the key package's leaf is not in the tree")
+}
+
+// checkGroupInfo checks a GroupInfo and the ratchet tree that belongs to it, which it returns: the extension's, or
+// else the one given (RFC 9420, Section 12.4.3.1).
+func checkGroupInfo(r *rules, gi *GroupInfo, tree *RatchetTree) (*RatchetTree, error) {
+	ctx := &gi.GroupContext
+	if ctx.Version != MLS10 || !ctx.CipherSuite.Supported() {
+		return nil, fmt.Errorf("%w: group of version %d, %v", ErrUnsupported, ctx.Version, ctx.CipherSuite)
+	}
+	if err := gi.Extensions.validate(); err != nil {
+		return nil, err
+	}
+	inside, err := gi.RatchetTree()
+	if err != nil {
+		return nil, fmt.Errorf("ratchet tree: %w", err)
+	}
+	if inside != nil {
+		tree = inside
+	}
+	if tree == nil {
+		return nil, invalid("12.4.3.3", "no ratchet tree")
+	}
+	if !bytes.Equal(tree.Hash(ctx.CipherSuite), ctx.TreeHash) {
+		return nil, invalid("12.4.3.1", "tree hash differs from the group context's")
+	}
+	signer := tree.Leaf(gi.Signer)
+	if signer == nil {
+		return nil, invalid("12.4.3.1", "signer %d of the group info is not a member", gi.Signer)
+	}
+	if err := gi.Verify(signer.SignatureKey); err != nil {
+		return nil, err
+	}
+	cr, err := parseContextRules(ctx.Extensions)
+	if err != nil {
+		return nil, err
+	}
+	if err := tree.validate(ctx.CipherSuite, ctx.GroupID, func(i LeafIndex, l *LeafNode) error {
+		if err := l.validateStatic(); err != nil {
+			return err
+		}
+		if !l.Capabilities.supportsSuite(ctx.CipherSuite) {
+			return invalid("7.2", "capabilities of leaf %d do not list the group's cipher suite", i)
+		}
+		if err := checkLeafFits(l, cr); err != nil {
+			return err
+		}
+		return r.checkCredential(ctx.CipherSuite, l, nil)
+	}); err != nil {
+		return nil, err
+	}
+	counts, err := rosterOf(tree, r.verifier)
+	if err != nil {
+		return nil, err
+	}
+	if err := newRoster().checkChange(counts, cr); err != nil {
+		return nil, err
+	}
+	for i, s := range cr.senders {
+		if err := r.verifier.VerifyCredential(s.Credential, s.SignatureKey, ctx.CipherSuite); err != nil {
+			return nil, invalid("5.3.1", "credential of external sender %d", i, err)
+		}
+	}
+	return tree, nil
+}
