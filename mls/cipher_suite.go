@@ -47,8 +47,8 @@ type suiteParams struct {
 	kemID             uint16
 	kdfID             uint16
 	aeadID            uint16
-	kem               ecdh.Curve
-	kemKeySize        int // Nsk
+	kem               ecdh.Curve // nil: X25519, by circl
+	kemKeySize        int        // Nsk
 	kemHash           func() hash.Hash
 	hash              func() hash.Hash
 	cryptoHash        crypto.Hash
@@ -68,11 +68,11 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 }
 
 var (
-	suite1 = suiteParams{"MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519", 0x0020, 1, 1, ecdh.X25519(), 32, sha256.New,
+	suite1 = suiteParams{"MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519", 0x0020, 1, 1, nil, 32, sha256.New,
 		sha256.New, crypto.SHA256, 32, 16, nil, newGCM}
 	suite2 = suiteParams{"MLS_128_DHKEMP256_AES128GCM_SHA256_P256", 0x0010, 1, 1, ecdh.P256(), 32, sha256.New,
 		sha256.New, crypto.SHA256, 32, 16, elliptic.P256(), newGCM}
-	suite3 = suiteParams{"MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519", 0x0020, 1, 3, ecdh.X25519(), 32, sha256.New,
+	suite3 = suiteParams{"MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519", 0x0020, 1, 3, nil, 32, sha256.New,
 		sha256.New, crypto.SHA256, 32, 32, nil, chacha20poly1305.New}
 	suite5 = suiteParams{"MLS_256_DHKEMP521_AES256GCM_SHA512_P521", 0x0012, 3, 2, ecdh.P521(), 66, sha512.New,
 		sha512.New, crypto.SHA512, 64, 32, elliptic.P521(), newGCM}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"hash"
 	"io"
+
+	"github.com/cloudflare/circl/dh/x25519"
 )
 
 // HPKE in base mode (RFC 9180). Go's crypto/hpke draws its own randomness, hashes the info for each recipient and
@@ -61,16 +63,76 @@ func labeledExpand(h func() hash.Hash, prk, suiteID []byte, label string, info [
 	return hkdfExpand(h, prk, b, n)
 }
 
+// kemKey is a private key of a KEM: an *ecdh.PrivateKey, or an X25519 key for circl, whose X25519 takes half to two
+// thirds of the time (BenchmarkPrimitives); on the NIST curves Go's is faster or, on P-384, the constant-time one.
+type kemKey struct {
+	nist   *ecdh.PrivateKey
+	x25519 x25519.Key
+}
+
+func (p *suiteParams) newKEMKey(b []byte) (*kemKey, error) {
+	k := new(kemKey)
+	if p.kem == nil {
+		if copy(k.x25519[:], b) != x25519.Size || len(b) != x25519.Size {
+			return nil, errPrivateKey
+		}
+		return k, nil
+	}
+	nist, err := p.kem.NewPrivateKey(b)
+	if err != nil {
+		return nil, errPrivateKey // without the cause, which may quote the key
+	}
+	k.nist = nist
+	return k, nil
+}
+
+var (
+	errPrivateKey = errors.New("mls: HPKE private key is malformed")
+	errPublicKey  = fmt.Errorf("%w: HPKE public key", ErrMalformed)
+)
+
+func (k *kemKey) private() HPKEPrivateKey {
+	if k.nist == nil {
+		return k.x25519[:]
+	}
+	return k.nist.Bytes()
+}
+
+func (k *kemKey) public() HPKEPublicKey {
+	if k.nist == nil {
+		var pub x25519.Key
+		x25519.KeyGen(&pub, &k.x25519)
+		return pub[:]
+	}
+	return k.nist.PublicKey().Bytes()
+}
+
+// dh fails if pub isn't a point of the curve, or if the shared secret would be zero (RFC 9180, Section 7.1.4).
+func (k *kemKey) dh(pub []byte) ([]byte, error) {
+	if k.nist == nil {
+		var shared, peer x25519.Key
+		if copy(peer[:], pub) != x25519.Size || len(pub) != x25519.Size || !x25519.Shared(&shared, &k.x25519, &peer) {
+			return nil, errPublicKey
+		}
+		return shared[:], nil
+	}
+	pk, err := k.nist.Curve().NewPublicKey(pub)
+	if err != nil {
+		return nil, errPublicKey
+	}
+	return k.nist.ECDH(pk)
+}
+
 // GenerateHPKEKey makes a key pair of the suite's KEM.
 func (cs CipherSuite) GenerateHPKEKey(rand io.Reader) (HPKEPublicKey, HPKEPrivateKey, error) {
-	priv, err := cs.generateKEMKey(rand)
+	k, err := cs.generateKEMKey(rand)
 	if err != nil {
 		return nil, nil, err
 	}
-	return priv.PublicKey().Bytes(), priv.Bytes(), nil
+	return k.public(), k.private(), nil
 }
 
-func (cs CipherSuite) generateKEMKey(rand io.Reader) (*ecdh.PrivateKey, error) {
+func (cs CipherSuite) generateKEMKey(rand io.Reader) (*kemKey, error) {
 	ikm := make(secret, cs.params().kemKeySize)
 	if _, err := io.ReadFull(rand, ikm); err != nil {
 		return nil, fmt.Errorf("mls: generate HPKE key: %w", err)
@@ -80,27 +142,27 @@ func (cs CipherSuite) generateKEMKey(rand io.Reader) (*ecdh.PrivateKey, error) {
 
 // DeriveHPKEKey is KEM.DeriveKeyPair (RFC 9180, Section 7.1.3): the same key pair for the same secret.
 func (cs CipherSuite) DeriveHPKEKey(ikm []byte) (HPKEPublicKey, HPKEPrivateKey, error) {
-	priv, err := cs.deriveKEMKey(ikm)
+	k, err := cs.deriveKEMKey(ikm)
 	if err != nil {
 		return nil, nil, err
 	}
-	return priv.PublicKey().Bytes(), priv.Bytes(), nil
+	return k.public(), k.private(), nil
 }
 
-func (cs CipherSuite) deriveKEMKey(ikm []byte) (*ecdh.PrivateKey, error) {
+func (cs CipherSuite) deriveKEMKey(ikm []byte) (*kemKey, error) {
 	p := cs.params()
 	id := p.kemSuiteID()
 	prk := labeledExtract(p.kemHash, id, nil, "dkp_prk", ikm)
-	if p.kem == ecdh.X25519() {
-		return p.kem.NewPrivateKey(labeledExpand(p.kemHash, prk, id, "sk", nil, p.kemKeySize))
+	if p.kem == nil {
+		return p.newKEMKey(labeledExpand(p.kemHash, prk, id, "sk", nil, p.kemKeySize))
 	}
 	for counter := range 256 {
 		b := labeledExpand(p.kemHash, prk, id, "candidate", []byte{byte(counter)}, p.kemKeySize)
 		if p.kem == ecdh.P521() {
 			b[0] &= 1
 		}
-		if key, err := p.kem.NewPrivateKey(b); err == nil {
-			return key, nil
+		if k, err := p.newKEMKey(b); err == nil {
+			return k, nil
 		}
 	}
 	return nil, errors.New("mls: derive HPKE key: no candidate in range")
@@ -108,55 +170,57 @@ func (cs CipherSuite) deriveKEMKey(ikm []byte) (*ecdh.PrivateKey, error) {
 
 // hpkePublicOf returns the public key of a private one.
 func (cs CipherSuite) hpkePublicOf(priv HPKEPrivateKey) (HPKEPublicKey, error) {
-	k, err := cs.params().kem.NewPrivateKey(priv)
+	k, err := cs.params().newKEMKey(priv)
 	if err != nil {
-		return nil, errors.New("mls: HPKE private key is malformed")
+		return nil, err
 	}
-	return k.PublicKey().Bytes(), nil
+	return k.public(), nil
 }
 
 // checkHPKEPublicKey says whether pub is a point of the suite's KEM.
 func (cs CipherSuite) checkHPKEPublicKey(pub HPKEPublicKey) error {
-	if _, err := cs.params().kem.NewPublicKey(pub); err != nil {
-		return fmt.Errorf("%w: HPKE public key: %w", ErrMalformed, err)
+	p := cs.params()
+	if p.kem == nil {
+		if len(pub) != x25519.Size {
+			return errPublicKey
+		}
+		return nil
+	}
+	if _, err := p.kem.NewPublicKey(pub); err != nil {
+		return errPublicKey
 	}
 	return nil
 }
 
 // encap and decap are RFC 9180, Section 4.1.
 func (cs CipherSuite) encap(rand io.Reader, pub HPKEPublicKey) (shared, enc []byte, err error) {
-	p := cs.params()
-	pk, err := p.kem.NewPublicKey(pub)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w: HPKE public key: %w", ErrMalformed, err)
-	}
 	ephemeral, err := cs.generateKEMKey(rand)
 	if err != nil {
 		return nil, nil, err
 	}
-	dh, err := ephemeral.ECDH(pk)
+	dh, err := ephemeral.dh(pub)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: HPKE public key: %w", ErrMalformed, err)
+		return nil, nil, err
 	}
-	enc = ephemeral.PublicKey().Bytes()
-	return p.kemShared(dh, enc, pub), enc, nil
+	enc = ephemeral.public()
+	return cs.params().kemShared(dh, enc, pub), enc, nil
 }
 
-func (cs CipherSuite) decap(priv HPKEPrivateKey, enc []byte) ([]byte, error) {
+// decap takes the private key's public one too, if the caller has it; nil computes it.
+func (cs CipherSuite) decap(priv HPKEPrivateKey, pub HPKEPublicKey, enc []byte) ([]byte, error) {
 	p := cs.params()
-	sk, err := p.kem.NewPrivateKey(priv)
+	k, err := p.newKEMKey(priv)
 	if err != nil {
-		return nil, errors.New("mls: HPKE private key is malformed")
+		return nil, err
 	}
-	pk, err := p.kem.NewPublicKey(enc)
+	dh, err := k.dh(enc)
 	if err != nil {
-		return nil, fmt.Errorf("%w: KEM output: %w", ErrDecrypt, err)
+		return nil, fmt.Errorf("%w: KEM output is malformed", ErrDecrypt)
 	}
-	dh, err := sk.ECDH(pk)
-	if err != nil {
-		return nil, fmt.Errorf("%w: KEM output: %w", ErrDecrypt, err)
+	if pub == nil {
+		pub = k.public()
 	}
-	return p.kemShared(dh, enc, sk.PublicKey().Bytes()), nil
+	return p.kemShared(dh, enc, pub), nil
 }
 
 func (p *suiteParams) kemShared(dh, enc, pub []byte) []byte {
@@ -195,8 +259,9 @@ func (cs CipherSuite) hpkeSeal(rand io.Reader, pub HPKEPublicKey, info hpkeInfo,
 	return HPKECiphertext{KEMOutput: enc, Ciphertext: ct}, nil
 }
 
-func (cs CipherSuite) hpkeOpen(priv HPKEPrivateKey, info hpkeInfo, ct HPKECiphertext) ([]byte, error) {
-	shared, err := cs.decap(priv, ct.KEMOutput)
+// hpkeOpen takes the private key's public one too, if the caller has it; nil computes it.
+func (cs CipherSuite) hpkeOpen(priv HPKEPrivateKey, pub HPKEPublicKey, info hpkeInfo, ct HPKECiphertext) ([]byte, error) {
+	shared, err := cs.decap(priv, pub, ct.KEMOutput)
 	if err != nil {
 		return nil, err
 	}
@@ -211,7 +276,7 @@ func (cs CipherSuite) EncryptWithLabel(rand io.Reader, publicKey HPKEPublicKey, 
 
 // DecryptWithLabel opens what EncryptWithLabel sealed. It fails with ErrDecrypt.
 func (cs CipherSuite) DecryptWithLabel(privateKey HPKEPrivateKey, label string, context []byte, ct HPKECiphertext) ([]byte, error) {
-	return cs.hpkeOpen(privateKey, cs.hpkeInfo(label, context), ct)
+	return cs.hpkeOpen(privateKey, nil, cs.hpkeInfo(label, context), ct)
 }
 
 const externalInitContext = "MLS 1.0 external init secret"
@@ -233,11 +298,11 @@ func (cs CipherSuite) externalInitSend(rand io.Reader, externalPub HPKEPublicKey
 
 // externalInitReceive computes the init secret that a joiner made.
 func (cs CipherSuite) externalInitReceive(externalSecret secret, kemOutput []byte) (secret, error) {
-	_, priv, err := cs.DeriveHPKEKey(externalSecret)
+	pub, priv, err := cs.DeriveHPKEKey(externalSecret)
 	if err != nil {
 		return nil, err
 	}
-	shared, err := cs.decap(priv, kemOutput)
+	shared, err := cs.decap(priv, pub, kemOutput)
 	if err != nil {
 		return nil, fmt.Errorf("mls: external init: %w", err)
 	}

@@ -257,7 +257,7 @@ func (t *RatchetTree) decryptPath(cs CipherSuite, priv *treePrivate, sender Leaf
 	if at < 0 {
 		return nil, nil, errors.New("mls: path: no private key for it")
 	}
-	s, err := cs.DecryptWithLabel(priv.keys[to[at]], labelUpdatePathNode, ctx, p.Nodes[k].Secrets[at])
+	s, err := cs.hpkeOpen(priv.keys[to[at]], t.publicKey(to[at]), cs.hpkeInfo(labelUpdatePathNode, ctx), p.Nodes[k].Secrets[at])
 	if err != nil {
 		return nil, nil, fmt.Errorf("mls: path secret: %w", err)
 	}

@@ -227,7 +227,9 @@ func TestVectorsDeserialization(t *testing.T) {
 		Length int      `json:"length"`
 	}
 	for _, v := range loadVectors[vector](t, "deserialization") {
-		r := codec.NewReader(append(bytes.Clone(v.Header), make([]byte, v.Length)...))
+		b := make([]byte, len(v.Header)+v.Length) // up to 1 GiB of pages that nothing touches
+		copy(b, v.Header)
+		r := codec.NewReader(b)
 		if got := r.Length(); r.Err() != nil || got != v.Length {
 			t.Errorf("%x: got %d and %v, want %d", v.Header, got, r.Err(), v.Length)
 		}
