@@ -1,6 +1,7 @@
 package mls
 
 import (
+	"cmp"
 	"crypto/rand"
 	"io"
 	"math/bits"
@@ -33,6 +34,9 @@ type Config struct {
 	// MaxForward is how many generations at once a sender's ratchet may be moved on by one message; 0 means
 	// 100,000, which takes about a tenth of a second.
 	MaxForward uint32
+	// MaxLifetime is the longest total lifetime of a new member's leaf, the same for all members (RFC 9420,
+	// Section 7.2); 0 means the constant of that name, less than 0 no limit.
+	MaxLifetime time.Duration
 	// Policy, if set, sees every commit, own ones too, after the checks of RFC 9420 and before it is staged; an
 	// error refuses it. It is for rules that all members judge alike.
 	Policy func(*StagedInfo) error
@@ -54,8 +58,9 @@ type PublicConfig struct {
 	IgnoreLifetime bool
 	Verifier       CredentialVerifier
 	Components     map[ComponentID]Component
-	// Policy is as in Config.
-	Policy func(*StagedInfo) error
+	// MaxLifetime and Policy are as in Config.
+	MaxLifetime time.Duration
+	Policy      func(*StagedInfo) error
 }
 
 const (
@@ -101,11 +106,11 @@ func (c *Config) padded(n int) int {
 }
 
 func (c *Config) rules() rules {
-	return rules{verifier: c.Verifier, components: c.Components, policy: c.Policy}
+	return rules{verifier: c.Verifier, components: c.Components, policy: c.Policy, maxLifetime: cmp.Or(c.MaxLifetime, MaxLifetime)}
 }
 
 func (c *PublicConfig) rules() rules {
-	r := rules{verifier: c.Verifier, components: c.Components, policy: c.Policy}
+	r := rules{verifier: c.Verifier, components: c.Components, policy: c.Policy, maxLifetime: cmp.Or(c.MaxLifetime, MaxLifetime)}
 	switch {
 	case c.IgnoreLifetime:
 	case c.Time != nil:

@@ -12,7 +12,8 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
-// MaxLifetime is the longest total lifetime of a KeyPackage that is accepted (RFC 9420, Section 7.2).
+// MaxLifetime is the longest total lifetime of a KeyPackage that is accepted unless the application sets another (RFC
+// 9420, Section 7.2).
 const MaxLifetime = 400 * 24 * time.Hour
 
 // DefaultLifetime is that of a KeyPackage whose options name none.
@@ -83,11 +84,26 @@ func (kp *KeyPackage) Validate(now time.Time, v CredentialVerifier) error {
 	if err := kp.validateTimeless(); err != nil {
 		return err
 	}
+	if err := kp.LeafNode.checkLifetimeLength(MaxLifetime); err != nil {
+		return err
+	}
 	if !kp.LeafNode.Lifetime.Contains(now) {
 		return invalid("7.3", "lifetime of the leaf node does not contain the current time")
 	}
 	if err := v.VerifyCredential(kp.LeafNode.Credential, kp.LeafNode.SignatureKey, kp.CipherSuite); err != nil {
 		return invalid("5.3.1", "credential of the key package", err)
+	}
+	return nil
+}
+
+// checkLifetimeLength refuses a total lifetime past longest, which is a rule of the application (RFC 9420, Section 7.2);
+// less than 0 means no limit.
+func (l *LeafNode) checkLifetimeLength(longest time.Duration) error {
+	if l.Source != LeafNodeKeyPackage {
+		return nil
+	}
+	if n := l.Lifetime; n.NotAfter < n.NotBefore || longest >= 0 && n.NotAfter-n.NotBefore > uint64(longest/time.Second) {
+		return invalid("7.2", "lifetime of the leaf node longer than %d seconds", longest/time.Second)
 	}
 	return nil
 }
@@ -106,8 +122,6 @@ func (kp *KeyPackage) validateTimeless() error {
 		return invalid("10.1", "init key and encryption key are equal")
 	case !l.Capabilities.supportsSuite(kp.CipherSuite):
 		return invalid("7.2", "capabilities of the leaf node do not list the key package's cipher suite")
-	case l.Lifetime.NotAfter < l.Lifetime.NotBefore || l.Lifetime.NotAfter-l.Lifetime.NotBefore > uint64(MaxLifetime/time.Second):
-		return invalid("7.2", "lifetime of the leaf node longer than %d days", MaxLifetime/(24*time.Hour))
 	}
 	if err := l.validateStatic(); err != nil {
 		return err

@@ -14,7 +14,9 @@ type rules struct {
 	verifier   CredentialVerifier
 	components map[ComponentID]Component
 	policy     func(*StagedInfo) error
-	now        func() time.Time // nil: lifetimes aren't checked
+	now        func() time.Time // nil: lifetimes aren't compared with the time
+	// maxLifetime is the longest total lifetime of a new member's leaf.
+	maxLifetime time.Duration
 	// replay is set when what was judged before is computed again from the store: signatures, credentials and the
 	// policy are left out, since what varies in time may have changed.
 	replay bool

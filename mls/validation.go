@@ -84,6 +84,9 @@ func (r *rules) checkKeyPackage(cs CipherSuite, kp *KeyPackage, verified bool) e
 	if kp.CipherSuite != cs || kp.Version != MLS10 {
 		return invalid("10.1", "key package of suite %d, group of suite %d", uint16(kp.CipherSuite), uint16(cs))
 	}
+	if err := kp.LeafNode.checkLifetimeLength(r.maxLifetime); err != nil {
+		return err
+	}
 	if r.now != nil && !r.replay && !kp.LeafNode.Lifetime.Contains(r.now()) {
 		return invalid("7.3", "lifetime of the leaf node does not contain the current time")
 	}

@@ -136,6 +136,9 @@ func checkGroupInfo(r *rules, gi *GroupInfo, tree *RatchetTree) (*RatchetTree, e
 		if !l.Capabilities.supportsSuite(ctx.CipherSuite) {
 			return invalid("7.2", "capabilities of leaf %d do not list the group's cipher suite", i)
 		}
+		if err := l.checkLifetimeLength(r.maxLifetime); err != nil {
+			return err
+		}
 		if err := checkLeafFits(l, cr); err != nil {
 			return err
 		}
