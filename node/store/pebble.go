@@ -1,0 +1,281 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Options of a Pebble store; the zero value has defaults fit for a node on a small machine.
+type Options struct {
+	// CacheBytes is the size of the block cache; 0 means 16 MiB.
+	CacheBytes int64
+	// MemTableBytes is the size of one memtable; 0 means 8 MiB.
+	MemTableBytes uint64
+	// Log gets Pebble's errors; nil discards them. An error on which Pebble can't go on, such as a write-ahead log that
+	// can't be written, ends the process: what was acknowledged is on disk, and the next start recovers it.
+	Log *slog.Logger
+}
+
+// Pebble is a Store in a local directory.
+type Pebble struct {
+	db   *pebble.DB
+	lock *pebble.Lock
+
+	// closing is held for reading by every call; Close holds it for writing and sets closed.
+	closing sync.RWMutex
+	closed  bool
+
+	// order is held for writing while a compare-and-swap reads and applies, and for reading by blind writes, which may
+	// pass each other. Nobody holds it across a sync.
+	order sync.RWMutex
+}
+
+// Open opens the store in dir and makes it, with mode 0700, if there is none. The error wraps ErrInUse if another
+// process has it open.
+func Open(dir string, o Options) (*Pebble, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the store's directory: %w", err)
+	}
+	return OpenFS(vfs.Default, dir, o)
+}
+
+// OpenFS is Open on another file system than the machine's; tests use it to simulate crashes.
+func OpenFS(fs vfs.FS, dir string, o Options) (*Pebble, error) {
+	if o.CacheBytes == 0 {
+		o.CacheBytes = 16 << 20
+	}
+	if o.MemTableBytes == 0 {
+		o.MemTableBytes = 8 << 20
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the store's directory: %w", err)
+	}
+	lock, err := pebble.LockDirectory(dir, fs)
+	if err != nil {
+		return nil, fmt.Errorf("locking the store in %s: %w (%v)", dir, ErrInUse, err)
+	}
+	options := &pebble.Options{
+		FS:                 fs,
+		Lock:               lock,
+		FormatMajorVersion: pebble.FormatNewest,
+		CacheSize:          o.CacheBytes,
+		MemTableSize:       o.MemTableBytes,
+		Logger:             pebbleLog{o.Log},
+	}
+	for i := range options.Levels {
+		options.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	db, err := pebble.Open(dir, options)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the store in %s: %w", dir, err), lock.Close())
+	}
+	return &Pebble{db: db, lock: lock}, nil
+}
+
+// Get is as in Store.
+func (p *Pebble) Get(key []byte) ([]byte, error) {
+	p.closing.RLock()
+	defer p.closing.RUnlock()
+	if p.closed {
+		return nil, ErrClosed
+	}
+	return p.get(key)
+}
+
+func (p *Pebble) get(key []byte) ([]byte, error) {
+	value, closer, err := p.db.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading from the store: %w", err)
+	}
+	v := make([]byte, len(value))
+	copy(v, value)
+	return v, closer.Close()
+}
+
+// Scan is as in Store. fn may call the store.
+func (p *Pebble) Scan(start, end []byte, fn func(key, value []byte) bool) error {
+	p.closing.RLock()
+	if p.closed {
+		p.closing.RUnlock()
+		return ErrClosed
+	}
+	it, err := p.db.NewIter(&pebble.IterOptions{LowerBound: slices.Clone(start), UpperBound: slices.Clone(end)})
+	p.closing.RUnlock()
+	if err != nil {
+		return fmt.Errorf("reading from the store: %w", err)
+	}
+	for ok := it.First(); ok; ok = it.Next() {
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return errors.Join(fmt.Errorf("reading from the store: %w", err), it.Close())
+		}
+		if !fn(it.Key(), value) {
+			break
+		}
+	}
+	if err := it.Error(); err != nil {
+		return errors.Join(fmt.Errorf("reading from the store: %w", err), it.Close())
+	}
+	return it.Close()
+}
+
+// Commit is as in Store.
+func (p *Pebble) Commit(changes, expect map[string][]byte) (bool, error) {
+	p.closing.RLock()
+	defer p.closing.RUnlock()
+	if p.closed {
+		return false, ErrClosed
+	}
+	batch := p.db.NewBatch()
+	for key, value := range changes {
+		var err error
+		if value == nil {
+			err = batch.Delete([]byte(key), nil)
+		} else {
+			err = batch.Set([]byte(key), value, nil)
+		}
+		if err != nil {
+			return false, errors.Join(fmt.Errorf("filling a batch: %w", err), batch.Close())
+		}
+	}
+	ok, err := p.swap(batch, expect)
+	if err != nil || !ok {
+		return false, errors.Join(err, batch.Close())
+	}
+	if batch.Empty() {
+		return true, batch.Close()
+	}
+	if err := p.sync(batch); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
+// swap applies the batch, without waiting for the disk, if expect holds.
+func (p *Pebble) swap(batch *pebble.Batch, expect map[string][]byte) (bool, error) {
+	if len(expect) == 0 {
+		p.order.RLock()
+		defer p.order.RUnlock()
+	} else {
+		p.order.Lock()
+		defer p.order.Unlock()
+	}
+	for key, want := range expect {
+		have, err := p.get([]byte(key))
+		if err != nil {
+			return false, err
+		}
+		if (have == nil) != (want == nil) || !bytes.Equal(have, want) {
+			return false, nil
+		}
+	}
+	if batch.Empty() {
+		return true, nil
+	}
+	if err := p.db.ApplyNoSyncWait(batch, pebble.Sync); err != nil {
+		return false, fmt.Errorf("writing to the store: %w", err)
+	}
+	return true, nil
+}
+
+// Apply is as in Store.
+func (p *Pebble) Apply(b *Batch) (func() error, error) {
+	p.closing.RLock()
+	if p.closed {
+		p.closing.RUnlock()
+		return nil, ErrClosed
+	}
+	batch := p.db.NewBatchWithSize(b.size + 16*len(b.changes) + 64)
+	for _, c := range b.changes {
+		var err error
+		if c.remove {
+			err = batch.Delete(c.key, nil)
+		} else {
+			err = batch.Set(c.key, c.value, nil)
+		}
+		if err != nil {
+			p.closing.RUnlock()
+			return nil, errors.Join(fmt.Errorf("filling a batch: %w", err), batch.Close())
+		}
+	}
+	// An empty batch would not be synced, and what was applied before must be durable when wait returns.
+	if batch.Empty() {
+		if err := batch.LogData(nil, nil); err != nil {
+			p.closing.RUnlock()
+			return nil, errors.Join(fmt.Errorf("filling a batch: %w", err), batch.Close())
+		}
+	}
+	p.order.RLock()
+	err := p.db.ApplyNoSyncWait(batch, pebble.Sync)
+	p.order.RUnlock()
+	p.closing.RUnlock()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("writing to the store: %w", err), batch.Close())
+	}
+	return func() error { return p.sync(batch) }, nil
+}
+
+// sync waits until an applied batch is on disk.
+func (p *Pebble) sync(batch *pebble.Batch) error {
+	if err := batch.SyncWait(); err != nil {
+		return fmt.Errorf("syncing the store: %w", err)
+	}
+	return batch.Close()
+}
+
+// Checkpoint is as in Store; files are linked rather than copied where the file system can.
+func (p *Pebble) Checkpoint(dir string) error {
+	p.closing.RLock()
+	defer p.closing.RUnlock()
+	if p.closed {
+		return ErrClosed
+	}
+	if err := p.db.Checkpoint(dir, pebble.WithFlushedWAL()); err != nil {
+		return fmt.Errorf("writing a checkpoint of the store: %w", err)
+	}
+	return nil
+}
+
+// Close is as in Store. A second Close does nothing.
+func (p *Pebble) Close() error {
+	p.closing.Lock()
+	defer p.closing.Unlock()
+	if p.closed {
+		return nil
+	}
+	p.closed = true
+	err := p.db.Close()
+	if err := errors.Join(err, p.lock.Close()); err != nil {
+		return fmt.Errorf("closing the store: %w", err)
+	}
+	return nil
+}
+
+// pebbleLog passes Pebble's errors on and drops its running commentary.
+type pebbleLog struct{ log *slog.Logger }
+
+func (pebbleLog) Infof(string, ...any) {}
+
+func (l pebbleLog) Errorf(format string, args ...any) {
+	l.log.Error("store error", "err", fmt.Sprintf(format, args...))
+}
+
+func (l pebbleLog) Fatalf(format string, args ...any) {
+	l.log.Error("store failed", "err", fmt.Sprintf(format, args...))
+	os.Exit(1)
+}
