@@ -70,3 +70,12 @@ func (secret) GoString() string             { return redacted }
 func (secret) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
 func (secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
 func (secret) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
+
+// redact is embedded in structs with secrets in unexported fields: fmt reads those without asking their methods.
+type redact struct{}
+
+// Format hides the struct's contents, and so does LogValue.
+func (redact) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(redacted)) }
+
+// LogValue hides the struct's contents.
+func (redact) LogValue() slog.Value { return slog.StringValue(redacted) }

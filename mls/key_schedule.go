@@ -136,6 +136,7 @@ func (id *PreSharedKeyID) UnmarshalMLS(r *codec.Reader) {
 
 // pskInput is a pre-shared key with its name.
 type pskInput struct {
+	redact
 	id  PreSharedKeyID
 	psk secret
 }
@@ -190,6 +191,7 @@ func (cs CipherSuite) epochSecretsFrom(epochSecret secret) *epochSecrets {
 // epochSecrets are the secrets of an epoch (RFC 9420, Section 8, Table 4). encryption is the root of the secret tree
 // and is cleared once that exists.
 type epochSecrets struct {
+	redact
 	senderData, encryption, exporter, external, confirmation, membership, resumption, authenticator, init secret
 }
 

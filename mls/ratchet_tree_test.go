@@ -358,7 +358,7 @@ func BenchmarkTree(b *testing.B) {
 			c.Hash(testSuite)
 		})
 		run("DecryptPath", func() {
-			if _, _, err := after.decryptPath(testSuite, tt.private[3], 8, up, nil, ctx); err != nil {
+			if _, _, err := after.decryptPath(testSuite, tt.private[9], 8, up, nil, ctx); err != nil {
 				b.Fatal(err)
 			}
 		})

@@ -38,12 +38,14 @@ type ratchetID struct {
 
 // messageKey is a key that was skipped.
 type messageKey struct {
+	redact
 	generation uint32
 	key, nonce secret
 }
 
 // ratchet is a sender's hash ratchet (RFC 9420, Section 9.1).
 type ratchet struct {
+	redact
 	generation uint32 // the next one
 	secret     secret
 	exhausted  bool         // generation 2^32-1 was used
@@ -53,6 +55,7 @@ type ratchet struct {
 // secretTree holds the secrets that aren't used up yet. Nodes are expanded when a leaf below them is first needed, and
 // deleted in the same step.
 type secretTree struct {
+	redact
 	cs       CipherSuite
 	slots    uint32
 	nodes    map[NodeIndex]secret
@@ -71,6 +74,7 @@ func newSecretTree(cs CipherSuite, slots uint32, encryption secret) *secretTree 
 
 // ratchetStep is one key and the state in which the tree is once the key is used.
 type ratchetStep struct {
+	redact
 	leaf       LeafIndex
 	kind       ratchetKind
 	generation uint32
@@ -121,7 +125,8 @@ func (s *secretTree) peek(l LeafIndex, k ratchetKind, generation uint32, lim rat
 			return nil, fmt.Errorf("%w: generation %d of leaf %d is gone", ErrGeneration, generation, l)
 		}
 		step.key, step.nonce = r.skipped[i].key, r.skipped[i].nonce
-		step.next = &ratchet{r.generation, r.secret, r.exhausted, slices.Delete(slices.Clone(r.skipped), i, i+1)}
+		step.next = &ratchet{generation: r.generation, secret: r.secret, exhausted: r.exhausted,
+			skipped: slices.Delete(slices.Clone(r.skipped), i, i+1)}
 		return step, nil
 	}
 	if generation-r.generation > lim.maxForward {
@@ -131,7 +136,7 @@ func (s *secretTree) peek(l LeafIndex, k ratchetKind, generation uint32, lim rat
 	for n.generation < generation {
 		if int64(generation-n.generation) <= int64(lim.maxSkipped) {
 			key, nonce := s.messageKey(n)
-			n.skipped = append(n.skipped, messageKey{n.generation, key, nonce})
+			n.skipped = append(n.skipped, messageKey{generation: n.generation, key: key, nonce: nonce})
 		}
 		s.advance(n)
 	}
@@ -328,8 +333,8 @@ func loadSecretTree(cs CipherSuite, slots uint32, entries iter.Seq2[[]byte, []by
 			r.secret = slices.Clone(v[5:])
 		case len(k) == 10 && k[0] == 's' && len(v) == keySize+nonceSize:
 			r := at(ratchetID{LeafIndex(binary.BigEndian.Uint32(k[1:])), ratchetKind(k[5])})
-			r.skipped = append(r.skipped, messageKey{binary.BigEndian.Uint32(k[6:]),
-				slices.Clone(v[:keySize]), slices.Clone(v[keySize:])})
+			r.skipped = append(r.skipped, messageKey{generation: binary.BigEndian.Uint32(k[6:]),
+				key: slices.Clone(v[:keySize]), nonce: slices.Clone(v[keySize:])})
 		default:
 			return nil, fmt.Errorf("mls: load secret tree: %w: entry %q", ErrMalformed, k)
 		}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"slices"
 
@@ -64,6 +63,7 @@ func (p *UpdatePath) UnmarshalMLS(r *codec.Reader) {
 
 // treePrivate holds a member's private keys: its leaf's and those it knows on the way to the root.
 type treePrivate struct {
+	redact
 	leaf LeafIndex
 	keys map[NodeIndex]HPKEPrivateKey
 }
@@ -75,11 +75,6 @@ func newTreePrivate(leaf LeafIndex, key HPKEPrivateKey) *treePrivate {
 func (p *treePrivate) clone() *treePrivate {
 	return &treePrivate{leaf: p.leaf, keys: maps.Clone(p.keys)}
 }
-
-// LogValue hides the keys, and so do String and GoString.
-func (*treePrivate) LogValue() slog.Value { return slog.StringValue(redacted) }
-func (*treePrivate) String() string       { return redacted }
-func (*treePrivate) GoString() string     { return redacted }
 
 // prune drops the keys of nodes that are blank or gone.
 func (p *treePrivate) prune(t *RatchetTree) {
@@ -112,6 +107,7 @@ func (cs CipherSuite) nodeKeys(pathSecret secret) (HPKEPublicKey, HPKEPrivateKey
 
 // newPath is an update path whose secrets aren't encrypted yet: that needs the tree hash with the path in it.
 type newPath struct {
+	redact
 	cs           CipherSuite
 	leaf         *LeafNode
 	path, copath []NodeIndex

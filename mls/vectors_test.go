@@ -313,7 +313,7 @@ func TestVectorsPSKSecret(t *testing.T) {
 	forSuites(t, "psk_secret", CipherSuites(), func(v *vector) CipherSuite { return v.CipherSuite }, func(t *testing.T, v *vector) {
 		var in []pskInput
 		for _, p := range v.PSKs {
-			in = append(in, pskInput{PreSharedKeyID{Type: PSKExternal, ID: p.ID, Nonce: p.Nonce}, secret(p.PSK)})
+			in = append(in, pskInput{id: PreSharedKeyID{Type: PSKExternal, ID: p.ID, Nonce: p.Nonce}, psk: secret(p.PSK)})
 		}
 		got, err := v.CipherSuite.pskSecret(in)
 		if err != nil {
@@ -431,7 +431,7 @@ func TestVectorsWelcome(t *testing.T) {
 			t.Error(err)
 		}
 
-		again, err := newWelcome(cs, rand.Reader, gi, s.JoinerSecret, psk, []welcomeMember{{kp.KeyPackage, s.PathSecret}}, s.PSKs)
+		again, err := newWelcome(cs, rand.Reader, gi, s.JoinerSecret, psk, []welcomeMember{{kp: kp.KeyPackage, pathSecret: s.PathSecret}}, s.PSKs)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -104,6 +104,7 @@ func (s *GroupSecrets) UnmarshalMLS(r *codec.Reader) {
 
 // welcomeMember is whom a Welcome is for; pathSecret is nil for a commit without a path.
 type welcomeMember struct {
+	redact
 	kp         *KeyPackage
 	pathSecret secret
 }

@@ -1,0 +1,202 @@
+package mls
+
+import (
+	"bytes"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	gohpke "crypto/hpke"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+)
+
+func TestHPKEAgreesWithTheStandardLibrary(t *testing.T) {
+	info, plain := []byte("info"), []byte("plaintext")
+	for _, c := range []struct {
+		cs   CipherSuite
+		kem  gohpke.KEM
+		kdf  gohpke.KDF
+		aead gohpke.AEAD
+	}{
+		{1, gohpke.DHKEM(ecdh.X25519()), gohpke.HKDFSHA256(), gohpke.AES128GCM()},
+		{2, gohpke.DHKEM(ecdh.P256()), gohpke.HKDFSHA256(), gohpke.AES128GCM()},
+		{3, gohpke.DHKEM(ecdh.X25519()), gohpke.HKDFSHA256(), gohpke.ChaCha20Poly1305()},
+		{5, gohpke.DHKEM(ecdh.P521()), gohpke.HKDFSHA512(), gohpke.AES256GCM()},
+		{7, gohpke.DHKEM(ecdh.P384()), gohpke.HKDFSHA384(), gohpke.AES256GCM()},
+	} {
+		ikm := bytes.Repeat([]byte{byte(c.cs)}, 66)
+		pub, priv, err := c.cs.DeriveHPKEKey(ikm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sk, err := c.kem.DeriveKeyPair(ikm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantBytes(t, "derived public key", pub, sk.PublicKey().Bytes())
+
+		ct, err := c.cs.hpkeSeal(rand.Reader, pub, c.cs.hpkeRawInfo(info), plain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := gohpke.Open(sk, c.kdf, c.aead, info, append(ct.KEMOutput, ct.Ciphertext...))
+		if err != nil {
+			t.Fatalf("%v: %v", c.cs, err)
+		}
+		wantBytes(t, "opened by the standard library", got, plain)
+
+		enc, sender, err := gohpke.NewSender(sk.PublicKey(), c.kdf, c.aead, info)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealed, err := sender.Seal(nil, plain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err = c.cs.hpkeOpen(priv, nil, c.cs.hpkeRawInfo(info), HPKECiphertext{enc, sealed}); err != nil {
+			t.Fatalf("%v: %v", c.cs, err)
+		}
+		wantBytes(t, "sealed by the standard library", got, plain)
+
+		external := secret(ikm)
+		enc, sender, err = gohpke.NewSender(sk.PublicKey(), c.kdf, c.aead, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := sender.Export(externalInitContext, c.cs.HashSize())
+		if err != nil {
+			t.Fatal(err)
+		}
+		init, err := c.cs.externalInitReceive(external, enc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantBytes(t, "external init secret", init, want)
+		enc, sent, err := c.cs.externalInitSend(rand.Reader, pub)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if init, err = c.cs.externalInitReceive(external, enc); err != nil || !bytes.Equal(init, sent) {
+			t.Errorf("%v: joiner and member have different init secrets: %v", c.cs, err)
+		}
+	}
+}
+
+func TestBadHPKEKeysAreRefused(t *testing.T) {
+	for _, cs := range CipherSuites() {
+		pub, priv, err := cs.GenerateHPKEKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, bad := range []HPKEPublicKey{nil, pub[1:], append(pub[:len(pub):len(pub)], 0), make([]byte, len(pub))} {
+			if _, err := cs.EncryptWithLabel(rand.Reader, bad, "x", nil, nil); !errors.Is(err, ErrMalformed) {
+				t.Errorf("%v: public key %x: got %v, want ErrMalformed", cs, []byte(bad), err)
+			}
+			if _, err := cs.DecryptWithLabel(priv, "x", nil, HPKECiphertext{bad, make([]byte, 32)}); !errors.Is(err, ErrDecrypt) {
+				t.Errorf("%v: KEM output %x: got %v, want ErrDecrypt", cs, []byte(bad), err)
+			}
+		}
+		if _, err := cs.DecryptWithLabel(priv[1:], "x", nil, HPKECiphertext{pub, nil}); err == nil {
+			t.Errorf("%v: short private key accepted", cs)
+		}
+		if err := cs.checkHPKEPublicKey(pub); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestSignatureKeysBelongToTheirSuite(t *testing.T) {
+	for _, cs := range CipherSuites() {
+		signer, err := cs.GenerateSignatureKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pub, err := cs.SignaturePublicKey(signer.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := cs.ParseSignaturePublicKey(pub)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := cs.SignaturePublicKey(parsed); err != nil || !bytes.Equal(again, pub) {
+			t.Errorf("%v: parsed key encodes as %x: %v", cs, again, err)
+		}
+		sig, err := cs.SignWithLabel(rand.Reader, signer, "label", []byte("content"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cs.VerifyWithLabel(pub, "label", []byte("content"), sig); err != nil {
+			t.Error(err)
+		}
+		if err := cs.VerifyWithLabel(pub, "other", []byte("content"), sig); !errors.Is(err, ErrSignature) {
+			t.Errorf("%v: other label: got %v, want ErrSignature", cs, err)
+		}
+		if err := cs.VerifyWithLabel(pub[1:], "label", []byte("content"), sig); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%v: short key: got %v, want ErrMalformed", cs, err)
+		}
+		for _, other := range CipherSuites() {
+			same := other.params().curve == cs.params().curve
+			if _, err := other.SignaturePublicKey(signer.Public()); (err == nil) != same {
+				t.Errorf("key of %v as one of %v: %v", cs, other, err)
+			}
+			if _, err := other.SignWithLabel(rand.Reader, signer, "label", nil); (err == nil) != same {
+				t.Errorf("key of %v signs for %v: %v", cs, other, err)
+			}
+		}
+	}
+	p224, _ := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	if _, err := P256_AES128GCM_SHA256_P256.SignaturePublicKey(&p224.PublicKey); err == nil {
+		t.Error("P-224 key accepted")
+	}
+	if err := CipherSuite(4).VerifyWithLabel(nil, "", nil, nil); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("suite 4: got %v, want ErrUnsupported", err)
+	}
+}
+
+func TestGivenRandomnessDecidesKeys(t *testing.T) {
+	for _, cs := range CipherSuites() {
+		one, err := cs.GenerateSignatureKey(seededRand(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		two, _ := cs.GenerateSignatureKey(seededRand(1))
+		a, _ := cs.SignaturePublicKey(one.Public())
+		b, _ := cs.SignaturePublicKey(two.Public())
+		wantBytes(t, "signature key", a, b)
+		pub1, _, err := cs.GenerateHPKEKey(seededRand(2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pub2, _, _ := cs.GenerateHPKEKey(seededRand(2))
+		wantBytes(t, "HPKE key", pub1, pub2)
+		if _, _, err := cs.GenerateHPKEKey(strings.NewReader("short")); err == nil {
+			t.Error("key from too little randomness")
+		}
+	}
+}
+
+func TestSecretsDoNotShowThemselves(t *testing.T) {
+	key := bytes.Repeat([]byte("K"), 32)
+	values := []any{secret(key), HPKEPrivateKey(key), KeyPackageSecrets{key, key}, &KeyPackageSecrets{key, key},
+		newTreePrivate(0, key), &GroupSecrets{JoinerSecret: key, PathSecret: key}, &epochSecrets{senderData: key, init: key},
+		&ratchet{secret: key}, &newPath{commitSecret: key, pathSecrets: []secret{key}, private: newTreePrivate(1, key)}}
+	for _, v := range values {
+		var log bytes.Buffer
+		slog.New(slog.NewTextHandler(&log, nil)).Info("x", "v", v)
+		slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "v", v)
+		j, _ := json.Marshal(v)
+		for _, shown := range []string{fmt.Sprint(v), fmt.Sprintf("%+v %#v %x %X %q %d %s", v, v, v, v, v, v, v), log.String(), string(j)} {
+			for _, leak := range []string{"KKKK", "4b4b4b", "4B4B4B", "75 75", "75, 75", "0x4b, 0x4b", "S0tLS"} {
+				if strings.Contains(shown, leak) {
+					t.Errorf("%T shows itself: %s", v, shown)
+				}
+			}
+		}
+	}
+}
