@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 
 	"github.com/parley-mls/parley/mls/codec"
@@ -33,6 +32,7 @@ type CommitOptions struct {
 
 // PendingCommit is an own commit that was made and not yet accepted by whoever orders the group's messages.
 type PendingCommit struct {
+	redact
 	message   *MLSMessage
 	hash      [sha256.Size]byte // of the encoded message
 	welcome   *Welcome
@@ -60,9 +60,6 @@ func (c *PendingCommit) Info() *StagedInfo { return &c.evolution.info }
 
 // Epoch returns the number of the new epoch.
 func (c *PendingCommit) Epoch() uint64 { return c.evolution.context.Epoch }
-
-// LogValue hides the secrets.
-func (c *PendingCommit) LogValue() slog.Value { return slog.StringValue(redacted) }
 
 // PendingCommit returns the staged own commit, nil if there is none.
 func (g *Group) PendingCommit() *PendingCommit { return g.staged }

@@ -69,6 +69,7 @@ func (p *publicState) applyProposals(r *rules, list []resolved, committer LeafIn
 	if err := p.checkList(r, list, committer, external); err != nil {
 		return nil, err
 	}
+	p.tree.Hash(p.suite()) // so that the clone has the hashes of what doesn't change
 	e := &evolution{list: list, committer: committer, external: external, tree: p.tree.clone(), context: p.context}
 	e.context.Epoch++
 	if err := e.applyExtensions(r); err != nil {
@@ -234,7 +235,22 @@ func (p *publicState) applyPath(r *rules, e *evolution, path *UpdatePath) error 
 	if err := e.tree.applyPath(p.suite(), e.committer, path); err != nil {
 		return err
 	}
+	if err := e.checkRecipients(path); err != nil {
+		return err
+	}
 	e.setPathLeaf(old)
+	return nil
+}
+
+// checkRecipients compares the number of encrypted path secrets with that of their recipients (RFC 9420,
+// Section 7.6).
+func (e *evolution) checkRecipients(path *UpdatePath) error {
+	_, copath := e.tree.filteredDirectPath(e.committer)
+	for i, n := range copath {
+		if want := len(e.tree.recipients(n, e.added)); want != len(path.Nodes[i].Secrets) {
+			return invalid("7.6", "node %d of the path has %d encrypted secrets, want %d", i, len(path.Nodes[i].Secrets), want)
+		}
+	}
 	return nil
 }
 

@@ -26,6 +26,7 @@ type ExternalJoinOptions struct {
 // PendingJoin is an external commit that was made and not yet accepted. The group exists once it was: Confirm gives
 // it. Its encoding, which holds secrets, is for the client's encrypted store; LoadPendingJoin reads it.
 type PendingJoin struct {
+	redact
 	cfg     Config
 	signer  crypto.Signer
 	message *MLSMessage
@@ -63,7 +64,7 @@ func ExternalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
 func externalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
 	r := cfg.rules()
 	r.now = cfg.now
-	tree, err := checkGroupInfo(&r, o.GroupInfo, o.Tree)
+	state, err := checkGroupInfo(&r, o.GroupInfo, o.Tree)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +78,6 @@ func externalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
 	if err != nil {
 		return nil, err
 	}
-	state := newPublicState(ctx, tree, o.GroupInfo.ConfirmationTag)
 	sender := Sender{Type: SenderNewMemberCommit}
 	props := append([]Proposal{{Type: ProposalExternalInit, ExternalInit: &ExternalInit{KEMOutput: kemOutput}}}, o.Proposals...)
 	list := make([]resolved, len(props))

@@ -23,6 +23,7 @@ var ErrSigner = errors.New("mls: no signer for the own leaf's signature key")
 // what they change, and if they fail change nothing; the caller makes the Batch durable before it acts on the
 // result. A nil Batch keeps the changes in memory only.
 type Group struct {
+	redact
 	cfg      Config
 	state    publicState
 	own      LeafIndex

@@ -13,6 +13,7 @@ import (
 // pastEpoch is what is kept of an epoch after a commit ended it: enough to decrypt late messages, to know its
 // resumption key, and to recognise the commit that ended it.
 type pastEpoch struct {
+	redact
 	context    GroupContext
 	extEpoch   uint64
 	slots      uint32

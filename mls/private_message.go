@@ -140,17 +140,26 @@ func protectPrivate(cs CipherSuite, rand io.Reader, st *secretTree, senderDataSe
 	return m, generation, nil
 }
 
+// sender decrypts the sender data.
+func (m *PrivateMessage) sender(cs CipherSuite, senderDataSecret secret) (senderData, error) {
+	var d senderData
+	key, nonce := senderDataKey(cs, senderDataSecret, m.Ciphertext)
+	b, err := cs.aeadOpen(key, nonce, m.senderDataAAD(), m.EncryptedSenderData)
+	if err != nil {
+		return d, fmt.Errorf("mls: sender data: %w", err)
+	}
+	if err := codec.Unmarshal(b, &d); err != nil {
+		return d, fmt.Errorf("mls: sender data: %w", err)
+	}
+	return d, nil
+}
+
 // unprotectPrivate decrypts m. st isn't changed: the caller verifies the signature and then consumes the step, so
 // that a forged message costs no key.
 func unprotectPrivate(cs CipherSuite, st *secretTree, senderDataSecret secret, m *PrivateMessage, lim ratchetLimits) (*AuthenticatedContent, *ratchetStep, error) {
-	sdKey, sdNonce := senderDataKey(cs, senderDataSecret, m.Ciphertext)
-	b, err := cs.aeadOpen(sdKey, sdNonce, m.senderDataAAD(), m.EncryptedSenderData)
+	d, err := m.sender(cs, senderDataSecret)
 	if err != nil {
-		return nil, nil, fmt.Errorf("mls: sender data: %w", err)
-	}
-	var d senderData
-	if err := codec.Unmarshal(b, &d); err != nil {
-		return nil, nil, fmt.Errorf("mls: sender data: %w", err)
+		return nil, nil, err
 	}
 	step, err := st.peek(d.leaf, kindOf(m.ContentType), d.generation, lim)
 	if err != nil {

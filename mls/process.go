@@ -3,6 +3,7 @@ package mls
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 
 	"github.com/parley-mls/parley/mls/codec"
@@ -29,6 +30,7 @@ type ReceivedProposal struct {
 
 // StagedCommit is another's commit that was checked and can be applied.
 type StagedCommit struct {
+	redact
 	evolution *evolution
 	secrets   *epochSecrets // nil if the commit removes this client
 	private   *treePrivate
@@ -164,6 +166,9 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 	}
 	ac, step, err := unprotectPrivate(g.suite(), st, senderData, m, lim)
 	if err != nil {
+		if d, e := m.sender(g.suite(), senderData); e == nil && d.leaf == g.own && errors.Is(err, ErrGeneration) {
+			return nil, ErrOwnMessage // its key was deleted when it was sent
+		}
 		return nil, err
 	}
 	sender := ac.Content.Sender.Leaf

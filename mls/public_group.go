@@ -10,8 +10,8 @@ import (
 
 // PublicGroup is what a server that orders a group's messages knows of it (RFC 9750, Section 5): the tree, the
 // GroupContext and the proposals, and no secret. It checks of a handshake message all but the membership tag, the
-// confirmation tag, path secrets and Welcomes. It isn't safe for concurrent use, apart from the Check methods among
-// themselves once CheckCommit was called in the epoch. A nil Batch keeps changes in memory only.
+// confirmation tag, path secrets and Welcomes. It isn't safe for concurrent use. A nil Batch keeps changes in memory
+// only.
 type PublicGroup struct {
 	rules rules
 	state publicState
@@ -22,13 +22,13 @@ type PublicGroup struct {
 // (RFC 9420, Section 12.4.3.1). tree may be nil if gi carries it; it belongs to the PublicGroup from then on.
 func NewPublicGroup(cfg PublicConfig, b Batch, gi *GroupInfo, tree *RatchetTree) (*PublicGroup, error) {
 	r := cfg.rules()
-	tree, err := checkGroupInfo(&r, gi, tree)
+	state, err := checkGroupInfo(&r, gi, tree)
 	if err != nil {
 		return nil, fmt.Errorf("mls: new public group: %w", err)
 	}
-	g := &PublicGroup{rules: r, state: newPublicState(gi.GroupContext, tree, gi.ConfirmationTag)}
+	g := &PublicGroup{rules: r, state: *state}
 	b = orDiscard(b)
-	saveTree(b, tree)
+	saveTree(b, state.tree)
 	g.state.saveExtensions(b)
 	g.saveEpoch(b, gi)
 	return g, nil
@@ -200,27 +200,10 @@ func (g *PublicGroup) checkCommit(m *PublicMessage) (*StagedPublic, error) {
 	if err != nil {
 		return nil, err
 	}
-	if commit := c.Commit; commit.Path != nil {
-		if err := e.checkRecipients(commit.Path); err != nil {
-			return nil, err
-		}
-	}
 	if err := g.state.seal(&g.rules, e, ac.ConfirmationTag); err != nil {
 		return nil, err
 	}
 	return &StagedPublic{evolution: e}, nil
-}
-
-// checkRecipients compares the number of encrypted path secrets with that of their recipients (RFC 9420,
-// Section 7.6). Members find a difference when they decrypt.
-func (e *evolution) checkRecipients(path *UpdatePath) error {
-	_, copath := e.tree.filteredDirectPath(e.committer)
-	for i, n := range copath {
-		if want := len(e.tree.recipients(n, e.added)); want != len(path.Nodes[i].Secrets) {
-			return invalid("7.6", "node %d of the path has %d encrypted secrets, want %d", i, len(path.Nodes[i].Secrets), want)
-		}
-	}
-	return nil
 }
 
 // CheckGroupInfo checks the GroupInfo that the committer sends with the commit: its context and confirmation tag must

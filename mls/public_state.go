@@ -76,6 +76,7 @@ type PendingProposal struct {
 
 // pendingEntry is a proposal whose signature, and credential if it brings one, were verified on arrival.
 type pendingEntry struct {
+	redact
 	PendingProposal
 	number  uint32
 	private HPKEPrivateKey // of an own Update: the new leaf's key
@@ -171,6 +172,7 @@ func (p *publicState) resolve(c *Commit, sender Sender) ([]resolved, error) {
 
 // resolved is one proposal of a commit.
 type resolved struct {
+	redact
 	PendingProposal
 	verified bool           // its signatures and credential were verified when it arrived
 	private  HPKEPrivateKey // of an own Update

@@ -82,6 +82,7 @@ func orDiscard(b Batch) Batch {
 
 // header is the value of keyHeader.
 type header struct {
+	redact
 	kind            uint8
 	slots           uint32       // leaves of the tree, blank ones included
 	context         GroupContext // without extensions

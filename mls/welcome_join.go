@@ -49,10 +49,11 @@ func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, key
 		return nil, invalid("12.4.3.1", "group of suite %d, key package of suite %d", uint16(gi.GroupContext.CipherSuite), uint16(kp.CipherSuite))
 	}
 	r := cfg.rules()
-	tree, err = checkGroupInfo(&r, gi, tree)
+	state, err := checkGroupInfo(&r, gi, tree)
 	if err != nil {
 		return nil, err
 	}
+	tree = state.tree
 	own, err := findLeaf(tree, &kp.LeafNode)
 	if err != nil {
 		return nil, err
@@ -72,7 +73,7 @@ func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, key
 		return nil, err
 	}
 	g := &Group{
-		cfg: cfg, state: newPublicState(gi.GroupContext, tree, gi.ConfirmationTag), own: own, active: true,
+		cfg: cfg, state: *state, own: own, active: true,
 		private: private, signers: make(map[string]crypto.Signer),
 	}
 	g.start(es)
@@ -95,9 +96,9 @@ func findLeaf(t *RatchetTree, l *LeafNode) (LeafIndex, error) {
 	return 0, invalid("12.4.3.1", "the key package's leaf is not in the tree")
 }
 
-// checkGroupInfo checks a GroupInfo and the ratchet tree that belongs to it, which it returns: the extension's, or
-// else the one given (RFC 9420, Section 12.4.3.1).
-func checkGroupInfo(r *rules, gi *GroupInfo, tree *RatchetTree) (*RatchetTree, error) {
+// checkGroupInfo checks a GroupInfo and the ratchet tree that belongs to it, the extension's or else the one given, and
+// returns the public state that they describe (RFC 9420, Section 12.4.3.1).
+func checkGroupInfo(r *rules, gi *GroupInfo, tree *RatchetTree) (*publicState, error) {
 	ctx := &gi.GroupContext
 	if ctx.Version != MLS10 || !ctx.CipherSuite.Supported() {
 		return nil, fmt.Errorf("%w: group of version %d, %v", ErrUnsupported, ctx.Version, ctx.CipherSuite)
@@ -158,5 +159,7 @@ func checkGroupInfo(r *rules, gi *GroupInfo, tree *RatchetTree) (*RatchetTree, e
 			return nil, invalid("5.3.1", "credential of external sender %d", i, err)
 		}
 	}
-	return tree, nil
+	p := newPublicState(*ctx, tree, gi.ConfirmationTag)
+	p.rules, p.counts = cr, counts
+	return &p, nil
 }
