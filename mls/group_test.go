@@ -394,6 +394,7 @@ func TestMembersAgreeThroughTheLifeOfAGroup(t *testing.T) {
 			}
 			r.commit(late, CommitOptions{ForcePath: true})
 			r.commit(alice, CommitOptions{Proposals: []Proposal{appData(0x8001, " world")}})
+			r.checkStores()
 			r.join("member 4", remove(joined[3].OwnLeaf()))
 			if joined[3].Active() {
 				t.Error("the replaced client is still active")
@@ -406,6 +407,7 @@ func TestMembersAgreeThroughTheLifeOfAGroup(t *testing.T) {
 			r.talk()
 			r.commit(r.members[1], CommitOptions{})
 			r.check()
+			r.checkStores()
 		})
 	}
 }

@@ -138,7 +138,7 @@ func (g *Group) loadPast(in *entries) error {
 			return fmt.Errorf("mls: load state: epoch %d: %w", epoch, err)
 		}
 		ext, ok := in.extensions[e.extEpoch]
-		if !ok || e.context.Epoch != epoch {
+		if !ok || e.context.Epoch != epoch || e.context.CipherSuite != g.suite() {
 			return fmt.Errorf("%w: epoch %d", errState, epoch)
 		}
 		e.context.Extensions = ext
