@@ -18,9 +18,9 @@ const (
 
 // Limits of names, in bytes.
 const (
-	MaxDomain = 253                                      // RFC 1035, Section 2.3.4, without the final dot
-	MaxID     = 64                                       // of a user, client or room
-	maxGroup  = MaxID + 10                               // a room's id and "." and up to nine digits
+	MaxDomain = 253                                    // RFC 1035, Section 2.3.4, without the final dot
+	MaxID     = 64                                     // of a user, client or room
+	maxGroup  = MaxID + 10                             // a room's id and "." and up to nine digits
 	MaxURI    = len(scheme) + MaxDomain + 3 + maxGroup // longest URI that ParseURI accepts
 )
 
