@@ -1,6 +1,7 @@
 package mls
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"runtime"
@@ -12,19 +13,16 @@ import (
 const minParallel = 8
 
 // parallel calls f for 0 to n-1 on at most GOMAXPROCS goroutines and returns the error of the lowest index that
-// failed. rand is handed to f safe for concurrent use; nil if f doesn't use it.
-func parallel(n int, rand io.Reader, f func(i int, rand io.Reader) error) error {
+// failed.
+func parallel(n int, f func(i int) error) error {
 	workers := min(runtime.GOMAXPROCS(0), n/(minParallel/2))
 	if workers < 2 {
 		for i := range n {
-			if err := f(i, rand); err != nil {
+			if err := f(i); err != nil {
 				return err
 			}
 		}
 		return nil
-	}
-	if rand != nil {
-		rand = &lockedReader{r: rand}
 	}
 	var (
 		next     atomic.Int64
@@ -40,7 +38,7 @@ func parallel(n int, rand io.Reader, f func(i int, rand io.Reader) error) error 
 				if i >= int64(n) {
 					return
 				}
-				if err := f(int(i), rand); err != nil {
+				if err := f(int(i)); err != nil {
 					mu.Lock()
 					if i < errIndex {
 						firstErr, errIndex = err, i
@@ -56,17 +54,23 @@ func parallel(n int, rand io.Reader, f func(i int, rand io.Reader) error) error 
 	return firstErr
 }
 
-type lockedReader struct {
-	mu sync.Mutex
-	r  io.Reader
-}
-
-func (l *lockedReader) Read(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n, err := l.r.Read(p)
-	if err != nil {
-		return n, fmt.Errorf("mls: read randomness: %w", err)
+// sealAll encrypts to n public keys, in parallel; job says what to whom. The randomness of all is read first and in
+// order, so that the same randomness gives the same ciphertexts.
+func (cs CipherSuite) sealAll(rand io.Reader, n int, info hpkeInfo, job func(i int) (to HPKEPublicKey, plaintext []byte)) ([]HPKECiphertext, error) {
+	size := cs.params().kemKeySize
+	seeds := make(secret, n*size)
+	if _, err := io.ReadFull(rand, seeds); err != nil {
+		return nil, fmt.Errorf("mls: read randomness: %w", err)
 	}
-	return n, nil
+	out := make([]HPKECiphertext, n)
+	err := parallel(n, func(i int) error {
+		to, plaintext := job(i)
+		ct, err := cs.hpkeSeal(bytes.NewReader(seeds[i*size:][:size]), to, info, plaintext)
+		out[i] = ct
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }

@@ -160,30 +160,27 @@ const labelUpdatePathNode = "UpdatePathNode"
 // the same commit adds. ctx is the new GroupContext with the old transcript hash (RFC 9420, Section 12.4.1).
 func (np *newPath) encrypt(rand io.Reader, t *RatchetTree, exclude []LeafIndex, ctx []byte) (*UpdatePath, error) {
 	type job struct {
-		node, at int
-		to       HPKEPublicKey
+		node int
+		to   HPKEPublicKey
 	}
 	var jobs []job
-	up := &UpdatePath{LeafNode: *np.leaf, Nodes: make([]UpdatePathNode, len(np.path))}
+	counts := make([]int, len(np.path))
 	for k := range np.path {
-		to := t.recipients(np.copath[k], exclude)
-		up.Nodes[k] = UpdatePathNode{EncryptionKey: np.keys[k], Secrets: make([]HPKECiphertext, len(to))}
-		for at, n := range to {
-			jobs = append(jobs, job{k, at, t.publicKey(n)})
+		for _, n := range t.recipients(np.copath[k], exclude) {
+			jobs = append(jobs, job{k, t.publicKey(n)})
+			counts[k]++
 		}
 	}
-	info := np.cs.hpkeInfo(labelUpdatePathNode, ctx)
-	err := parallel(len(jobs), rand, func(i int, rand io.Reader) error {
-		j := jobs[i]
-		ct, err := np.cs.hpkeSeal(rand, j.to, info, np.pathSecrets[j.node])
-		if err != nil {
-			return fmt.Errorf("mls: encrypt path secret: %w", err)
-		}
-		up.Nodes[j.node].Secrets[j.at] = ct
-		return nil
+	sealed, err := np.cs.sealAll(rand, len(jobs), np.cs.hpkeInfo(labelUpdatePathNode, ctx), func(i int) (HPKEPublicKey, []byte) {
+		return jobs[i].to, np.pathSecrets[jobs[i].node]
 	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("mls: encrypt path secrets: %w", err)
+	}
+	up := &UpdatePath{LeafNode: *np.leaf, Nodes: make([]UpdatePathNode, len(np.path))}
+	for k, count := range counts {
+		up.Nodes[k] = UpdatePathNode{EncryptionKey: np.keys[k], Secrets: sealed[:count:count]}
+		sealed = sealed[count:]
 	}
 	return up, nil
 }

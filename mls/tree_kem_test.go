@@ -191,3 +191,30 @@ func TestPrivateKeysAreSavedWhole(t *testing.T) {
 		}
 	}
 }
+
+func TestGivenRandomnessDecidesPaths(t *testing.T) {
+	var first []byte
+	for range 2 {
+		tt := newTestTree(t, testSuite, 40)
+		np := tt.commit(t, 0)
+		up, err := np.encrypt(tt.rand, tt.RatchetTree, nil, []byte("context"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first == nil {
+			first = codec.Marshal(up)
+		}
+		wantBytes(t, "path to 39 members", codec.Marshal(up), first)
+	}
+}
+
+func BenchmarkFirstPath(b *testing.B) {
+	tt := newTestTree(b, testSuite, 1000)
+	np := tt.commit(b, 0)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := np.encrypt(tt.rand, tt.RatchetTree, nil, make([]byte, 300)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

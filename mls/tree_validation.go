@@ -1,9 +1,6 @@
 package mls
 
-import (
-	"io"
-	"slices"
-)
+import "slices"
 
 // validate checks a tree that came from someone else (RFC 9420, Section 12.4.3.1): unmerged leaves, unique keys,
 // parent hashes, leaf signatures, and each leaf with checkLeaf unless that is nil. checkLeaf is called by several
@@ -26,7 +23,7 @@ func (t *RatchetTree) validate(cs CipherSuite, groupID []byte, checkLeaf func(Le
 	for i := range t.Leaves() {
 		leaves = append(leaves, i)
 	}
-	return parallel(len(leaves), nil, func(k int, _ io.Reader) error {
+	return parallel(len(leaves), func(k int) error {
 		i := leaves[k]
 		l := t.Leaf(i)
 		if err := l.verifySignature(cs, groupID, i); err != nil {

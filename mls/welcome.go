@@ -123,19 +123,15 @@ func newWelcome(cs CipherSuite, rand io.Reader, gi *GroupInfo, joiner, psk secre
 	if err != nil {
 		return nil, fmt.Errorf("mls: encrypt group info: %w", err)
 	}
-	m := &Welcome{CipherSuite: cs, Secrets: make([]EncryptedGroupSecrets, len(members)), EncryptedGroupInfo: encrypted}
-	info := cs.hpkeInfo(labelWelcome, encrypted)
-	err = parallel(len(members), rand, func(i int, rand io.Reader) error {
-		s := GroupSecrets{JoinerSecret: joiner, PathSecret: members[i].pathSecret, PSKs: psks}
-		ct, err := cs.hpkeSeal(rand, members[i].kp.InitKey, info, codec.Marshal(s))
-		if err != nil {
-			return fmt.Errorf("mls: encrypt group secrets: %w", err)
-		}
-		m.Secrets[i] = EncryptedGroupSecrets{NewMember: members[i].kp.Ref(), Secrets: ct}
-		return nil
+	sealed, err := cs.sealAll(rand, len(members), cs.hpkeInfo(labelWelcome, encrypted), func(i int) (HPKEPublicKey, []byte) {
+		return members[i].kp.InitKey, codec.Marshal(GroupSecrets{JoinerSecret: joiner, PathSecret: members[i].pathSecret, PSKs: psks})
 	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("mls: encrypt group secrets: %w", err)
+	}
+	m := &Welcome{CipherSuite: cs, Secrets: make([]EncryptedGroupSecrets, len(members)), EncryptedGroupInfo: encrypted}
+	for i := range members {
+		m.Secrets[i] = EncryptedGroupSecrets{NewMember: members[i].kp.Ref(), Secrets: sealed[i]}
 	}
 	return m, nil
 }
