@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	gohpke "crypto/hpke"
 	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -107,6 +108,40 @@ func TestBadHPKEKeysAreRefused(t *testing.T) {
 		if err := cs.checkHPKEPublicKey(pub); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestKeysThatNobodyCanEncryptToAreRefused(t *testing.T) {
+	const cs = testSuite
+	refused := 0
+	check := func(pub HPKEPublicKey) {
+		t.Helper()
+		_, err := cs.EncryptWithLabel(rand.Reader, pub, "x", nil, nil)
+		if (cs.checkHPKEPublicKey(pub) == nil) != (err == nil) {
+			t.Errorf("%x: check says %v, encryption %v", []byte(pub), cs.checkHPKEPublicKey(pub), err)
+		}
+		if err != nil {
+			refused++
+		}
+	}
+	orderEight, _ := hex.DecodeString("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")
+	orderEightToo, _ := hex.DecodeString("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157")
+	for _, top := range []byte{0, 0x80} {
+		for low := range 256 {
+			small, large := make(HPKEPublicKey, 32), bytes.Repeat(HPKEPublicKey{0xff}, 32)
+			small[0], small[31] = byte(low), top
+			large[0], large[31] = byte(low), 0x7f|top
+			check(small)
+			check(large)
+		}
+		for _, p := range [][]byte{orderEight, orderEightToo} {
+			p = bytes.Clone(p)
+			p[31] |= top
+			check(p)
+		}
+	}
+	if refused != 14 {
+		t.Errorf("%d encodings refused, want 7 with the highest bit off and on", refused)
 	}
 }
 

@@ -15,6 +15,13 @@ func (t *RatchetTree) validate(cs CipherSuite, groupID []byte, checkLeaf func(Le
 	if err := t.checkUniqueKeys(); err != nil {
 		return err
 	}
+	for n := NodeIndex(1); uint32(n) < t.nodeWidth(); n += 2 {
+		if p := t.slot(n).parent; p != nil {
+			if err := cs.checkHPKEPublicKey(p.EncryptionKey); err != nil {
+				return invalid("7.1", "encryption key of node %d", n, err)
+			}
+		}
+	}
 	t.Hash(cs)
 	if err := t.verifyParentHashes(cs); err != nil {
 		return err
