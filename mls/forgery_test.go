@@ -1,0 +1,230 @@
+package mls
+
+import (
+	"crypto"
+	"crypto/rand"
+	"slices"
+	"testing"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// forgery is a room whose members can send what they shouldn't: every message has the signatures and tags that an
+// insider can make, so that it fails at the broken rule and not before.
+type forgery struct {
+	*testing.T
+	*room
+	alice, bob, carol, dave *client
+	hub                     crypto.Signer // the external sender
+}
+
+func newForgery(t *testing.T) *forgery {
+	t.Helper()
+	hub := newSigner(t, testSuite)
+	key, err := testSuite.SignaturePublicKey(hub.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRoom(t, testSuite, Extensions{
+		{Type: ExtensionExternalSenders, Data: codec.Marshal(ExternalSenders{{SignatureKey: key, Credential: BasicCredential([]byte("hub"))}})},
+		{Type: ExtensionRequiredCapabilities, Data: codec.Marshal(RequiredCapabilities{
+			Extensions: []ExtensionType{ExtensionAppDataDictionary}, Proposals: []ProposalType{ProposalAppDataUpdate}})},
+	})
+	f := &forgery{T: t, room: r, hub: hub, alice: r.members[0]}
+	joined := r.add(f.alice, "bob", "carol", "dave")
+	f.bob, f.carol, f.dave = joined[0], joined[1], joined[2]
+	r.commit(f.alice, CommitOptions{ForcePath: true, Proposals: []Proposal{appData(0x8001, "data")}})
+	r.commit(f.carol, CommitOptions{})
+	return f
+}
+
+func (f *forgery) must(err error) {
+	f.T.Helper()
+	if err != nil {
+		f.T.Fatal(err)
+	}
+}
+
+// keyPackage makes a KeyPackage that edit may change before it is signed, by signer if there is one.
+func (f *forgery) keyPackage(name string, signer crypto.Signer, edit func(*KeyPackage)) Proposal {
+	f.T.Helper()
+	if signer == nil {
+		signer = newSigner(f.T, testSuite)
+	}
+	kp, _, err := NewKeyPackage(KeyPackageOptions{Suite: testSuite, Credential: BasicCredential([]byte(name)), Signer: signer})
+	f.must(err)
+	if edit != nil {
+		edit(kp)
+		f.must(kp.LeafNode.sign(testSuite, rand.Reader, signer, nil, 0))
+		var w codec.Writer
+		kp.marshalUnsigned(&w)
+		kp.Signature, err = testSuite.SignWithLabel(rand.Reader, signer, labelKeyPackage, w.Bytes())
+		f.must(err)
+	}
+	return add(kp)
+}
+
+// proposal frames a proposal of a member.
+func (f *forgery) proposal(by *client, prop Proposal) *MLSMessage {
+	f.T.Helper()
+	c := FramedContent{GroupID: by.GroupID(), Epoch: by.Epoch(), Sender: Sender{Type: SenderMember, Leaf: by.OwnLeaf()},
+		ContentType: ContentProposal, Proposal: &prop}
+	ac, err := signContent(testSuite, rand.Reader, by.signer, WireFormatPublicMessage, c, by.state.encoded)
+	f.must(err)
+	m, err := protectPublic(testSuite, ac, by.secrets.membership, by.state.encoded)
+	f.must(err)
+	return NewMLSMessage(m)
+}
+
+// update makes an Update of a member that edit may change before it is signed, by signer if there is one.
+func (f *forgery) update(by *client, signer crypto.Signer, edit func(*LeafNode)) Proposal {
+	f.T.Helper()
+	pub, _, err := testSuite.GenerateHPKEKey(rand.Reader)
+	f.must(err)
+	l := by.state.tree.Leaf(by.OwnLeaf()).clone()
+	l.Source, l.EncryptionKey = LeafNodeUpdate, pub
+	if edit != nil {
+		edit(l)
+	}
+	if signer == nil {
+		signer = by.signer
+	}
+	f.must(l.sign(testSuite, rand.Reader, signer, by.GroupID(), by.OwnLeaf()))
+	return Proposal{Type: ProposalUpdate, Update: &Update{LeafNode: *l}}
+}
+
+// forged is a commit with something wrong.
+type forged struct {
+	by       *client // nil: alice
+	props    []Proposal
+	refs     [][]byte
+	noPath   bool
+	template func(*LeafNode)             // changes the path's leaf before it is made
+	leaf     func(*LeafNode)             // changes the path's leaf; it is signed again
+	path     func(*UpdatePath)           // changes the path
+	content  func(*FramedContent)        // before signing
+	signed   func(*AuthenticatedContent) // after signing, before the tags
+	framed   func(*PublicMessage)
+	signer   crypto.Signer
+	// external makes it an external commit of a client of that name. The props have to have the external_init.
+	external string
+	leafKey  crypto.Signer // of the path's leaf, if not the signer
+}
+
+// externalInit makes an external_init proposal for the current epoch.
+func (f *forgery) externalInit() Proposal {
+	f.T.Helper()
+	pub, _ := f.server.GroupInfo().ExternalPub()
+	kem, _, err := testSuite.externalInitSend(rand.Reader, pub)
+	f.must(err)
+	return Proposal{Type: ProposalExternalInit, ExternalInit: &ExternalInit{KEMOutput: kem}}
+}
+
+// commit makes the message. Proposals are applied to the path's tree as far as they can be.
+func (f *forgery) commit(o forged) *MLSMessage {
+	f.T.Helper()
+	by := o.by
+	if by == nil {
+		by = f.alice
+	}
+	state := &by.state
+	signer, sender, at := by.signer, Sender{Type: SenderMember, Leaf: by.OwnLeaf()}, by.OwnLeaf()
+	if o.external != "" {
+		signer, sender = newSigner(f.T, testSuite), Sender{Type: SenderNewMemberCommit}
+	}
+	if o.signer != nil {
+		signer = o.signer
+	}
+	leafKey := signer
+	if o.leafKey != nil {
+		leafKey = o.leafKey
+	}
+	commit := &Commit{}
+	for _, ref := range o.refs {
+		commit.Proposals = append(commit.Proposals, ProposalOrRef{Reference: ref})
+	}
+	next := state.context
+	next.Epoch++
+	tree := state.tree.clone()
+	var added []LeafIndex
+	var ids []PreSharedKeyID
+	for i := range o.props {
+		p, err := fillNonce(testSuite, rand.Reader, o.props[i])
+		f.must(err)
+		commit.Proposals = append(commit.Proposals, ProposalOrRef{Proposal: &p})
+		switch {
+		case p.Remove != nil && tree.Leaf(p.Remove.Removed) != nil && p.Remove.Removed != at:
+			tree.removeLeaf(p.Remove.Removed)
+		case p.Add != nil:
+			added = append(added, tree.addLeaf(&p.Add.KeyPackage.LeafNode))
+		case p.GroupContextExtensions != nil:
+			next.Extensions = p.GroupContextExtensions.Extensions
+		case p.PSK != nil:
+			ids = append(ids, p.PSK.PSK)
+		}
+	}
+	e := &evolution{context: next}
+	for i := range o.props {
+		e.list = append(e.list, resolved{PendingProposal: PendingProposal{Proposal: o.props[i]}})
+	}
+	r := by.cfg.rules()
+	if !slices.ContainsFunc(o.props, func(p Proposal) bool { return p.AppDataUpdate != nil && r.components[p.AppDataUpdate.Component] == nil }) {
+		if e.applyExtensions(&r) == nil {
+			next = e.context
+		}
+	}
+	commitSecret := testSuite.zeroSecret()
+	if !o.noPath {
+		template := state.tree.Leaf(at).clone()
+		if o.external != "" {
+			key, err := testSuite.SignaturePublicKey(leafKey.Public())
+			f.must(err)
+			template = &LeafNode{SignatureKey: key, Credential: BasicCredential([]byte(o.external)), Capabilities: DefaultCapabilities()}
+		}
+		if o.template != nil {
+			o.template(template)
+		}
+		if o.external != "" {
+			at = tree.addLeaf(template)
+		}
+		np, err := tree.generatePath(testSuite, rand.Reader, at, template, by.GroupID(), leafKey)
+		f.must(err)
+		if o.leaf != nil {
+			np.leaf = np.leaf.clone()
+			o.leaf(np.leaf)
+			f.must(np.leaf.sign(testSuite, rand.Reader, leafKey, by.GroupID(), at))
+			tree.setLeaf(at, np.leaf)
+		}
+		next.TreeHash = tree.Hash(testSuite)
+		commit.Path, err = np.encrypt(rand.Reader, tree, added, codec.Marshal(next))
+		f.must(err)
+		commitSecret = np.commitSecret
+		if o.path != nil {
+			o.path(commit.Path)
+		}
+	}
+	next.TreeHash = tree.Hash(testSuite)
+	c := FramedContent{GroupID: by.GroupID(), Epoch: by.Epoch(), Sender: sender, ContentType: ContentCommit, Commit: commit}
+	if o.content != nil {
+		o.content(&c)
+	}
+	ac, err := signContent(testSuite, rand.Reader, signer, WireFormatPublicMessage, c, state.encoded)
+	f.must(err)
+	if o.signed != nil {
+		o.signed(ac)
+	}
+	next.ConfirmedTranscriptHash = testSuite.confirmedTranscriptHash(state.interim, ac)
+	psk, err := derivePSK(testConfig(), testSuite, ids, by.resumption)
+	if err != nil {
+		psk = testSuite.zeroSecret()
+	}
+	ctx := codec.Marshal(next)
+	es := testSuite.epochSecrets(testSuite.joinerSecret(by.secrets.init, commitSecret, ctx), psk, ctx)
+	ac.ConfirmationTag = es.confirmationTag(testSuite, next.ConfirmedTranscriptHash)
+	m, err := protectPublic(testSuite, ac, by.secrets.membership, state.encoded)
+	f.must(err)
+	if o.framed != nil {
+		o.framed(m)
+	}
+	return NewMLSMessage(m)
+}

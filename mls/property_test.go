@@ -1,0 +1,110 @@
+package mls
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// TestEveryoneAgreesAfterRandomOperations has random members do random things, with restarts between. All members and
+// the server agree after each commit, and each store has exactly what its group needs.
+func TestEveryoneAgreesAfterRandomOperations(t *testing.T) {
+	seeds, steps := 10, 50
+	if testing.Short() {
+		seeds, steps = 3, 40
+	}
+	for seed := range seeds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			cs := CipherSuites()[seed%len(CipherSuites())]
+			rnd := rand.New(rand.NewPCG(uint64(seed), 1))
+			walk(t, cs, rnd, steps)
+		})
+	}
+}
+
+func walk(t *testing.T, cs CipherSuite, rnd *rand.Rand, steps int) {
+	external := newSigner(t, cs)
+	key, err := cs.SignaturePublicKey(external.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ext Extensions
+	ext = ext.Set(ExtensionExternalSenders, codec.Marshal(ExternalSenders{{SignatureKey: key, Credential: BasicCredential([]byte("hub"))}}))
+	ext = ext.Set(ExtensionRequiredCapabilities, codec.Marshal(RequiredCapabilities{
+		Extensions: []ExtensionType{ExtensionAppDataDictionary}, Proposals: []ProposalType{ProposalAppDataUpdate},
+	}))
+	r := newRoom(t, cs, ext)
+	names := 1
+	name := func() string { names++; return fmt.Sprintf("client %d", names) }
+	someone := func() *client { return r.members[rnd.IntN(len(r.members))] }
+	other := func(c *client) *client {
+		for {
+			if o := someone(); o != c || len(r.members) == 1 {
+				return o
+			}
+		}
+	}
+	proposed := make(map[LeafIndex]bool) // leaves with a pending Remove
+	for range steps {
+		c := someone()
+		switch op := rnd.IntN(14); {
+		case op < 3 && len(r.members) < 14:
+			if len(proposed) > 0 && proposed[c.OwnLeaf()] {
+				break
+			}
+			clear(proposed)
+			list := []string{name(), name(), name()}
+			r.add(c, list[:1+rnd.IntN(3)]...)
+		case op == 3:
+			r.propose(c.ProposeUpdate(c.store, UpdateOptions{}))
+		case op == 4 && len(r.members) > 3:
+			at := other(c).OwnLeaf()
+			r.propose(c.Propose(c.store, remove(at)))
+			proposed[at] = true
+		case op == 5 && len(r.members) > 3:
+			at := other(c).OwnLeaf()
+			r.propose(ExternalProposal(cs, c.cfg.rand(), external, 0, c.GroupID(), c.Epoch(), remove(at)))
+			proposed[at] = true
+		case op == 6:
+			r.propose(c.Propose(c.store, appData(ComponentID(0x8001+rnd.IntN(2)), fmt.Sprint(rnd.IntN(100)))))
+		case op == 7:
+			r.propose(c.Propose(c.store, sharedPSK()))
+		case op == 8 && len(r.members) < 14:
+			_, kp, _ := keyPackage(t, cs, name())
+			r.propose(c.Propose(c.store, add(kp))) // if committed, a member who never comes
+		case op == 9 && len(r.members) < 14:
+			clear(proposed)
+			r.join(name())
+		case op == 10 && len(r.members) > 1:
+			clear(proposed)
+			r.join(c.name, remove(c.OwnLeaf()))
+		case op == 11:
+			r.talk()
+		default:
+			o := CommitOptions{ForcePath: rnd.IntN(2) == 0, SkipPending: rnd.IntN(4) == 0}
+			if rnd.IntN(3) == 0 {
+				o.Proposals = append(o.Proposals, Proposal{Type: ProposalPSK, PSK: &PreSharedKey{PSK: PreSharedKeyID{
+					Type: PSKResumption, Usage: UsageApplication, GroupID: c.GroupID(), Epoch: c.Epoch()}}})
+			}
+			clear(proposed)
+			r.commit(c, o)
+		}
+		r.check()
+		for _, c := range r.members {
+			if rnd.IntN(8) == 0 {
+				c.reload(t)
+			}
+		}
+		if rnd.IntN(8) == 0 {
+			if r.server, err = LoadPublicGroup(publicConfig(), r.store.all()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r.checkStores()
+	r.talk()
+	r.checkStores()
+}
