@@ -237,7 +237,7 @@ func hkdfExtract(h func() hash.Hash, salt, ikm []byte) []byte {
 	return m.Sum(nil)
 }
 
-func hkdfExpand(h func() hash.Hash, prk, info []byte, n int) []byte {
+func hkdfExpand(h func() hash.Hash, prk, info []byte, n int) []byte { // n is at most 255 hashes
 	m := hmac.New(h, prk)
 	out := make([]byte, 0, n+m.Size())
 	var last []byte
@@ -254,9 +254,6 @@ func hkdfExpand(h func() hash.Hash, prk, info []byte, n int) []byte {
 	}
 	return out[:n:n]
 }
-
-// maxExpand is the longest output of HKDF in bytes.
-func (cs CipherSuite) maxExpand() int { return 255 * cs.HashSize() }
 
 // GenerateSignatureKey makes a key of the suite: an ed25519.PrivateKey or an *ecdsa.PrivateKey.
 func (cs CipherSuite) GenerateSignatureKey(rand io.Reader) (crypto.Signer, error) {

@@ -226,7 +226,7 @@ func (e *epochSecrets) verifyConfirmationTag(cs CipherSuite, confirmedTranscript
 	return nil
 }
 
-// export is MLS-Exporter (RFC 9420, Section 8.5). n is at most cs.maxExpand().
+// export is MLS-Exporter (RFC 9420, Section 8.5). n is at most 255 times the size of the hash.
 func (e *epochSecrets) export(cs CipherSuite, label string, context []byte, n int) []byte {
 	return cs.expandWithLabel(cs.deriveSecret(e.exporter, label), "exported", cs.Hash(context), n)
 }
