@@ -220,17 +220,13 @@ func (g *Group) prepare(r *rules, o CommitOptions) (*evolution, []ProposalOrRef,
 	}
 	e, err := g.try(r, slices.Concat(pending, values))
 	if err != nil && len(pending) > 0 {
-		// One of the pending proposals doesn't go with the others: take each that goes with those before it.
 		if e, err = g.try(r, values); err != nil {
 			return nil, nil, err
 		}
-		var taken []resolved
-		for _, p := range pending {
-			next := append(slices.Clone(taken), p)
-			if more, err := g.try(r, slices.Concat(next, values)); err == nil {
-				taken, e = next, more
-			}
+		for i := range values {
+			values[i].verified = true
 		}
+		e = g.takeValid(r, e, pending, values)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -244,6 +240,26 @@ func (g *Group) prepare(r *rules, o CommitOptions) (*evolution, []ProposalOrRef,
 		}
 	}
 	return e, refs, nil
+}
+
+// takeValid is for pending proposals that don't all go together. It takes as many as it finds to, in their order: halves
+// of the list that don't go with what was taken are halved again.
+func (g *Group) takeValid(r *rules, e *evolution, pending, values []resolved) *evolution {
+	var taken []resolved
+	var take func(part []resolved)
+	take = func(part []resolved) {
+		next := slices.Concat(taken, part)
+		if more, err := g.try(r, slices.Concat(next, values)); err == nil {
+			taken, e = next, more
+		} else if n := len(part) / 2; n > 0 {
+			take(part[:n])
+			take(part[n:])
+		}
+	}
+	half := len(pending) / 2
+	take(pending[:half])
+	take(pending[half:])
+	return e
 }
 
 // try applies a list of proposals, and says whether a commit of them would be valid but for its path.

@@ -164,7 +164,8 @@ func externalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
 	}, nil
 }
 
-// Confirm returns the group, after the commit was accepted, and writes its state. It is called once.
+// Confirm returns the group, after the commit was accepted, and writes its state. It is called again only if what it
+// wrote couldn't be made durable.
 func (p *PendingJoin) Confirm(b Batch) (*Group, error) {
 	g := &Group{
 		cfg: p.cfg, state: newPublicState(p.info.GroupContext, p.tree, p.info.ConfirmationTag),
@@ -176,7 +177,8 @@ func (p *PendingJoin) Confirm(b Batch) (*Group, error) {
 	if _, err := g.signer(); err != nil {
 		return nil, fmt.Errorf("mls: confirm join: %w", err)
 	}
-	g.start(p.secrets)
+	es := *p.secrets
+	g.start(&es)
 	g.saveAll(orDiscard(b))
 	return g, nil
 }

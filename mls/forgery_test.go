@@ -12,13 +12,13 @@ import (
 // forgery is a room whose members can send what they shouldn't: every message has the signatures and tags that an
 // insider can make, so that it fails at the broken rule and not before.
 type forgery struct {
-	*testing.T
+	testing.TB
 	*room
 	alice, bob, carol, dave *client
 	hub                     crypto.Signer // the external sender
 }
 
-func newForgery(t *testing.T) *forgery {
+func newForgery(t testing.TB) *forgery {
 	t.Helper()
 	hub := newSigner(t, testSuite)
 	key, err := testSuite.SignaturePublicKey(hub.Public())
@@ -30,7 +30,7 @@ func newForgery(t *testing.T) *forgery {
 		{Type: ExtensionRequiredCapabilities, Data: codec.Marshal(RequiredCapabilities{
 			Extensions: []ExtensionType{ExtensionAppDataDictionary}, Proposals: []ProposalType{ProposalAppDataUpdate}})},
 	})
-	f := &forgery{T: t, room: r, hub: hub, alice: r.members[0]}
+	f := &forgery{TB: t, room: r, hub: hub, alice: r.members[0]}
 	joined := r.add(f.alice, "bob", "carol", "dave")
 	f.bob, f.carol, f.dave = joined[0], joined[1], joined[2]
 	r.commit(f.alice, CommitOptions{ForcePath: true, Proposals: []Proposal{appData(0x8001, "data")}})
@@ -39,17 +39,17 @@ func newForgery(t *testing.T) *forgery {
 }
 
 func (f *forgery) must(err error) {
-	f.T.Helper()
+	f.TB.Helper()
 	if err != nil {
-		f.T.Fatal(err)
+		f.TB.Fatal(err)
 	}
 }
 
 // keyPackage makes a KeyPackage that edit may change before it is signed, by signer if there is one.
 func (f *forgery) keyPackage(name string, signer crypto.Signer, edit func(*KeyPackage)) Proposal {
-	f.T.Helper()
+	f.TB.Helper()
 	if signer == nil {
-		signer = newSigner(f.T, testSuite)
+		signer = newSigner(f.TB, testSuite)
 	}
 	kp, _, err := NewKeyPackage(KeyPackageOptions{Suite: testSuite, Credential: BasicCredential([]byte(name)), Signer: signer})
 	f.must(err)
@@ -66,7 +66,7 @@ func (f *forgery) keyPackage(name string, signer crypto.Signer, edit func(*KeyPa
 
 // proposal frames a proposal of a member.
 func (f *forgery) proposal(by *client, prop Proposal) *MLSMessage {
-	f.T.Helper()
+	f.TB.Helper()
 	c := FramedContent{GroupID: by.GroupID(), Epoch: by.Epoch(), Sender: Sender{Type: SenderMember, Leaf: by.OwnLeaf()},
 		ContentType: ContentProposal, Proposal: &prop}
 	ac, err := signContent(testSuite, rand.Reader, by.signer, WireFormatPublicMessage, c, by.state.encoded)
@@ -78,7 +78,7 @@ func (f *forgery) proposal(by *client, prop Proposal) *MLSMessage {
 
 // update makes an Update of a member that edit may change before it is signed, by signer if there is one.
 func (f *forgery) update(by *client, signer crypto.Signer, edit func(*LeafNode)) Proposal {
-	f.T.Helper()
+	f.TB.Helper()
 	pub, _, err := testSuite.GenerateHPKEKey(rand.Reader)
 	f.must(err)
 	l := by.state.tree.Leaf(by.OwnLeaf()).clone()
@@ -113,7 +113,7 @@ type forged struct {
 
 // externalInit makes an external_init proposal for the current epoch.
 func (f *forgery) externalInit() Proposal {
-	f.T.Helper()
+	f.TB.Helper()
 	pub, _ := f.server.GroupInfo().ExternalPub()
 	kem, _, err := testSuite.externalInitSend(rand.Reader, pub)
 	f.must(err)
@@ -122,7 +122,7 @@ func (f *forgery) externalInit() Proposal {
 
 // commit makes the message. Proposals are applied to the path's tree as far as they can be.
 func (f *forgery) commit(o forged) *MLSMessage {
-	f.T.Helper()
+	f.TB.Helper()
 	by := o.by
 	if by == nil {
 		by = f.alice
@@ -130,7 +130,7 @@ func (f *forgery) commit(o forged) *MLSMessage {
 	state := &by.state
 	signer, sender, at := by.signer, Sender{Type: SenderMember, Leaf: by.OwnLeaf()}, by.OwnLeaf()
 	if o.external != "" {
-		signer, sender = newSigner(f.T, testSuite), Sender{Type: SenderNewMemberCommit}
+		signer, sender = newSigner(f.TB, testSuite), Sender{Type: SenderNewMemberCommit}
 	}
 	if o.signer != nil {
 		signer = o.signer

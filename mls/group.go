@@ -21,7 +21,8 @@ var ErrSigner = errors.New("mls: no signer for the own leaf's signature key")
 
 // Group is a client's state in a group. It isn't safe for concurrent use. Its methods that take a Batch write to it
 // what they change, and if they fail change nothing; the caller makes the Batch durable before it acts on the
-// result. A nil Batch keeps the changes in memory only.
+// result. If it can't, the Group in memory is ahead of the store, and has to be loaded again. A nil Batch keeps the
+// changes in memory only.
 type Group struct {
 	redact
 	cfg      Config

@@ -85,6 +85,25 @@ func sameState(t testing.TB, what string, got, want map[string]string) {
 	}
 }
 
+// checkKeys has a member decrypt with each private key what is encrypted to the node's public key.
+func checkKeys(t testing.TB, c *client) {
+	t.Helper()
+	cs := c.Suite()
+	for n, key := range c.private.keys {
+		pub := c.state.tree.publicKey(n)
+		if pub == nil {
+			t.Fatalf("%s: private key of node %d, which is blank", c.name, n)
+		}
+		ct, err := cs.EncryptWithLabel(c.cfg.rand(), pub, "test", nil, []byte("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := cs.DecryptWithLabel(key, "test", nil, ct); err != nil {
+			t.Fatalf("%s: private key of node %d is not that of its public key", c.name, n)
+		}
+	}
+}
+
 // checkStores compares every store with its group, and the group with what the store restores.
 func (r *room) checkStores() {
 	r.t.Helper()
@@ -95,6 +114,7 @@ func (r *room) checkStores() {
 			r.t.Fatalf("%s: %v", c.name, err)
 		}
 		sameState(r.t, c.name+" loaded", dump(g), c.store.m)
+		checkKeys(r.t, c)
 	}
 	sameState(r.t, "server", r.store.m, dumpServer(r.server))
 	g, err := LoadPublicGroup(publicConfig(), r.store.all())

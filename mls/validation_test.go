@@ -138,7 +138,7 @@ var violations = []violation{
 
 	// KeyPackages.
 	{"10.1", "add: suite", everyone, nil, func(f *forgery) *MLSMessage {
-		_, kp, _ := keyPackage(f.T, X25519_CHACHA20POLY1305_SHA256_Ed25519, "new")
+		_, kp, _ := keyPackage(f.TB, X25519_CHACHA20POLY1305_SHA256_Ed25519, "new")
 		return f.commit(forged{props: []Proposal{add(kp)}, noPath: true})
 	}},
 	{"10.1", "add: version", everyone, nil, withKeyPackage(func(kp *KeyPackage) { kp.Version = 2 })},
@@ -334,7 +334,7 @@ var violations = []violation{
 		return f.commit(forged{external: "eve", refs: [][]byte{m.Public.authenticated().ref(testSuite)}, props: []Proposal{f.externalInit()}})
 	}},
 	{"", "signature by another than the path's leaf", everyone, ErrSignature, func(f *forgery) *MLSMessage {
-		return f.commit(forged{external: "eve", leafKey: newSigner(f.T, testSuite), props: []Proposal{f.externalInit()}})
+		return f.commit(forged{external: "eve", leafKey: newSigner(f.TB, testSuite), props: []Proposal{f.externalInit()}})
 	}},
 	{"5.3.1", "remove of another client", everyone, nil, external(forged{}, (*forgery).externalInit, fixed(remove(1)))},
 	{"12.2", "client that is a member", everyone, nil, external(forged{external: "bob"}, (*forgery).externalInit)},
@@ -346,12 +346,12 @@ var violations = []violation{
 
 // slip makes a proposal pending everywhere although the server would have refused it.
 func (f *forgery) slip(m *MLSMessage) []byte {
-	f.T.Helper()
+	f.TB.Helper()
 	ac := m.Public.authenticated()
 	p := PendingProposal{Ref: ac.ref(testSuite), Sender: ac.Content.Sender, Proposal: *ac.Content.Proposal}
 	for _, c := range f.members {
 		if _, err := c.Receive(c.store, m); err != nil {
-			f.T.Fatal(err)
+			f.TB.Fatal(err)
 		}
 	}
 	f.server.state.addPending(f.store, &pendingEntry{PendingProposal: p})
@@ -452,7 +452,7 @@ func TestAppDataUpdateNeedsSupportOfAllWhoStay(t *testing.T) {
 	alice := r.members[0]
 	r.add(alice, "bob")
 	old, kp, secrets := keyPackage(t, testSuite, "old client")
-	f := &forgery{T: t, room: r, alice: alice}
+	f := &forgery{TB: t, room: r, alice: alice}
 	p := f.keyPackage("old client", old.signer, func(k *KeyPackage) {
 		k.InitKey, k.LeafNode.EncryptionKey = kp.InitKey, kp.LeafNode.EncryptionKey
 		k.LeafNode.Capabilities.Proposals = nil
@@ -610,7 +610,7 @@ func TestWelcomeIsRefused(t *testing.T) {
 	c, err := f.alice.Commit(f.alice.store, CommitOptions{Proposals: []Proposal{add(kp)}, ForcePath: true})
 	f.must(err)
 	w := c.Welcome()
-	tree := func(t *RatchetTree) *RatchetTree { return fresh(f.T, t) }
+	tree := func(t *RatchetTree) *RatchetTree { return fresh(f.TB, t) }
 	if !w.Find(kp.Ref()) || w.Find(otherKP.Ref()) {
 		t.Error("the welcome names other key packages than the one added")
 	}
