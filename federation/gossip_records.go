@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/parley-mls/parley/mls/codec"
@@ -57,13 +59,13 @@ func (r *Record) id() recordID {
 //	} RecordID;
 //
 //	struct {
-//	    RecordID have<V>;
+//	    RecordID have<V>;        /* ascending */
 //	    NodeRecord own;
 //	} SyncRequest;
 //
 //	struct {
 //	    NodeRecord newer<V>;     /* what the asking node hasn't */
-//	    RecordID wanted<V>;      /* records that the answering node wants as news */
+//	    RecordID wanted<V>;      /* records that the answering node wants as news, ascending */
 //	} SyncAnswer;
 type syncRequest struct {
 	have map[recordID]uint64
@@ -75,21 +77,25 @@ func (q *syncRequest) MarshalMLS(w *codec.Writer) {
 	q.own.MarshalMLS(w)
 }
 
+// marshalIDs writes the IDs in ascending order, the only one that is read.
 func marshalIDs(w *codec.Writer, ids map[recordID]uint64) {
-	w.Vector(func(w *codec.Writer) {
-		for id, incarnation := range ids {
-			w.Raw(id[:])
-			w.Uint64(incarnation)
-		}
+	order := slices.SortedFunc(maps.Keys(ids), func(a, b recordID) int { return bytes.Compare(a[:], b[:]) })
+	codec.WriteVector(w, order, func(w *codec.Writer, id recordID) {
+		w.Raw(id[:])
+		w.Uint64(ids[id])
 	})
 }
 
 func unmarshalIDs(r *codec.Reader) map[recordID]uint64 {
 	ids := make(map[recordID]uint64)
+	var last recordID
 	r.Vector(func(r *codec.Reader) {
 		var id recordID
 		copy(id[:], r.Raw(len(id)))
-		ids[id] = r.Uint64()
+		if len(ids) > 0 && bytes.Compare(id[:], last[:]) <= 0 {
+			r.Failf("record IDs out of order")
+		}
+		ids[id], last = r.Uint64(), id
 	})
 	return ids
 }
@@ -114,13 +120,11 @@ func (a *syncAnswer) UnmarshalMLS(r *codec.Reader) {
 	a.wanted = unmarshalIDs(r)
 }
 
-func unmarshalRecords(r *codec.Reader) (all []Record) {
-	r.Vector(func(r *codec.Reader) {
-		var rec Record
+func unmarshalRecords(r *codec.Reader) []Record {
+	return codec.ReadVector(r, func(r *codec.Reader) (rec Record) {
 		rec.UnmarshalMLS(r)
-		all = append(all, rec)
+		return rec
 	})
-	return all
 }
 
 // news are records that their sender has just learnt or was asked for.

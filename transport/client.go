@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,11 +51,9 @@ func ClientRoundTripper(o ClientOptions) (http.RoundTripper, io.Closer, error) {
 	setDefault(&o.QUICBound, DefaultQUICBound)
 	setDefault(&o.QUICRetry, DefaultQUICRetry)
 	setDefault(&o.KeepAlive, DefaultClientKeepAlive)
-	c := &client{o: o}
+	c := &client{o: o, tcpConns: make(map[*tcpConn]struct{})}
 	c.tcp = &http.Transport{
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, network, o.Address)
-		},
+		DialContext:         c.dialTCP,
 		TLSClientConfig:     c.tls("h2", "http/1.1"),
 		ForceAttemptHTTP2:   true,
 		TLSHandshakeTimeout: 10 * time.Second,
@@ -72,7 +72,37 @@ type client struct {
 	quic clientQUIC
 
 	mu       sync.Mutex
-	tcpUntil time.Time // guarded by mu; QUIC isn't tried before
+	tcpUntil time.Time             // guarded by mu; QUIC isn't tried before
+	tcpConns map[*tcpConn]struct{} // guarded by mu; nil once closed
+}
+
+// tcpConn is a TCP connection that Close can end, busy or not.
+type tcpConn struct {
+	net.Conn
+	client *client
+}
+
+// Close implements net.Conn.
+func (t *tcpConn) Close() error {
+	t.client.mu.Lock()
+	delete(t.client.tcpConns, t)
+	t.client.mu.Unlock()
+	return t.Conn.Close()
+}
+
+func (c *client) dialTCP(ctx context.Context, network, _ string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, c.o.Address)
+	if err != nil {
+		return nil, err
+	}
+	t := &tcpConn{Conn: conn, client: c}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.tcpConns == nil {
+		return nil, errors.Join(ErrClosed, conn.Close())
+	}
+	c.tcpConns[t] = struct{}{}
+	return t, nil
 }
 
 func (c *client) tls(protos ...string) *tls.Config {
@@ -137,6 +167,13 @@ func (c *client) overTCP(req *http.Request, quicErr error) (*http.Response, erro
 
 // Close implements io.Closer.
 func (c *client) Close() error {
+	c.mu.Lock()
+	conns := slices.Collect(maps.Keys(c.tcpConns))
+	c.tcpConns = nil
+	c.mu.Unlock()
+	for _, t := range conns {
+		_ = t.Conn.Close()
+	}
 	c.tcp.CloseIdleConnections()
 	return c.quic.close()
 }

@@ -66,7 +66,9 @@ type Config struct {
 	// connections, by Recheck.
 	VerifyPeer func(chain []*x509.Certificate) (domain string, err error)
 
-	// OnRefused is told of each peer that asked in and was refused by VerifyPeer, for the operator. It must not block.
+	// OnRefused is told of each peer that asked in and was refused by VerifyPeer, for the operator. The chain is what
+	// the peer showed; it hasn't proved yet that it has the key. OnRefused must not block, and bounds what it does by
+	// itself: anybody can knock.
 	OnRefused func(addr net.Addr, chain []*x509.Certificate, err error)
 
 	// StatelessResetKey lets peers notice a restart at their next packet instead of at the idle time-out (RFC 9000,

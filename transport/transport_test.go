@@ -542,6 +542,94 @@ func TestManyStreamsPastTheQUICDefault(t *testing.T) {
 	}
 }
 
+func TestBlockedHandlersDontBlockAccepting(t *testing.T) {
+	alpha, beta := newProvider(t, "alpha.example"), newProvider(t, "beta.example")
+	const n = 80 // quic-go's accept queue holds 32
+	var arrived sync.WaitGroup
+	arrived.Add(n)
+	server := listen(t, alpha, approve(beta), func(c *Config) { c.HandshakesPerSecond = 5 }, func(e *Endpoint) {
+		e.Handle(ALPNGossip, func(context.Context, *Conn) { arrived.Done(); arrived.Wait() })
+	})
+	client := listen(t, beta, approve(alpha), nil, nil)
+	ctx := testContext(t)
+	for range n { // most of them come with a Retry first
+		if _, err := client.Dial(ctx, server.Addr().String(), "alpha.example", ALPNGossip); err != nil {
+			t.Fatal(err)
+		}
+	}
+	arrived.Wait()
+}
+
+func TestConnectionsPastTheLimitAreTurnedAway(t *testing.T) {
+	alpha, beta := newProvider(t, "alpha.example"), newProvider(t, "beta.example")
+	server := listen(t, alpha, approve(beta), func(c *Config) { c.MaxConnections = 2 }, func(e *Endpoint) {
+		e.Handle(ALPNGossip, func(ctx context.Context, c *Conn) { <-ctx.Done() })
+	})
+	client := listen(t, beta, approve(alpha), nil, nil)
+	ctx := testContext(t)
+	var conns []*Conn
+	for range 3 {
+		c, err := client.Dial(ctx, server.Addr().String(), "alpha.example", ALPNGossip)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c)
+		within(t, "the connection accepted or not", func() bool { return len(server.slots) == min(len(conns), 2) })
+	}
+	select {
+	case <-conns[2].Context().Done():
+	case <-ctx.Done():
+		t.Fatal("the third connection is kept")
+	}
+	if conns[0].Context().Err() != nil || conns[1].Context().Err() != nil {
+		t.Error("an earlier connection was ended")
+	}
+	conns[0].CloseWithError(0, "")
+	within(t, "a free place", func() bool { return len(server.slots) == 1 })
+	c, err := client.Dial(ctx, server.Addr().String(), "alpha.example", ALPNGossip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the place taken", func() bool { return len(server.slots) == 2 })
+	if c.Context().Err() != nil {
+		t.Error("the free place wasn't given")
+	}
+}
+
+func TestClosedClientEndsItsStreams(t *testing.T) {
+	alpha := newProvider(t, "alpha.example")
+	server := listen(t, alpha, approve(), func(c *Config) {
+		c.Clients = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		})
+	}, nil)
+	for _, tcpOnly := range []bool{false, true} {
+		rt, closer, err := ClientRoundTripper(ClientOptions{
+			Address: server.Addr().String(), Domain: "alpha.example", TCPOnly: tcpOnly, VerifyServer: func([]*x509.Certificate) error { return nil },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequestWithContext(testContext(t), http.MethodGet, "https://alpha.example/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := rt.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		closer.Close()
+		if _, err := io.ReadAll(resp.Body); err == nil || req.Context().Err() != nil {
+			t.Errorf("tcp only %t: the stream ended with %v, context %v", tcpOnly, err, req.Context().Err())
+		}
+		resp.Body.Close()
+		if _, err := post(testContext(t), rt, "alpha.example", ""); err == nil {
+			t.Errorf("tcp only %t: a closed client sends requests", tcpOnly)
+		}
+	}
+}
+
 func BenchmarkHandshake(b *testing.B) {
 	alpha, beta := newProvider(b, "alpha.example"), newProvider(b, "beta.example")
 	server := listen(b, alpha, approve(beta), nil, func(e *Endpoint) { e.Handle(ALPNGossip, func(ctx context.Context, _ *Conn) { <-ctx.Done() }) })
