@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/transport"
 )
 
@@ -221,6 +222,9 @@ func (g *Gossip) signRecord(atLeast uint64) error {
 		return err
 	}
 	if err := r.CheckConsistent(); err != nil {
+		return fmt.Errorf("gossip: own record: %w", err)
+	}
+	if _, err := ParseRecord(codec.Marshal(&r)); err != nil {
 		return fmt.Errorf("gossip: own record: %w", err)
 	}
 	g.mu.Lock()
@@ -444,6 +448,9 @@ func (g *Gossip) tellLoop(ctx context.Context) {
 		clear(g.changed)
 		g.mu.Unlock()
 		for _, m := range told {
+			if m.State == StateAlive {
+				g.cfg.Endpoint.Poke(m.Domain)
+			}
 			g.cfg.OnPeer(m.Domain, m.Address, m.State == StateAlive)
 		}
 	}

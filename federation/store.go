@@ -1,3 +1,9 @@
+// Package federation is how nodes of different providers find each other and talk.
+//
+// Gossip keeps track of the peers: each node signs a Record of where it is reached, nodes relay the records of those
+// that they approve, and memberlist, behind a filter, says who is alive. It introduces and never authorises, and
+// nothing waits for its opinion. The MIMI endpoints (draft-ietf-mimi-protocol) are served by NewHandler and called by
+// Client; what must arrive goes through the Outbox.
 package federation
 
 // Store is the durable, ordered key-value state that federation needs; the node's store satisfies it. Callers prefix

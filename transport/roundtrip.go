@@ -46,6 +46,7 @@ type peer struct {
 
 	mu      sync.Mutex
 	conn    *http3.ClientConn // guarded by mu; nil before the first connection
+	quic    *quic.Conn        // guarded by mu; under conn
 	dialing *dialing          // guarded by mu; nil unless a dial is under way
 	dropped bool              // guarded by mu; another address has replaced this one
 }
@@ -87,12 +88,32 @@ func (p *peer) dial(d *dialing) {
 	p.dialing = nil
 	if d.err = err; err == nil {
 		d.conn = p.endpoint.h3.NewClientConn(c.Conn)
-		p.conn = d.conn
+		p.conn, p.quic = d.conn, c.Conn
 		if p.dropped {
 			_ = c.CloseWithError(codeDone, "")
 		}
 	}
 	close(d.done)
+}
+
+// Poke sends a packet on the shared connection with domain, if there is one. A healthy connection takes no notice. If
+// the peer has restarted since, it answers with a stateless reset, and requests that have been waiting are sent again
+// at once, instead of at the next retransmission, whose intervals double. Whoever learns that a peer is back calls it.
+func (e *Endpoint) Poke(domain string) {
+	e.mu.Lock()
+	p := e.peers[domain]
+	e.mu.Unlock()
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	c := p.quic
+	p.mu.Unlock()
+	if c != nil {
+		// HTTP/3 ignores datagrams unless both sides have said otherwise (RFC 9297). Very small packets aren't answered
+		// with a reset (RFC 9000, Section 10.3.3). Sending waits if many are queued.
+		go c.SendDatagram(make([]byte, 64))
+	}
 }
 
 // drop closes the connection; requests that hold the peer still dial again.

@@ -355,13 +355,14 @@ func TestClientRefusesServerOverEachProtocol(t *testing.T) {
 	}
 }
 
-func TestRequestReachesRestartedNode(t *testing.T) {
-	alpha, beta := newProvider(t, "alpha.example"), newProvider(t, "beta.example")
-	address := ""
-	start := func() (stop func()) {
-		e, err := Listen(Config{
-			Address: cmp.Or(address, "127.0.0.1:0"), Domain: alpha.domain, VerifyPeer: approve(beta).verify,
-			Certificate:       func() (*tls.Certificate, error) { return &alpha.cert, nil },
+// restartable starts a node that can be killed and started again at its address, with the same keys.
+func restartable(t *testing.T, p, peer *provider) (address string, kill, start func()) {
+	var e *Endpoint
+	start = func() {
+		var err error
+		e, err = Listen(Config{
+			Address: cmp.Or(address, "127.0.0.1:0"), Domain: p.domain, VerifyPeer: approve(peer).verify,
+			Certificate:       func() (*tls.Certificate, error) { return &p.cert, nil },
 			StatelessResetKey: sha256.Sum256([]byte("reset")), TokenKey: sha256.Sum256([]byte("token")),
 		})
 		if err != nil {
@@ -370,15 +371,22 @@ func TestRequestReachesRestartedNode(t *testing.T) {
 		address = e.Addr().String()
 		e.HandleHTTP(ALPNFederation, whoami)
 		go e.Serve(context.Background())
-		// A killed process says nothing: the socket goes first.
-		return func() {
-			e.udp.Close()
-			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-			defer cancel()
-			e.Shutdown(ctx)
-		}
 	}
-	stop := start()
+	// A killed process says nothing: the socket goes first.
+	kill = func() {
+		e.udp.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		e.Shutdown(ctx)
+	}
+	start()
+	t.Cleanup(func() { kill() })
+	return address, kill, start
+}
+
+func TestRequestReachesRestartedNode(t *testing.T) {
+	alpha, beta := newProvider(t, "alpha.example"), newProvider(t, "beta.example")
+	address, kill, start := restartable(t, alpha, beta)
 	client := listen(t, beta, approve(alpha), nil, nil)
 	ctx := testContext(t)
 	rt, err := client.RoundTripper(ctx, address, "alpha.example")
@@ -388,8 +396,8 @@ func TestRequestReachesRestartedNode(t *testing.T) {
 	if _, err := post(ctx, rt, "alpha.example", "before"); err != nil {
 		t.Fatal(err)
 	}
-	stop()
-	defer start()()
+	kill()
+	start()
 	begin := time.Now()
 	got, err := post(ctx, rt, "alpha.example", "after")
 	if want := "beta.example true HTTP/3.0 after"; err != nil || got != want {
@@ -397,6 +405,38 @@ func TestRequestReachesRestartedNode(t *testing.T) {
 	}
 	if d := time.Since(begin); d > 5*time.Second {
 		t.Errorf("the restart was noticed after %v", d)
+	}
+}
+
+func TestPokeWakesRequestsThatWaitForARestartedNode(t *testing.T) {
+	alpha, beta := newProvider(t, "alpha.example"), newProvider(t, "beta.example")
+	address, kill, start := restartable(t, alpha, beta)
+	client := listen(t, beta, approve(alpha), nil, nil)
+	ctx := testContext(t)
+	rt, err := client.RoundTripper(ctx, address, "alpha.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := post(ctx, rt, "alpha.example", "before"); err != nil {
+		t.Fatal(err)
+	}
+	client.Poke("alpha.example")
+	client.Poke("gamma.example")
+	if _, err := post(ctx, rt, "alpha.example", "poked"); err != nil {
+		t.Fatalf("poking a healthy connection: %v", err)
+	}
+	kill()
+	answer := make(chan error, 1)
+	go func() { _, err := post(ctx, rt, "alpha.example", "meanwhile"); answer <- err }()
+	time.Sleep(1500 * time.Millisecond) // until retransmissions have become rare
+	start()
+	client.Poke("alpha.example")
+	begin := time.Now()
+	if err := <-answer; err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(begin); d > 500*time.Millisecond {
+		t.Errorf("answered %v after the poke", d)
 	}
 }
 
@@ -422,14 +462,16 @@ func TestChangedAddressDropsTheOldConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if hits["first"] != 1 || hits["second"] != 2 {
-		t.Errorf("requests went to %v", hits)
-	}
 	within(t, "one connection left", func() bool {
 		client.mu.Lock()
 		defer client.mu.Unlock()
 		return len(client.conns) == 1
 	})
+	mu.Lock()
+	defer mu.Unlock()
+	if hits["first"] != 1 || hits["second"] != 2 {
+		t.Errorf("requests went to %v", hits)
+	}
 }
 
 // within polls for what has no event.
