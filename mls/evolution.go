@@ -36,6 +36,8 @@ type StagedInfo struct {
 	// Before and After are the GroupContexts that the commit leads from and to. While a commit is being made, After
 	// lacks the tree hash and confirmed transcript hash when Policy sees it first.
 	Before, After GroupContext
+	// TreeBefore and TreeAfter are the ratchet trees that the commit leads from and to.
+	TreeBefore, TreeAfter *RatchetTree
 	// PathLeaf is the committer's new leaf, nil if the commit has no path.
 	PathLeaf *LeafNode
 	// SelfRemoved says that the commit removes this client; never set for a PublicGroup.
@@ -79,7 +81,10 @@ func (p *publicState) applyProposals(r *rules, list []resolved, committer LeafIn
 	if e.rules, err = parseContextRules(e.context.Extensions); err != nil {
 		return nil, err
 	}
-	e.info = StagedInfo{Epoch: e.context.Epoch, Committer: committer, External: external, Before: p.context}
+	e.info = StagedInfo{
+		Epoch: e.context.Epoch, Committer: committer, External: external,
+		Before: p.context, TreeBefore: p.tree, TreeAfter: e.tree,
+	}
 	e.info.Proposals = make([]PendingProposal, len(list))
 	for i := range list {
 		e.info.Proposals[i] = list[i].PendingProposal

@@ -11,9 +11,9 @@ import (
 // TestEveryoneAgreesAfterRandomOperations has random members do random things, with restarts between. All members and
 // the server agree after each commit, and each store has exactly what its group needs.
 func TestEveryoneAgreesAfterRandomOperations(t *testing.T) {
-	seeds, steps := 10, 50
+	seeds, steps := 5, 60
 	if testing.Short() {
-		seeds, steps = 3, 40
+		seeds, steps = 3, 25
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
