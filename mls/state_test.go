@@ -184,15 +184,14 @@ func TestNewSignatureKeySurvivesRestart(t *testing.T) {
 	bob := r.add(alice, "bob")[0]
 	next := newSigner(t, testSuite)
 	cred := BasicCredential([]byte("member 0#2"))
-	c, err := alice.Commit(alice.store, CommitOptions{Credential: &cred, Signer: next})
-	if err != nil {
+	if _, err := alice.Commit(alice.store, CommitOptions{Credential: &cred, Signer: next}); err != nil {
 		t.Fatal(err)
 	}
 	alice.reload(t) // with the old signer
 	if _, err := alice.Encrypt(alice.store, nil, []byte("still the old key")); err != nil {
 		t.Fatal(err)
 	}
-	c = alice.PendingCommit()
+	c := alice.PendingCommit()
 	r.accept(c.Message(), c.GroupInfo(), c.Tree())
 	if err := alice.Confirm(alice.store); err != nil {
 		t.Fatal(err)
