@@ -37,8 +37,7 @@ func DialAdmin(socket string) *AdminClient {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", socket)
 		},
-		MaxIdleConns:    1,
-		IdleConnTimeout: 10 * time.Second,
+		DisableKeepAlives: true,
 	}}}
 }
 

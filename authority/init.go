@@ -114,7 +114,7 @@ func initialise(dir string, o InitOptions) (Fingerprint, error) {
 	}{
 		{filepath.Join(made, rootFile), certificatePEM(h.root), 0o644},
 		{filepath.Join(made, intermediateFile), certificatePEM(h.intermediate), 0o644},
-		{filepath.Join(made, intermediateKeyFile), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600},
+		{filepath.Join(made, intermediateKeyFile), keyPEM(key), 0o600},
 		{filepath.Join(made, configFile), append(config, '\n'), 0o644},
 		{filepath.Join(made, rootKeyFile), pem.EncodeToMemory(rootKey), 0o600},
 	}
@@ -200,6 +200,11 @@ func signIssuer(rand io.Reader, template, parent *x509.Certificate, pub crypto.P
 
 func certificatePEM(c *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
+}
+
+// keyPEM takes PKCS #8.
+func keyPEM(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
 // writeNew writes a file that doesn't exist yet, durably.
