@@ -1,0 +1,92 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"connectrpc.com/connect"
+
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/node/api"
+)
+
+var (
+	// ErrEnrolled: the directory holds an enrolled device already.
+	ErrEnrolled = errors.New("the device is enrolled already")
+	// ErrNotEnrolled: the directory holds no enrolled device.
+	ErrNotEnrolled = errors.New("no device is enrolled here")
+	// ErrRevoked: the provider has revoked this device's credential. Nothing brings it back.
+	ErrRevoked = errors.New("this device was revoked")
+	// ErrUnknownRoom: this client never was a member of the room.
+	ErrUnknownRoom = errors.New("unknown room")
+	// ErrNotMember: this client isn't a member of the room any more.
+	ErrNotMember = errors.New("not a member of the room")
+	// ErrFrozen: the hub ordered something that this client can't accept; its view of the room stays as it was.
+	ErrFrozen = errors.New("the room is frozen")
+	// ErrQueued: the hub hasn't answered yet. The message is in the outbox and will be sent.
+	ErrQueued = errors.New("the message waits in the outbox")
+	// ErrRunning: another Run of the same Client is under way.
+	ErrRunning = errors.New("the client runs already")
+	// ErrNoKeyPackages: no device of the user has a KeyPackage that fits.
+	ErrNoKeyPackages = errors.New("no device of the user can be added")
+)
+
+// Refused is the hub's answer to a handshake or message that it doesn't accept.
+type Refused struct {
+	Code        string // the MIMI response code, such as notAllowed
+	Description string // the hub's words, may be empty
+}
+
+// Error returns the code and the description.
+func (r *Refused) Error() string {
+	if r.Description == "" {
+		return "the hub refuses: " + r.Code
+	}
+	return fmt.Sprintf("the hub refuses: %s: %s", r.Code, r.Description)
+}
+
+// Code returns the stable code that the node gave for an error, such as "revoked" or "hubUnreachable"; "" if the error
+// isn't a node's.
+func Code(err error) string {
+	var ce *connect.Error
+	if !errors.As(err, &ce) {
+		return ""
+	}
+	for _, d := range ce.Details() {
+		v, err := d.Value()
+		if err != nil {
+			continue
+		}
+		if info, ok := v.(*api.ErrorInfo); ok {
+			return info.Code
+		}
+	}
+	return ""
+}
+
+// permanent says whether the same request would fail again, however often it is sent. All else, above all an
+// unreachable node or hub, is worth another attempt.
+func permanent(err error) bool {
+	switch Code(err) {
+	case "revoked", "tooLarge":
+		return true
+	}
+	switch connect.CodeOf(err) {
+	case connect.CodeInvalidArgument, connect.CodeNotFound, connect.CodePermissionDenied, connect.CodeAlreadyExists,
+		connect.CodeFailedPrecondition, connect.CodeOutOfRange, connect.CodeUnimplemented:
+		return true
+	}
+	return false
+}
+
+// revoked says whether the node refuses this client for good.
+func revoked(err error) bool { return errors.Is(err, ErrRevoked) || Code(err) == "revoked" }
+
+// refusedUpdate is the error for an answer other than success.
+func refusedUpdate(res *mimi.UpdateRoomResponse) error {
+	return &Refused{Code: res.Code.String(), Description: res.Description}
+}
+
+// ended says whether an error is the end of the context and not of what was tried.
+func ended(ctx context.Context) bool { return ctx.Err() != nil }

@@ -1,0 +1,166 @@
+package client
+
+import (
+	"sync"
+	"time"
+
+	"github.com/parley-mls/parley/federation/mimi"
+)
+
+// Event is what a program learns from its client as it happens: Message, MemberAdded, MemberRemoved, Joined, Removed,
+// Discarded, Frozen or TrustChanged. What it tells is durable.
+type Event interface{ event() }
+
+// Message is an application message of a room.
+type Message struct {
+	Room   mimi.URI
+	Seq    uint64    // number in the room's log
+	User   mimi.URI  // of the sender
+	Client mimi.URI  // of the sender
+	Time   time.Time // when the hub accepted it, by the hub's clock
+	Data   []byte
+	Flag   string // what was wrong with the sender's credential, see Member
+}
+
+// MemberAdded says that a client became a member of a room.
+type MemberAdded struct {
+	Room         mimi.URI
+	Epoch        uint64
+	User, Client mimi.URI
+	External     bool // it joined by itself, as a further device of a participant
+}
+
+// MemberRemoved says that a client isn't a member of a room any more.
+type MemberRemoved struct {
+	Room         mimi.URI
+	Epoch        uint64
+	User, Client mimi.URI
+}
+
+// Joined says that this client is a member of a room now.
+type Joined struct{ Room mimi.URI }
+
+// Removed says that this client isn't a member of a room any more.
+type Removed struct{ Room mimi.URI }
+
+// Discarded is a message that isn't shown. Client is empty if the sender isn't known.
+type Discarded struct {
+	Room   mimi.URI
+	Seq    uint64
+	Client mimi.URI
+	Reason string
+}
+
+// Frozen says that the hub ordered something in a room that this client can't accept.
+type Frozen struct {
+	Room mimi.URI
+	Seq  uint64
+	Err  error
+}
+
+// TrustChanged says that the trust bundle of a provider changed: revocations, for example.
+type TrustChanged struct{ Domain string }
+
+func (Message) event()       {}
+func (MemberAdded) event()   {}
+func (MemberRemoved) event() {}
+func (Joined) event()        {}
+func (Removed) event()       {}
+func (Discarded) event()     {}
+func (Frozen) event()        {}
+func (TrustChanged) event()  {}
+
+// maxBacklog is how many events a reader may be behind.
+const maxBacklog = 1 << 16
+
+// Events returns a channel that gets every event from now on; each call makes one more. A reader that falls more than
+// 65,536 events behind is given up: its channel is closed, as all are by Close.
+func (c *Client) Events() <-chan Event { return c.events.subscribe() }
+
+// broadcast hands every event to every reader, and waits for none.
+type broadcast struct {
+	mu      sync.Mutex
+	readers map[*reader]bool // guarded by mu
+	closed  bool             // guarded by mu
+	pumps   sync.WaitGroup
+}
+
+type reader struct {
+	backlog []Event       // guarded by broadcast.mu
+	more    chan struct{} // has room for one; filled after the backlog grew
+	done    chan struct{}
+	out     chan Event
+}
+
+func (b *broadcast) subscribe() <-chan Event {
+	r := &reader{more: make(chan struct{}, 1), done: make(chan struct{}), out: make(chan Event, 64)}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		close(r.out)
+		return r.out
+	}
+	if b.readers == nil {
+		b.readers = make(map[*reader]bool)
+	}
+	b.readers[r] = true
+	b.pumps.Go(func() { b.pump(r) })
+	return r.out
+}
+
+func (b *broadcast) pump(r *reader) {
+	defer close(r.out)
+	for {
+		b.mu.Lock()
+		events := r.backlog
+		r.backlog = nil
+		b.mu.Unlock()
+		for _, e := range events {
+			select {
+			case r.out <- e:
+			case <-r.done:
+				return
+			}
+		}
+		select {
+		case <-r.more:
+		case <-r.done:
+			return
+		}
+	}
+}
+
+func (b *broadcast) send(events []Event) {
+	if len(events) == 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for r := range b.readers {
+		if len(r.backlog)+len(events) > maxBacklog {
+			b.drop(r)
+			continue
+		}
+		r.backlog = append(r.backlog, events...)
+		select {
+		case r.more <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// drop gives a reader up. b.mu is held.
+func (b *broadcast) drop(r *reader) {
+	delete(b.readers, r)
+	close(r.done)
+}
+
+func (b *broadcast) close() {
+	b.mu.Lock()
+	b.closed = true
+	for r := range b.readers {
+		b.drop(r)
+	}
+	b.mu.Unlock()
+	b.pumps.Wait()
+}

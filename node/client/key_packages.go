@@ -1,0 +1,122 @@
+package client
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/api"
+	"github.com/parley-mls/parley/node/store"
+)
+
+// ownKeyPackage is a KeyPackage of this client with its private keys.
+type ownKeyPackage struct {
+	keyPackage mls.KeyPackage
+	secrets    mls.KeyPackageSecrets
+}
+
+// MarshalMLS implements codec.Marshaler, for the store.
+func (k ownKeyPackage) MarshalMLS(w *codec.Writer) {
+	k.keyPackage.MarshalMLS(w)
+	k.secrets.MarshalMLS(w)
+}
+
+// UnmarshalMLS implements codec.Unmarshaler.
+func (k *ownKeyPackage) UnmarshalMLS(r *codec.Reader) {
+	k.keyPackage.UnmarshalMLS(r)
+	k.secrets.UnmarshalMLS(r)
+}
+
+func keyPackageKey(ref []byte) []byte { return append([]byte(prefixKeyPackage), ref...) }
+
+// publishKeyPackages fills up what the node has to hand out. replace makes all of them new, with the present
+// credential. The private keys are durable before the node has the public ones.
+func (c *Client) publishKeyPackages(ctx context.Context, replace bool) error {
+	c.publish.Lock()
+	defer c.publish.Unlock()
+	want := c.o.KeyPackages
+	if !replace {
+		res, err := call(ctx, c.session, c.session.service.PublishKeyPackages, &api.PublishKeyPackagesRequest{})
+		if err != nil {
+			return fmt.Errorf("client: ask for the published key packages: %w", err)
+		}
+		if int(res.Available) > want/2 {
+			return nil
+		}
+		want -= int(res.Available)
+	}
+	if err := c.dropExpired(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	suite := c.profile.Suite
+	c.mu.Unlock()
+	req := &api.PublishKeyPackagesRequest{Replace: replace}
+	b := new(store.Batch)
+	for range want {
+		kp, secrets, err := mls.NewKeyPackage(mls.KeyPackageOptions{
+			Rand: c.o.Rand, Time: c.o.Time, Suite: suite, Credential: c.credential(), Signer: c.signer,
+			Lifetime: c.lifetime(),
+		})
+		if err != nil {
+			return fmt.Errorf("client: make a key package: %w", err)
+		}
+		b.Set(keyPackageKey(kp.Ref()), codec.Marshal(ownKeyPackage{*kp, *secrets}))
+		req.KeyPackages = append(req.KeyPackages, codec.Marshal(kp))
+	}
+	var w waits
+	if err := w.apply(c.db, b); err != nil {
+		return err
+	}
+	if err := w.wait(); err != nil {
+		return err
+	}
+	if _, err := call(ctx, c.session, c.session.service.PublishKeyPackages, req); err != nil {
+		return fmt.Errorf("client: publish key packages: %w", err)
+	}
+	return nil
+}
+
+// dropExpired deletes the private keys of KeyPackages that nobody may use any more.
+func (c *Client) dropExpired() error {
+	now := uint64(c.o.Time().Unix())
+	b := new(store.Batch)
+	err := store.ScanPrefix(c.db, []byte(prefixKeyPackage), func(key, value []byte) bool {
+		var k ownKeyPackage
+		if err := codec.Unmarshal(value, &k); err != nil || k.keyPackage.LeafNode.Lifetime.NotAfter < now {
+			b.Delete(keyPackageKey(key))
+		}
+		return true
+	})
+	if err != nil {
+		return fmt.Errorf("client: read the key packages: %w", err)
+	}
+	if b.Len() == 0 {
+		return nil
+	}
+	var w waits
+	if err := w.apply(c.db, b); err != nil {
+		return err
+	}
+	return w.wait()
+}
+
+// findKeyPackage returns the KeyPackage of this client that a Welcome is for, nil if there is none.
+func (c *Client) findKeyPackage(w *mls.Welcome) (*ownKeyPackage, error) {
+	for _, ref := range w.KeyPackageRefs() {
+		b, err := c.db.Get(keyPackageKey(ref))
+		if err != nil {
+			return nil, fmt.Errorf("client: read a key package: %w", err)
+		}
+		if b == nil {
+			continue
+		}
+		k := new(ownKeyPackage)
+		if err := codec.Unmarshal(b, k); err != nil {
+			return nil, fmt.Errorf("client: stored key package: %w", err)
+		}
+		return k, nil
+	}
+	return nil, nil
+}

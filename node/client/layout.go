@@ -1,0 +1,170 @@
+package client
+
+import (
+	"encoding/binary"
+	"fmt"
+	"iter"
+	"path/filepath"
+
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/node/store"
+)
+
+// The keys of a client's store. <room> is the room's URI and a zero byte.
+//
+//	p                    profile, JSON
+//	w                    number of the last Welcome stored, 8 bytes
+//	b<domain>            trust bundle of a provider, JSON
+//	k<KeyPackageRef>     a KeyPackage of this client and its private keys
+//	j<room URI>          an external commit whose answer isn't known
+//	r<room>h             header of a room
+//	r<room>g...          MLS state
+//	r<room>m<seq>        a message, by its number in the room's log
+//	r<room>s<SHA-256>    plaintext of an own ciphertext that isn't in the log yet, by the hash of its MLSMessage
+//	r<room>o<number>     a message in the outbox
+//	r<room>i             the staged own commit as it is sent
+//	r<room>l             the proposals to leave as they are sent
+var (
+	keyProfile = []byte("p")
+	keyWelcome = []byte("w")
+)
+
+const (
+	prefixBundle     = "b"
+	prefixKeyPackage = "k"
+	prefixJoin       = "j"
+	prefixRoom       = "r"
+
+	roomHeader  = 'h'
+	roomGroup   = 'g'
+	roomMessage = 'm'
+	roomSealed  = 's'
+	roomOutbox  = 'o'
+	roomStaged  = 'i'
+	roomLeave   = 'l'
+)
+
+// storeDir is the store's place below Options.Dir.
+const storeDir = "store"
+
+func openStore(o Options) (*store.Pebble, error) {
+	db, err := store.Open(filepath.Join(o.Dir, storeDir), store.Options{
+		CacheBytes: 4 << 20, MemTableBytes: 2 << 20, Log: o.Log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("client: open the state in %s: %w", o.Dir, err)
+	}
+	return db, nil
+}
+
+func roomPrefix(uri mimi.URI) []byte { return []byte(prefixRoom + string(uri) + "\x00") }
+
+// key returns the key of one of the room's entries.
+func (r *Room) key(kind byte, rest ...byte) []byte {
+	return append(append(roomPrefix(r.uri), kind), rest...)
+}
+
+func (r *Room) key64(kind byte, n uint64) []byte {
+	return r.key(kind, binary.BigEndian.AppendUint64(nil, n)...)
+}
+
+// roomURIs returns the rooms that the store has a header of.
+func roomURIs(db *store.Pebble) ([]mimi.URI, error) {
+	var uris []mimi.URI
+	var bad error
+	start := []byte(prefixRoom)
+	for {
+		var next []byte
+		err := db.Scan(start, store.PrefixEnd([]byte(prefixRoom)), func(key, _ []byte) bool {
+			i := 0
+			for i < len(key) && key[i] != 0 {
+				i++
+			}
+			uri, err := mimi.ParseURI(string(key[len(prefixRoom):i]))
+			if err != nil || i == len(key) {
+				bad = fmt.Errorf("client: the store has a key %q", key)
+				return false
+			}
+			uris = append(uris, uri)
+			next = store.PrefixEnd(roomPrefix(uri))
+			return false
+		})
+		if err != nil || bad != nil || next == nil {
+			if err == nil {
+				err = bad
+			}
+			return uris, err
+		}
+		start = next
+	}
+}
+
+func loadWelcome(db *store.Pebble) (uint64, error) {
+	b, err := db.Get(keyWelcome)
+	if err != nil || b == nil {
+		return 0, err
+	}
+	if len(b) != 8 {
+		return 0, fmt.Errorf("client: the stored number of Welcomes has %d bytes", len(b))
+	}
+	return binary.BigEndian.Uint64(b), nil
+}
+
+// groupState returns the entries of the room's MLS group, all of one moment.
+func (r *Room) groupState() (iter.Seq2[[]byte, []byte], error) {
+	type entry struct{ key, value []byte }
+	var entries []entry
+	err := store.ScanPrefix(r.c.db, r.key(roomGroup), func(key, value []byte) bool {
+		entries = append(entries, entry{append([]byte(nil), key...), append([]byte(nil), value...)})
+		return true
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the group's state: %w", err)
+	}
+	return func(yield func([]byte, []byte) bool) {
+		for _, e := range entries {
+			if !yield(e.key, e.value) {
+				return
+			}
+		}
+	}, nil
+}
+
+// clearGroup deletes the state of a group that the room had before.
+func (r *Room) clearGroup(b *store.Batch) error {
+	for _, kind := range []byte{roomGroup, roomStaged, roomLeave} {
+		err := store.ScanPrefix(r.c.db, r.key(kind), func(key, _ []byte) bool {
+			b.Delete(r.key(kind, key...))
+			return true
+		})
+		if err != nil {
+			return fmt.Errorf("read the former group's state: %w", err)
+		}
+	}
+	return nil
+}
+
+// waits collects what has to become durable before anyone is told about it.
+type waits []func() error
+
+// apply writes a batch and notes what to wait for.
+func (w *waits) apply(db *store.Pebble, b *store.Batch) error {
+	wait, err := db.Apply(b)
+	if err != nil {
+		return fmt.Errorf("client: write the state: %w", err)
+	}
+	*w = append(*w, wait)
+	return nil
+}
+
+// wait returns when all of it is durable. No lock may be held.
+func (w *waits) wait() error {
+	var first error
+	for _, f := range *w {
+		if err := f(); err != nil && first == nil {
+			first = fmt.Errorf("client: sync the state: %w", err)
+		}
+	}
+	*w = nil
+	return first
+}

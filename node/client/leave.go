@@ -1,0 +1,187 @@
+package client
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/store"
+)
+
+// leaving is the user's wish to leave, as far as it got.
+type leaving struct {
+	epoch    uint64 // in which the proposals were made
+	request  []byte // UpdateRequest; nil if they have to be made
+	answered bool   // the hub has answered in this epoch
+	accepted bool   // and has taken them
+	done     []chan error
+}
+
+// Leave proposes to remove the user with all clients from the room; it returns when the hub has the proposals. Another
+// member commits them, since nobody can remove itself (draft-ietf-mimi-protocol, Section 3.5); until then this client
+// stays a member. If nobody else is there, the client just forgets that it was one.
+func (r *Room) Leave(ctx context.Context) error {
+	done := make(chan error, 1)
+	r.mu.Lock()
+	if err := r.usable(); err != nil {
+		r.mu.Unlock()
+		return err
+	}
+	var w waits
+	b := new(store.Batch)
+	alone := r.alone()
+	if alone {
+		r.header.left = true
+		done <- nil
+	} else {
+		r.header.leaving = true
+		if r.leaving == nil {
+			r.leaving = new(leaving)
+		}
+		if r.leaving.accepted && r.leaving.epoch == r.group.Epoch() {
+			done <- nil
+		} else {
+			r.leaving.done = append(r.leaving.done, done)
+		}
+	}
+	r.saveHeader(b)
+	err := w.apply(r.c.db, b)
+	r.touch()
+	r.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := w.wait(); err != nil {
+		return err
+	}
+	if alone {
+		r.c.events.send([]Event{Removed{Room: r.uri}})
+		r.c.acknowledgeSoon()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// alone says whether all members are clients of this user. mu is held.
+func (r *Room) alone() bool {
+	self := r.c.User()
+	for m := range r.group.Members() {
+		if user, _, err := r.c.identity(m.Leaf); err != nil || user != self {
+			return false
+		}
+	}
+	return true
+}
+
+// leaveDue says whether there are proposals to leave to be made or sent. mu is held.
+func (r *Room) leaveDue() bool {
+	if !r.header.leaving {
+		return false
+	}
+	if r.leaving == nil {
+		r.leaving = new(leaving)
+	}
+	return !r.leaving.answered || r.leaving.epoch != r.group.Epoch()
+}
+
+// sendLeave sends the proposals, the same bytes at every attempt within an epoch.
+func (r *Room) sendLeave(ctx context.Context) error {
+	r.mu.Lock()
+	l := r.leaving
+	var w waits
+	var err error
+	if l.request == nil || l.epoch != r.group.Epoch() {
+		err = r.proposeLeave(&w, l)
+	}
+	request := l.request
+	r.mu.Unlock()
+	if e := w.wait(); e != nil {
+		return e
+	}
+	var res *mimi.UpdateRoomResponse
+	if err == nil {
+		if res, _, err = r.c.update(ctx, r.uri, request); err != nil && !permanent(err) {
+			return err
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.leaving != l {
+		return nil // a commit was faster
+	}
+	defer r.touch()
+	switch {
+	case err != nil:
+	case res.Code == mimi.UpdateSuccess:
+		l.answered, l.accepted = true, true
+	case res.Code == mimi.UpdateWrongEpoch && res.CurrentEpoch > l.epoch:
+		l.answered = true // the next epoch brings new proposals
+		return nil
+	default:
+		err = refusedUpdate(res)
+	}
+	if err != nil {
+		r.header.leaving, r.leaving = false, nil
+		b := new(store.Batch)
+		r.saveHeader(b)
+		if e := w.apply(r.c.db, b); e != nil {
+			return e
+		}
+		err = fmt.Errorf("client: leave %s: %w", r.uri, err)
+	}
+	l.finish(err)
+	return nil
+}
+
+// finish tells who waits. The room's mu is held.
+func (l *leaving) finish(err error) {
+	for _, done := range l.done {
+		done <- err
+	}
+	l.done = nil
+}
+
+// proposeLeave makes the proposals for the present epoch. mu is held.
+func (r *Room) proposeLeave(w *waits, l *leaving) error {
+	props, err := r.c.removal(r.group, r.c.User())
+	if err != nil {
+		return err
+	}
+	b := new(store.Batch)
+	state := b.Prefixed(r.key(roomGroup))
+	var messages []*mls.MLSMessage
+	for _, p := range props {
+		m, err := r.group.Propose(state, p)
+		if err != nil {
+			return err
+		}
+		messages = append(messages, m)
+	}
+	l.request = codec.Marshal(&mimi.UpdateRequest{Bundle: mimi.HandshakeBundle{
+		Message: messages[0], MoreProposals: messages[1:],
+	}})
+	l.epoch, l.answered, l.accepted = r.group.Epoch(), false, false
+	b.Set(r.key(roomLeave), slices.Concat(binary.BigEndian.AppendUint64(nil, l.epoch), l.request))
+	r.schedule()
+	return w.apply(r.c.db, b)
+}
+
+// loadLeaving restores proposals to leave of the present epoch, to be sent again as they were.
+func (r *Room) loadLeaving() error {
+	b, err := r.c.db.Get(r.key(roomLeave))
+	if err != nil || len(b) < 8 || !r.header.leaving {
+		return err
+	}
+	if epoch := binary.BigEndian.Uint64(b); epoch == r.group.Epoch() {
+		r.leaving = &leaving{epoch: epoch, request: b[8:]}
+	}
+	return nil
+}

@@ -1,0 +1,217 @@
+package client
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/node/api"
+	"github.com/parley-mls/parley/node/store"
+)
+
+// profile is who the device is and where its node is.
+type profile struct {
+	Format  int             `json:"format"`
+	Domain  string          `json:"domain"`
+	Address string          `json:"address"` // of the node, host:port
+	Root    []byte          `json:"root"`    // fingerprint from the invitation, the anchor of all trust
+	User    mimi.URI        `json:"user"`
+	Client  mimi.URI        `json:"client"`
+	Suite   mls.CipherSuite `json:"suite"`
+	Key     secretBytes     `json:"key"`           // PKCS #8
+	Chain   [][]byte        `json:"chain"`         // DER, leaf first; empty until the enrolment is done
+	CSR     []byte          `json:"csr,omitempty"` // of an enrolment whose answer isn't known: sent again as it is
+}
+
+// secretBytes is key material that formatted output and logs don't show.
+type secretBytes []byte
+
+func (secretBytes) String() string { return "[redacted]" }
+
+// GoString implements fmt.GoStringer.
+func (secretBytes) GoString() string { return "[redacted]" }
+
+const profileFormat = 1
+
+func newProfile(o Options, inv authority.Invitation, id mimi.URI) (profile, error) {
+	signer, err := o.Suite.GenerateSignatureKey(o.Rand)
+	if err != nil {
+		return profile{}, fmt.Errorf("client: generate the signature key: %w", err)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(signer)
+	if err != nil {
+		return profile{}, fmt.Errorf("client: encode the signature key: %w", err)
+	}
+	return profile{
+		Format: profileFormat, Domain: inv.Domain, Address: inv.Address, Root: inv.Root[:],
+		User: inv.User, Client: id, Suite: o.Suite, Key: key,
+	}, nil
+}
+
+// loadProfile fails with ErrNotEnrolled if there is none.
+func loadProfile(db *store.Pebble) (profile, error) {
+	b, err := db.Get(keyProfile)
+	if err != nil {
+		return profile{}, fmt.Errorf("client: read the profile: %w", err)
+	}
+	if b == nil {
+		return profile{}, fmt.Errorf("client: %w", ErrNotEnrolled)
+	}
+	var p profile
+	if err := json.Unmarshal(b, &p); err != nil {
+		return profile{}, fmt.Errorf("client: read the profile: %w", err)
+	}
+	if p.Format != profileFormat {
+		return profile{}, fmt.Errorf("client: the state has format %d, this program reads %d", p.Format, profileFormat)
+	}
+	return p, nil
+}
+
+func (p profile) save(db *store.Pebble) error {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("client: encode the profile: %w", err)
+	}
+	if _, err := db.Commit(map[string][]byte{string(keyProfile): b}, nil); err != nil {
+		return fmt.Errorf("client: write the profile: %w", err)
+	}
+	return nil
+}
+
+func (p profile) signer() (crypto.Signer, error) {
+	key, err := x509.ParsePKCS8PrivateKey(p.Key)
+	if err != nil {
+		return nil, errors.New("client: the stored signature key is damaged")
+	}
+	s, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, errors.New("client: the stored key can't sign")
+	}
+	return s, nil
+}
+
+// csr makes the certification request: the user and the client as the only names (RFC 9734).
+func (c *Client) csr(p profile) ([]byte, error) {
+	var uris []*url.URL
+	for _, name := range []mimi.URI{p.User, p.Client} {
+		u, err := url.Parse(string(name))
+		if err != nil {
+			return nil, fmt.Errorf("name %q: %w", name, err)
+		}
+		uris = append(uris, u)
+	}
+	b, err := x509.CreateCertificateRequest(c.o.Rand, &x509.CertificateRequest{
+		Subject: pkix.Name{CommonName: p.Client.ID()}, URIs: uris,
+	}, c.signer)
+	if err != nil {
+		return nil, fmt.Errorf("make the certification request: %w", err)
+	}
+	return b, nil
+}
+
+// requestCredential exchanges the invitation's token for the credential and the trust bundle.
+func (c *Client) requestCredential(ctx context.Context, token string) error {
+	if c.profile.CSR == nil {
+		csr, err := c.csr(c.profile)
+		if err != nil {
+			return err
+		}
+		c.profile.CSR = csr
+		if err := c.profile.save(c.db); err != nil {
+			return err
+		}
+	}
+	res, err := open1(ctx, c.session.enrolment.Enrol, &api.EnrolRequest{Token: token, Csr: c.profile.CSR})
+	if err != nil {
+		return err
+	}
+	if err := c.trust.putOwn(c.db, res.Bundle); err != nil {
+		return err
+	}
+	return c.adopt(res.Chain)
+}
+
+// adopt makes a chain that the provider issued the client's credential.
+func (c *Client) adopt(chain [][]byte) error {
+	c.mu.Lock()
+	p := c.profile
+	c.mu.Unlock()
+	pub, err := p.Suite.SignaturePublicKey(c.signer.Public())
+	if err != nil {
+		return err
+	}
+	id, err := c.trust.verifier.VerifyKey(chain, p.Suite, pub, authority.PurposeClient)
+	if err != nil {
+		return fmt.Errorf("the credential that the provider issued: %w", err)
+	}
+	if id.User != p.User || id.Client != p.Client {
+		return fmt.Errorf("the credential that the provider issued is for %s, %s", id.User, id.Client)
+	}
+	p.Chain, p.CSR = chain, nil
+	if err := p.save(c.db); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.profile = p
+	c.mu.Unlock()
+	return nil
+}
+
+// renewalDue says whether two thirds of the credential's lifetime are over.
+func (c *Client) renewalDue() (bool, error) {
+	c.mu.Lock()
+	chain := c.profile.Chain
+	c.mu.Unlock()
+	id, err := authority.ParseIdentity(chain)
+	if err != nil {
+		return false, err
+	}
+	return c.o.Time().After(id.NotAfter.Add(-id.NotAfter.Sub(id.NotBefore) / 3)), nil
+}
+
+// renew gets a credential with a new lifetime, publishes KeyPackages with it and has the rooms take it over.
+func (c *Client) renew(ctx context.Context) error {
+	c.mu.Lock()
+	p := c.profile
+	c.mu.Unlock()
+	csr, err := c.csr(p)
+	if err != nil {
+		return err
+	}
+	res, err := call(ctx, c.session, c.session.service.Renew, &api.RenewRequest{Csr: csr})
+	if err != nil {
+		return err
+	}
+	if err := c.adopt(res.Chain); err != nil {
+		return err
+	}
+	c.log.Info("credential renewed", "client", p.Client)
+	for _, r := range c.Rooms() {
+		r.enqueue(&job{build: r.buildCredential, done: make(chan error, 1)})
+	}
+	return c.publishKeyPackages(ctx, true)
+}
+
+// lifetime is that of a KeyPackage: it ends with the credential.
+func (c *Client) lifetime() mls.Lifetime {
+	now := c.o.Time()
+	l := mls.LifetimeFrom(now, mls.DefaultLifetime)
+	if id, err := authority.ParseIdentity(c.credential().Certificates); err == nil {
+		if end := uint64(max(0, id.NotAfter.Unix())); end < l.NotAfter {
+			l.NotAfter = end
+		}
+	}
+	return l
+}
+
+// rpcTimeout bounds one request to the node, and thereby how long an answer that got lost is waited for.
+const rpcTimeout = 20 * time.Second

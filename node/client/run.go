@@ -1,0 +1,310 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/api"
+	"github.com/parley-mls/parley/node/store"
+)
+
+const (
+	// refreshTrust and renewal are looked at this often while the stream is up.
+	housekeeping = 10 * time.Minute
+	// ackDelay is how long acknowledgements are collected before they are sent.
+	ackDelay = 200 * time.Millisecond
+	// maxReconnect bounds the delay before the next attempt to connect.
+	maxReconnect = 5 * time.Second
+)
+
+// Run keeps the client connected: authenticated, its KeyPackages published, subscribed. It processes what arrives, in
+// order, and sends what waits. It returns when ctx ends, with its error, and with ErrRevoked if the device was
+// revoked. All else it tries again.
+func (c *Client) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.mu.Lock()
+	if c.running != nil {
+		c.mu.Unlock()
+		return fmt.Errorf("client: %w", ErrRunning)
+	}
+	c.running = ctx
+	for _, r := range c.rooms {
+		c.workers.Go(func() { r.work(ctx) })
+	}
+	c.mu.Unlock()
+	c.workers.Go(func() { c.acknowledge(ctx) })
+	defer func() {
+		cancel()
+		c.mu.Lock()
+		c.running = nil
+		c.mu.Unlock()
+		c.workers.Wait()
+	}()
+
+	var delay time.Duration
+	for {
+		began := time.Now()
+		again, err := c.connect(ctx)
+		switch {
+		case ended(ctx):
+			return ctx.Err()
+		case revoked(err):
+			c.log.Error("this device was revoked", "client", c.ID())
+			return fmt.Errorf("client: %w: %w", ErrRevoked, err)
+		case again:
+			delay = 0
+			continue
+		}
+		if time.Since(began) > maxReconnect {
+			delay = 0
+		}
+		delay = min(max(2*delay, 25*time.Millisecond), maxReconnect)
+		c.log.Info("not connected", "delay", delay, "err", err)
+		c.pause(ctx, delay)
+	}
+}
+
+// connect gets what is needed, subscribes and processes events until the stream ends. again says that the end was
+// wanted, by resubscribe.
+func (c *Client) connect(ctx context.Context) (again bool, err error) {
+	stream, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.mu.Lock()
+	c.restart = cancel
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		select {
+		case <-c.live:
+			c.live = make(chan struct{})
+		default:
+		}
+		c.mu.Unlock()
+		again = stream.Err() != nil
+	}()
+	if err := c.refreshTrust(stream); err != nil {
+		return false, err
+	}
+	if err := c.resumeJoins(stream); err != nil {
+		return false, err
+	}
+	c.keepHouse(stream)
+	return false, c.subscribe(stream)
+}
+
+// resubscribe ends the present stream; Run begins another one at once.
+func (c *Client) resubscribe() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.restart != nil {
+		c.restart()
+	}
+}
+
+// keepHouse renews the credential and publishes KeyPackages if it is time. Failing isn't the end of the connection.
+func (c *Client) keepHouse(ctx context.Context) {
+	due, err := c.renewalDue()
+	if err == nil && due {
+		err = c.renew(ctx)
+	}
+	if err != nil && !ended(ctx) {
+		c.log.Warn("renewing the credential failed", "err", err)
+	}
+	if err := c.publishKeyPackages(ctx, false); err != nil && !ended(ctx) {
+		c.log.Warn("publishing key packages failed", "err", err)
+	}
+}
+
+func (c *Client) subscribe(ctx context.Context) error {
+	req := &api.SubscribeRequest{}
+	for _, r := range c.Rooms() {
+		r.mu.Lock()
+		if !r.header.left {
+			req.Cursors = append(req.Cursors, &api.Cursor{Room: string(r.uri), Seq: r.header.cursor})
+		}
+		r.mu.Unlock()
+	}
+	c.mu.Lock()
+	req.Welcome = c.welcome
+	c.mu.Unlock()
+	stream, err := c.session.subscribe(ctx, req)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.workers.Go(func() { c.tick(ctx) })
+	for stream.Receive() {
+		if err := c.handle(ctx, stream.Msg().Events); err != nil {
+			return err
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return err
+	}
+	return errors.New("the node ended the subscription")
+}
+
+// tick does the housekeeping of a stream that lasts.
+func (c *Client) tick(ctx context.Context) {
+	t := time.NewTicker(housekeeping)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			if err := c.refreshTrust(ctx); err != nil && !ended(ctx) {
+				c.log.Warn("refreshing trust failed", "err", err)
+			}
+			c.keepHouse(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// handle processes a batch of events in order, and tells of them when they are durable.
+func (c *Client) handle(ctx context.Context, events []*api.Event) error {
+	var w waits
+	var told []Event
+	err := c.process(ctx, &w, events, &told)
+	if e := w.wait(); e != nil {
+		return e
+	}
+	c.events.send(told)
+	c.acknowledgeSoon()
+	return err
+}
+
+func (c *Client) process(ctx context.Context, w *waits, events []*api.Event, told *[]Event) error {
+	for _, ev := range events {
+		var more []Event
+		var err error
+		switch {
+		case ev.GetEntry() != nil:
+			more, err = c.entry(w, ev.GetEntry())
+		case ev.GetWelcome() != nil:
+			x := ev.GetWelcome()
+			if more, err = c.welcomed(w, x.Number, x.Room, x.Seq, x.Fanout); err == nil {
+				c.workers.Go(func() {
+					if err := c.publishKeyPackages(ctx, false); err != nil && !ended(ctx) {
+						c.log.Warn("publishing key packages failed", "err", err)
+					}
+				})
+			}
+		case ev.GetTrust() != nil:
+			// Before anything else is processed: what comes after the news is judged by it.
+			if err = c.refreshTrust(ctx); err == nil {
+				more = []Event{TrustChanged{Domain: ev.GetTrust().Domain}}
+			}
+		case ev.GetLive() != nil:
+			c.mu.Lock()
+			select {
+			case <-c.live:
+			default:
+				close(c.live)
+			}
+			c.mu.Unlock()
+		}
+		*told = append(*told, more...)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Client) entry(w *waits, x *api.LogEntry) ([]Event, error) {
+	r, err := c.Room(mimi.URI(x.Room))
+	if err != nil {
+		c.log.Debug("entry of an unknown room", "room", x.Room, "seq", x.Seq) // one that is being joined
+		return nil, nil
+	}
+	return r.receive(w, x.Seq, x.Fanout)
+}
+
+// acks is what the node is to be told next.
+type acks struct {
+	due  chan struct{} // has room for one
+	sent map[mimi.URI]uint64
+}
+
+func newAcks() acks { return acks{due: make(chan struct{}, 1), sent: make(map[mimi.URI]uint64)} }
+
+// acknowledgeSoon has the node told how far this client is.
+func (c *Client) acknowledgeSoon() {
+	select {
+	case c.acks.due <- struct{}{}:
+	default:
+	}
+}
+
+// acknowledge tells the node how far the client has stored what it got, collected over ackDelay.
+func (c *Client) acknowledge(ctx context.Context) {
+	for {
+		select {
+		case <-c.acks.due:
+		case <-ctx.Done():
+			return
+		}
+		t := time.NewTimer(ackDelay)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
+		if err := c.sendAcks(ctx); err != nil && !ended(ctx) {
+			c.log.Debug("acknowledging failed", "err", err)
+		}
+	}
+}
+
+func (c *Client) sendAcks(ctx context.Context) error {
+	c.mu.Lock()
+	req := &api.AcknowledgeRequest{Welcome: c.welcome}
+	c.mu.Unlock()
+	var left []*Room
+	now := make(map[mimi.URI]uint64)
+	for _, r := range c.Rooms() {
+		r.mu.Lock()
+		cursor, gone, told := r.header.cursor, r.header.left, r.header.told
+		r.mu.Unlock()
+		switch {
+		case gone && !told:
+			left = append(left, r)
+			req.Left = append(req.Left, string(r.uri))
+		case !gone && c.acks.sent[r.uri] != cursor:
+			now[r.uri] = cursor
+			req.Cursors = append(req.Cursors, &api.Cursor{Room: string(r.uri), Seq: cursor})
+		}
+	}
+	if _, err := call(ctx, c.session, c.session.service.Acknowledge, req); err != nil {
+		return err
+	}
+	for uri, cursor := range now {
+		c.acks.sent[uri] = cursor
+	}
+	var w waits
+	b := new(store.Batch)
+	for _, r := range left {
+		r.mu.Lock()
+		if r.header.left {
+			r.header.told = true
+			b.Set(r.key(roomHeader), codec.Marshal(r.header))
+		}
+		r.mu.Unlock()
+	}
+	if b.Len() == 0 {
+		return nil
+	}
+	if err := w.apply(c.db, b); err != nil {
+		return err
+	}
+	return w.wait()
+}

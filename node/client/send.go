@@ -1,0 +1,345 @@
+package client
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/api"
+	"github.com/parley-mls/parley/node/store"
+)
+
+// MaxText is the length in bytes of the longest message.
+const MaxText = 256 << 10
+
+// outgoing is a message in the outbox.
+type outgoing struct {
+	number    uint64
+	text      []byte
+	submit    []byte            // SubmitMessageRequest; nil if it isn't encrypted yet
+	hash      [sha256.Size]byte // of the MLSMessage in it
+	ready     bool              // durable, so that it may leave
+	notBefore uint64            // epoch from which on it can be sent
+	done      chan result       // has room for one
+}
+
+type result struct {
+	seq uint64
+	err error
+}
+
+// finish tells who waits, once.
+func (o *outgoing) finish(seq uint64, err error) {
+	select {
+	case o.done <- result{seq, err}:
+	default:
+	}
+}
+
+// MarshalMLS implements codec.Marshaler, for the store.
+func (o outgoing) MarshalMLS(w *codec.Writer) {
+	w.Opaque(o.text)
+	w.Opaque(o.submit)
+	w.Raw(o.hash[:])
+}
+
+// UnmarshalMLS implements codec.Unmarshaler.
+func (o *outgoing) UnmarshalMLS(r *codec.Reader) {
+	o.text = r.Opaque()
+	if b := r.Opaque(); len(b) > 0 {
+		o.submit = b
+	}
+	copy(o.hash[:], r.Raw(len(o.hash)))
+}
+
+func (r *Room) loadOutbox() error {
+	var bad error
+	err := store.ScanPrefix(r.c.db, r.key(roomOutbox), func(key, value []byte) bool {
+		o := &outgoing{ready: true, done: make(chan result, 1)}
+		if bad = codec.Unmarshal(value, o); bad != nil || len(key) != 8 {
+			bad = fmt.Errorf("outbox: entry %x: %w", key, bad)
+			return false
+		}
+		o.number = binary.BigEndian.Uint64(key)
+		r.nextOut = o.number + 1
+		r.outbox = append(r.outbox, o)
+		return true
+	})
+	return errors.Join(err, bad)
+}
+
+// Send sends a message of at most MaxText bytes to the room and returns its number in the room's log when the hub has
+// it durably. The message is in the outbox before it leaves: if ctx ends first, the error wraps ErrQueued, and the
+// message is sent as soon as it can be, also after a restart. Messages leave in the order of the calls. While the
+// credential of a member isn't good (see Member) they wait until the member is removed or good again.
+func (r *Room) Send(ctx context.Context, text []byte) (seq uint64, err error) {
+	if len(text) > MaxText {
+		return 0, fmt.Errorf("client: a message of %d bytes is longer than %d", len(text), MaxText)
+	}
+	var w waits
+	r.mu.Lock()
+	o, err := r.queue(&w, text)
+	r.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	if err := w.wait(); err != nil {
+		return 0, err
+	}
+	r.mu.Lock()
+	o.ready = true
+	r.touch()
+	r.mu.Unlock()
+	select {
+	case res := <-o.done:
+		return res.seq, res.err
+	case <-ctx.Done():
+		return 0, fmt.Errorf("client: send to %s: %w: %w", r.uri, ErrQueued, ctx.Err())
+	}
+}
+
+// queue puts a message into the outbox, encrypted if it can leave at once. mu is held.
+func (r *Room) queue(w *waits, text []byte) (*outgoing, error) {
+	if err := r.usable(); err != nil {
+		return nil, err
+	}
+	o := &outgoing{number: r.nextOut, text: append([]byte{}, text...), done: make(chan result, 1)}
+	b := new(store.Batch)
+	if len(r.outbox) == 0 && r.staged == nil && !r.held() {
+		if err := r.seal(b, o); err != nil {
+			return nil, err
+		}
+	}
+	b.Set(r.key64(roomOutbox, o.number), codec.Marshal(o))
+	if err := w.apply(r.c.db, b); err != nil {
+		return nil, err
+	}
+	r.nextOut++
+	r.outbox = append(r.outbox, o)
+	return o, nil
+}
+
+// seal encrypts a message; its plaintext is kept for when the ciphertext comes back in the log. mu is held.
+func (r *Room) seal(b *store.Batch, o *outgoing) error {
+	m, err := r.group.Encrypt(b.Prefixed(r.key(roomGroup)), nil, o.text)
+	if err != nil {
+		return fmt.Errorf("client: encrypt for %s: %w", r.uri, err)
+	}
+	o.hash = sha256.Sum256(codec.Marshal(m))
+	o.submit = codec.Marshal(&mimi.SubmitMessageRequest{Message: m, Sender: r.c.User()})
+	b.Set(r.key(roomSealed, o.hash[:]...), o.text)
+	return nil
+}
+
+// sendMessage submits the first message of the outbox, the same bytes until the hub answers.
+func (r *Room) sendMessage(ctx context.Context) error {
+	r.mu.Lock()
+	if len(r.outbox) == 0 || r.usable() != nil {
+		r.mu.Unlock()
+		return nil
+	}
+	o := r.outbox[0]
+	var w waits
+	if o.submit == nil {
+		b := new(store.Batch)
+		err := r.seal(b, o)
+		if err == nil {
+			b.Set(r.key64(roomOutbox, o.number), codec.Marshal(o))
+			err = w.apply(r.c.db, b)
+		}
+		if err != nil {
+			r.mu.Unlock()
+			return errors.Join(err, w.wait())
+		}
+	}
+	submit, hash := o.submit, o.hash
+	r.mu.Unlock()
+	if err := w.wait(); err != nil {
+		return err
+	}
+	res, seq, err := r.c.submit(ctx, r.uri, submit)
+	if err != nil && !permanent(err) {
+		return err
+	}
+	r.mu.Lock()
+	err = r.submitted(&w, hash, res, seq, err)
+	r.touch()
+	r.mu.Unlock()
+	return errors.Join(err, w.wait())
+}
+
+// submitted takes the hub's answer to a message. mu is held.
+func (r *Room) submitted(w *waits, hash [sha256.Size]byte, res *mimi.SubmitMessageResponse, seq uint64, err error) error {
+	if len(r.outbox) == 0 || r.outbox[0].hash != hash {
+		return nil // the log was faster
+	}
+	o := r.outbox[0]
+	b := new(store.Batch)
+	switch {
+	case err == nil && res.Code == mimi.SubmitAccepted:
+		r.sent(b, hash, seq)
+		return w.apply(r.c.db, b)
+	case err == nil && res.Code == mimi.SubmitEpochTooOld:
+		// These bytes are in no log and never will be: encrypt anew in the epoch that the hub is in.
+		b.Delete(r.key(roomSealed, hash[:]...))
+		o.submit, o.notBefore = nil, res.CurrentEpoch
+		b.Set(r.key64(roomOutbox, o.number), codec.Marshal(o))
+		return w.apply(r.c.db, b)
+	case err == nil:
+		err = &Refused{Code: "notAllowed"}
+	}
+	b.Delete(r.key(roomSealed, hash[:]...))
+	b.Delete(r.key64(roomOutbox, o.number))
+	r.outbox = r.outbox[1:]
+	o.finish(0, fmt.Errorf("client: send to %s: %w", r.uri, err))
+	return w.apply(r.c.db, b)
+}
+
+// sent takes a message that the hub has out of the outbox. mu is held.
+func (r *Room) sent(b *store.Batch, hash [sha256.Size]byte, seq uint64) {
+	for i, o := range r.outbox {
+		if o.submit != nil && o.hash == hash {
+			b.Delete(r.key64(roomOutbox, o.number))
+			r.outbox = append(r.outbox[:i:i], r.outbox[i+1:]...)
+			o.finish(seq, nil)
+			return
+		}
+	}
+}
+
+// submit sends a SubmitMessageRequest to a room's hub, through the own node.
+func (c *Client) submit(ctx context.Context, room mimi.URI, request []byte) (*mimi.SubmitMessageResponse, uint64, error) {
+	res, err := call(ctx, c.session, c.session.service.SubmitMessage, &api.MimiRequest{Room: string(room), Body: request})
+	if err != nil {
+		return nil, 0, fmt.Errorf("client: submit to %s: %w", room, err)
+	}
+	answer := new(mimi.SubmitMessageResponse)
+	if err := codec.Unmarshal(res.Body, answer); err != nil {
+		return nil, 0, fmt.Errorf("client: the hub's answer to a message to %s: %w", room, err)
+	}
+	return answer, res.Seq, nil
+}
+
+// Outbox returns the messages that the hub hasn't confirmed yet, oldest first.
+func (r *Room) Outbox() [][]byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var texts [][]byte
+	for _, o := range r.outbox {
+		texts = append(texts, o.text)
+	}
+	return texts
+}
+
+// Messages returns the room's messages that this client has, own ones too, in the order of the room's log.
+func (r *Room) Messages() []Message {
+	var out []Message
+	err := store.ScanPrefix(r.c.db, r.key(roomMessage), func(key, value []byte) bool {
+		var m message
+		if len(key) != 8 || codec.Unmarshal(value, &m) != nil {
+			r.c.log.Error("stored message is damaged", "room", r.uri, "key", key)
+			return true
+		}
+		m.Room, m.Seq = r.uri, binary.BigEndian.Uint64(key)
+		out = append(out, Message(m))
+		return true
+	})
+	if err != nil {
+		r.c.log.Error("reading messages failed", "room", r.uri, "err", err)
+	}
+	return out
+}
+
+// SealMessage encrypts a message without sending it and returns the SubmitMessageRequest that would be sent, for
+// SubmitRaw. When it turns up in the room's log it is delivered like any own message.
+func (r *Room) SealMessage(text []byte) (submit []byte, err error) {
+	var w waits
+	r.mu.Lock()
+	if err = r.usable(); err == nil {
+		b := new(store.Batch)
+		o := &outgoing{text: append([]byte{}, text...)}
+		if err = r.seal(b, o); err == nil {
+			submit, err = o.submit, w.apply(r.c.db, b)
+		}
+	}
+	r.mu.Unlock()
+	if e := w.wait(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return nil, err
+	}
+	return submit, nil
+}
+
+// OpenRaw tries to decrypt a SubmitMessageRequest that was handed over out of band, and changes nothing. It fails with
+// mls.ErrRemoved for a former member.
+func (r *Room) OpenRaw(submit []byte) ([]byte, error) {
+	var req mimi.SubmitMessageRequest
+	if err := codec.Unmarshal(submit, &req); err != nil {
+		return nil, fmt.Errorf("client: open a message: %w", err)
+	}
+	g, err := r.copyGroup()
+	if err != nil {
+		return nil, fmt.Errorf("client: open a message: %w", err)
+	}
+	received, err := g.Receive(nil, req.Message)
+	if err != nil {
+		return nil, fmt.Errorf("client: open a message: %w", err)
+	}
+	m, ok := received.(*mls.ApplicationMessage)
+	if !ok {
+		return nil, errors.New("client: open a message: not an application message")
+	}
+	return m.Data, nil
+}
+
+// StageUpdate makes a commit with fresh keys of this client without sending it, and returns the UpdateRequest that
+// would be sent, for UpdateRaw. The next change of the room by this client drops it.
+func (r *Room) StageUpdate(ctx context.Context) (update []byte, err error) {
+	if err := r.await(ctx, func() bool { return r.staged == nil || r.staged.hold || r.usable() != nil }); err != nil {
+		return nil, err
+	}
+	var w waits
+	r.mu.Lock()
+	if r.staged != nil && !r.staged.hold {
+		err = errors.New("client: another change of the room is under way")
+	} else {
+		var s *staged
+		if s, err = r.stage(&w, &job{build: buildUpdate, done: make(chan error, 1)}, true); err == nil {
+			update = s.request
+		}
+	}
+	r.mu.Unlock()
+	if e := w.wait(); err == nil {
+		err = e
+	}
+	return update, err
+}
+
+// SubmitRaw submits a SubmitMessageRequest, of whomever, to a room's hub through this client's node.
+func (c *Client) SubmitRaw(ctx context.Context, room mimi.URI, body []byte) (*mimi.SubmitMessageResponse, error) {
+	res, _, err := c.submit(ctx, room, body)
+	return res, err
+}
+
+// UpdateRaw submits an UpdateRequest, of whomever, to a room's hub through this client's node.
+func (c *Client) UpdateRaw(ctx context.Context, room mimi.URI, body []byte) (*mimi.UpdateRoomResponse, error) {
+	res, _, err := c.update(ctx, room, body)
+	return res, err
+}
+
+// Readdress returns a SubmitMessageRequest with the same ciphertext and another sender towards the hub.
+func Readdress(submit []byte, sender mimi.URI) ([]byte, error) {
+	var req mimi.SubmitMessageRequest
+	if err := codec.Unmarshal(submit, &req); err != nil {
+		return nil, fmt.Errorf("client: readdress a message: %w", err)
+	}
+	req.Sender = sender
+	return codec.Marshal(&req), nil
+}
