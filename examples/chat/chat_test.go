@@ -1,0 +1,55 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+)
+
+func TestWrongCallsAreUsageErrors(t *testing.T) {
+	dir := t.TempDir()
+	for _, args := range [][]string{
+		{}, {"talk"}, {"new"}, {"send", "room"}, {"enrol", "x"}, {"-nope", "rooms"}, {"tail", "-n", "x"}, {"tail", "-n", "3"}, {"tail", "a", "b"},
+	} {
+		var out, errs bytes.Buffer
+		if code := run(t.Context(), append([]string{"-dir", dir}, args...), &out, &errs); code != 2 {
+			t.Errorf("chat %q exits with %d, want 2", args, code)
+		}
+		if !strings.Contains(errs.String(), "COMMAND") || out.Len() > 0 {
+			t.Errorf("chat %q prints %q and %q", args, out.String(), errs.String())
+		}
+	}
+	var out, errs bytes.Buffer
+	if code := run(t.Context(), []string{"help"}, &out, &errs); code != 0 || !strings.Contains(out.String(), "enrol INVITATION DEVICE") {
+		t.Errorf("help exits with %d and prints %q", code, out.String())
+	}
+}
+
+func TestErrorsSayWhatToDo(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"rooms"}, "enrol INVITATION DEVICE"},
+		{[]string{"enrol", "parley:nonsense", "laptop"}, "invitation"},
+	} {
+		var out, errs bytes.Buffer
+		if code := run(t.Context(), append([]string{"-dir", dir}, c.args...), &out, &errs); code != 1 {
+			t.Errorf("chat %q exits with %d, want 1", c.args, code)
+		}
+		if !strings.Contains(errs.String(), c.want) {
+			t.Errorf("chat %q says %q", c.args, errs.String())
+		}
+	}
+}
+
+// What a message contains must not steer the reader's terminal.
+func TestControlCharactersAreNotPrinted(t *testing.T) {
+	if got := printable("a\x1b[31m\nb\u202ec"); strings.ContainsAny(got, "\x1b\n\u202e") {
+		t.Errorf("printed %q", got)
+	}
+	if got := printable("näh, 日本"); got != "näh, 日本" {
+		t.Errorf("printed %q", got)
+	}
+}

@@ -1,0 +1,395 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/node/client"
+)
+
+// A command is what the user asks for. It takes min to max arguments; max < 0 is any number.
+type command struct {
+	min, max int
+	run      func(ctx context.Context, s *session, args []string) error
+}
+
+func (c command) takes(n int) bool { return n >= c.min && (c.max < 0 || n <= c.max) }
+
+var commands = map[string]command{
+	"enrol":   {2, 2, enrol},
+	"rooms":   {0, 0, rooms},
+	"new":     {1, 1, create},
+	"add":     {2, -1, add},
+	"remove":  {2, 2, remove},
+	"join":    {1, 1, join},
+	"send":    {2, -1, send},
+	"tail":    {0, 3, tail},
+	"members": {1, 1, members},
+	"leave":   {1, 1, leave},
+}
+
+var errUsage = errors.New("wrong arguments")
+
+// session is one run of the program.
+type session struct {
+	o       client.Options
+	out     io.Writer
+	timeout time.Duration
+}
+
+// connected opens the device, runs it until act returns, and closes it.
+func (s *session) connected(ctx context.Context, act func(ctx context.Context, c *client.Client) error) error {
+	c, err := client.Open(ctx, s.o)
+	if errors.Is(err, client.ErrNotEnrolled) {
+		return fmt.Errorf("no device in %s: enrol one with \"chat -dir %s enrol INVITATION DEVICE\"", s.o.Dir, s.o.Dir)
+	}
+	if err != nil {
+		return err
+	}
+	running, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(running) }()
+	acting, cancel := context.WithCancelCause(ctx)
+	go func() {
+		err := <-ended
+		cancel(err) // a device that was revoked has nothing to wait for
+		ended <- err
+	}()
+	err = act(acting, c)
+	if cause := context.Cause(acting); err != nil && errors.Is(cause, client.ErrRevoked) {
+		err = cause
+	}
+	stop()
+	<-ended
+	return errors.Join(err, c.Close())
+}
+
+// live is connected within the time-out, and caught up with the node.
+func (s *session) live(ctx context.Context, act func(ctx context.Context, c *client.Client) error) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	return s.connected(ctx, func(ctx context.Context, c *client.Client) error {
+		if err := c.WaitLive(ctx); err != nil {
+			return err
+		}
+		return act(ctx, c)
+	})
+}
+
+// inRoom is live, in a room of which this device is a member, with what others proposed committed.
+func (s *session) inRoom(ctx context.Context, name string, act func(ctx context.Context, c *client.Client, r *client.Room) error) error {
+	return s.live(ctx, func(ctx context.Context, c *client.Client) error {
+		r, err := find(ctx, c, name)
+		if err != nil {
+			return err
+		}
+		if err := r.CommitPending(ctx); err != nil && !errors.Is(err, client.ErrNotMember) {
+			return err
+		}
+		return act(ctx, c, r)
+	})
+}
+
+// arrival is how long a command waits for what may still be on its way from another provider.
+const arrival = 5 * time.Second
+
+// find returns the room of a URI or of the beginning of its name. It waits a little for a room that this device may
+// just have been added to.
+func find(ctx context.Context, c *client.Client, name string) (*client.Room, error) {
+	ctx, cancel := context.WithTimeout(ctx, arrival)
+	defer cancel()
+	events := c.Events()
+	for {
+		var found []*client.Room
+		for _, r := range c.Rooms() {
+			if string(r.URI()) == name || strings.HasPrefix(r.URI().ID(), name) {
+				found = append(found, r)
+			}
+		}
+		switch {
+		case len(found) == 1:
+			return found[0], nil
+		case len(found) > 1:
+			return nil, fmt.Errorf("%d rooms begin with %q", len(found), name)
+		}
+		select {
+		case <-events:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("no room %q: \"chat rooms\" lists them", name)
+		}
+	}
+}
+
+// person returns the user of a handle or URI.
+func person(ctx context.Context, c *client.Client, name string) (mimi.URI, error) {
+	if strings.HasPrefix(name, "mimi://") {
+		return mimi.ParseURI(name)
+	}
+	return c.Find(ctx, name)
+}
+
+func enrol(ctx context.Context, s *session, args []string) error {
+	inv, err := authority.ParseInvitation(args[0])
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	c, err := client.Enrol(ctx, s.o, inv, args[1])
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(s.out, "%s is %s of %s\n", s.o.Dir, c.ID(), c.User())
+	return c.Close()
+}
+
+func rooms(ctx context.Context, s *session, _ []string) error {
+	return s.live(ctx, func(ctx context.Context, c *client.Client) error {
+		for _, r := range c.Rooms() {
+			state := fmt.Sprintf("%d people", len(r.Participants()))
+			if err := r.Frozen(); err != nil {
+				state = err.Error()
+			} else if !r.Active() {
+				state = "left"
+			}
+			fmt.Fprintf(s.out, "%s  %s  (%s)\n", r.URI(), printable(r.Name()), state)
+		}
+		more, err := c.Joinable(ctx)
+		if err != nil {
+			return err
+		}
+		for _, uri := range more {
+			fmt.Fprintf(s.out, "%s  (not on this device; chat join %s)\n", uri, uri.ID())
+		}
+		return nil
+	})
+}
+
+func create(ctx context.Context, s *session, args []string) error {
+	return s.live(ctx, func(ctx context.Context, c *client.Client) error {
+		r, err := c.CreateRoom(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(s.out, r.URI())
+		return nil
+	})
+}
+
+func add(ctx context.Context, s *session, args []string) error {
+	return s.inRoom(ctx, args[0], func(ctx context.Context, c *client.Client, r *client.Room) error {
+		var users []mimi.URI
+		for _, name := range args[1:] {
+			u, err := person(ctx, c, name)
+			if err != nil {
+				return err
+			}
+			users = append(users, u)
+		}
+		return r.Add(ctx, users...)
+	})
+}
+
+func remove(ctx context.Context, s *session, args []string) error {
+	return s.inRoom(ctx, args[0], func(ctx context.Context, c *client.Client, r *client.Room) error {
+		u, err := person(ctx, c, args[1])
+		if err != nil {
+			return err
+		}
+		return r.Remove(ctx, u)
+	})
+}
+
+func join(ctx context.Context, s *session, args []string) error {
+	return s.live(ctx, func(ctx context.Context, c *client.Client) error {
+		uri, err := mimi.ParseURI(args[0])
+		if err != nil {
+			rooms, err := c.Joinable(ctx)
+			if err != nil {
+				return err
+			}
+			for _, r := range rooms {
+				if strings.HasPrefix(r.ID(), args[0]) {
+					uri = r
+				}
+			}
+			if uri == "" {
+				return fmt.Errorf("no room %q to join: \"chat rooms\" lists them", args[0])
+			}
+		}
+		_, err = c.Join(ctx, uri)
+		return err
+	})
+}
+
+func send(ctx context.Context, s *session, args []string) error {
+	return s.inRoom(ctx, args[0], func(ctx context.Context, _ *client.Client, r *client.Room) error {
+		_, err := r.Send(ctx, []byte(strings.Join(args[1:], " ")))
+		if errors.Is(err, client.ErrQueued) {
+			return fmt.Errorf("%w: the next command that connects sends it", err)
+		}
+		return err
+	})
+}
+
+func leave(ctx context.Context, s *session, args []string) error {
+	return s.inRoom(ctx, args[0], func(ctx context.Context, _ *client.Client, r *client.Room) error {
+		return r.Leave(ctx)
+	})
+}
+
+func members(ctx context.Context, s *session, args []string) error {
+	return s.inRoom(ctx, args[0], func(_ context.Context, _ *client.Client, r *client.Room) error {
+		for _, p := range r.Participants() {
+			fmt.Fprintf(s.out, "%s  %s\n", p.User, role(p.Role))
+			for _, m := range p.Clients {
+				flag := ""
+				if m.Flag != "" {
+					flag = "  (" + m.Flag + ")"
+				}
+				fmt.Fprintf(s.out, "  %s%s\n", m.Client, flag)
+			}
+		}
+		return nil
+	})
+}
+
+func role(r uint32) string {
+	switch r {
+	case mimi.RoleBanned:
+		return "banned"
+	case mimi.RoleMember:
+		return "member"
+	case mimi.RoleModerator:
+		return "moderator"
+	case mimi.RoleAdmin:
+		return "admin"
+	}
+	return fmt.Sprintf("role %d", r)
+}
+
+func tail(ctx context.Context, s *session, args []string) error {
+	flags := flag.NewFlagSet("tail", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	n := flags.Int("n", 0, "print the last `N` messages and exit")
+	if flags.Parse(args) != nil || flags.NArg() > 1 || *n < 0 || *n > 0 && flags.NArg() == 0 {
+		return errUsage
+	}
+	if *n > 0 {
+		return s.inRoom(ctx, flags.Arg(0), func(ctx context.Context, c *client.Client, r *client.Room) error {
+			return s.last(ctx, c, r, *n)
+		})
+	}
+	return s.connected(ctx, func(ctx context.Context, c *client.Client) error {
+		return s.follow(ctx, c, flags.Arg(0))
+	})
+}
+
+// last prints the last n messages of a room; it waits a little if there are fewer yet.
+func (s *session) last(ctx context.Context, c *client.Client, r *client.Room, n int) error {
+	ctx, cancel := context.WithTimeout(ctx, arrival)
+	defer cancel()
+	events := c.Events()
+	list := r.Messages()
+	for len(list) < n && ctx.Err() == nil {
+		select {
+		case <-events:
+		case <-ctx.Done():
+		}
+		list = r.Messages()
+	}
+	for _, m := range list[max(0, len(list)-n):] {
+		s.print(m, false)
+	}
+	return nil
+}
+
+// follow prints what comes in a room, or in all, until the user interrupts.
+func (s *session) follow(ctx context.Context, c *client.Client, name string) error {
+	events := c.Events()
+	if err := c.WaitLive(ctx); err != nil {
+		return err
+	}
+	var only mimi.URI
+	if name != "" {
+		r, err := find(ctx, c, name)
+		if err != nil {
+			return err
+		}
+		only = r.URI()
+	}
+	for {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				return nil
+			}
+			s.show(e, only)
+		case <-ctx.Done():
+			if errors.Is(context.Cause(ctx), client.ErrRevoked) {
+				return context.Cause(ctx)
+			}
+			return nil
+		}
+	}
+}
+
+func (s *session) show(e client.Event, only mimi.URI) {
+	in := func(room mimi.URI) bool { return only == "" || only == room }
+	switch e := e.(type) {
+	case client.Message:
+		if in(e.Room) {
+			s.print(e, only == "")
+		}
+	case client.MemberAdded:
+		if in(e.Room) {
+			fmt.Fprintf(s.out, "* %s of %s joined %s\n", e.Client.ID(), e.User, e.Room.ID())
+		}
+	case client.MemberRemoved:
+		if in(e.Room) {
+			fmt.Fprintf(s.out, "* %s of %s is out of %s\n", e.Client.ID(), e.User, e.Room.ID())
+		}
+	case client.Joined:
+		if in(e.Room) {
+			fmt.Fprintf(s.out, "* this device joined %s\n", e.Room)
+		}
+	case client.Removed:
+		if in(e.Room) {
+			fmt.Fprintf(s.out, "* this device is out of %s\n", e.Room)
+		}
+	case client.Discarded:
+		if in(e.Room) {
+			fmt.Fprintf(s.out, "* discarded a message of %q: %s\n", e.Client, printable(e.Reason))
+		}
+	case client.Frozen:
+		if in(e.Room) {
+			fmt.Fprintf(s.out, "* %v\n", e.Err)
+		}
+	}
+}
+
+func (s *session) print(m client.Message, withRoom bool) {
+	room := ""
+	if withRoom {
+		room = m.Room.ID() + " "
+	}
+	fmt.Fprintf(s.out, "%s %s%s@%s: %s\n", m.Time.Local().Format(time.TimeOnly), room, m.User.ID(), m.User.Domain(), printable(string(m.Data)))
+}
+
+// printable replaces what could steer a terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '\uFFFD'
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,99 @@
+// Command chat is a small messenger on the SDK. Each command connects, catches up, acts and exits; "chat tail" without
+// -n follows what comes.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/parley-mls/parley/node/client"
+)
+
+const usage = `chat [-dir DIRECTORY] [-timeout 30s] [-tcp] [-v] COMMAND
+
+  enrol INVITATION DEVICE     make this a device of the invited user; DEVICE is its name, such as alice-laptop
+  rooms                       list rooms, also those that this device could join
+  new NAME                    create a room and print its URI
+  add ROOM PERSON...          add people, such as bob@beta.example, with all their devices
+  remove ROOM PERSON          remove a person with all devices
+  join ROOM                   join a room of the user with this device
+  send ROOM TEXT              send a message
+  tail [-n N] [ROOM]          print messages as they come; with -n the last N of the room, and exit
+  members ROOM                list the people in a room and their devices
+  leave ROOM                  leave a room with all devices
+  help                        this text
+
+A ROOM is a URI, mimi://alpha.example/r/..., or the beginning of the part after r/.
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run runs the program and returns its exit code: 0, 1 if the command failed, 2 if it was called wrongly.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("chat", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() { fmt.Fprint(stderr, usage) }
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = "."
+	}
+	dir := flags.String("dir", filepath.Join(home, ".parley"), "`directory` of the device's state")
+	timeout := flags.Duration("timeout", 30*time.Second, "how long a command may take")
+	tcp := flags.Bool("tcp", false, "don't use QUIC")
+	verbose := flags.Bool("v", false, "say what the device does")
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return 0
+		}
+		return 2
+	}
+	name, rest := flags.Arg(0), []string(nil)
+	if flags.NArg() > 0 {
+		rest = flags.Args()[1:]
+	}
+	if name == "help" {
+		fmt.Fprint(stdout, usage)
+		return 0
+	}
+	cmd, ok := commands[name]
+	if !ok || !cmd.takes(len(rest)) {
+		if name != "" && !ok {
+			fmt.Fprintf(stderr, "chat: no command %q\n", name)
+		}
+		fmt.Fprint(stderr, usage)
+		return 2
+	}
+	level := slog.LevelError
+	if *verbose {
+		level = slog.LevelDebug
+	}
+	s := &session{
+		o: client.Options{
+			Dir: *dir, TCPOnly: *tcp, Log: slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
+		},
+		out: stdout, timeout: *timeout,
+	}
+	if err := cmd.run(ctx, s, rest); err != nil {
+		if errors.Is(err, errUsage) {
+			fmt.Fprint(stderr, usage)
+			return 2
+		}
+		fmt.Fprintf(stderr, "chat: %v\n", err)
+		return 1
+	}
+	return 0
+}
