@@ -118,7 +118,7 @@ func (c *Client) claim(ctx context.Context, r *Room, user mimi.URI) (addition, e
 			c.log.Info("client without a key package", "client", m.Client, "code", m.Code)
 			continue
 		}
-		if err := c.checkKeyPackage(m.KeyPackage, user, m.Client, suite); err != nil {
+		if err := c.judged(ctx, func() error { return c.checkKeyPackage(m.KeyPackage, user, m.Client, suite) }); err != nil {
 			return a, fmt.Errorf("key package of %s: %w", m.Client, err)
 		}
 		if m.Client != c.ID() {

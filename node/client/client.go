@@ -135,8 +135,8 @@ func Enrol(ctx context.Context, o Options, inv authority.Invitation, device stri
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	if err := c.publishKeyPackages(ctx, false); err != nil {
-		o.Log.Warn("publishing key packages failed", "err", err) // Run does it again
+	if err := errors.Join(c.refreshTrust(ctx), c.publishKeyPackages(ctx, false)); err != nil {
+		o.Log.Warn("the first connection of the device failed", "err", err) // Run does it again
 	}
 	return c, nil
 }

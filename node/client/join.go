@@ -53,7 +53,7 @@ func (c *Client) createRoom(ctx context.Context, name string) (*Room, error) {
 	if err := codec.Unmarshal(res.ExternalSender, &hub); err != nil {
 		return nil, fmt.Errorf("the hub's key: %w", err)
 	}
-	if err := c.checkHubSender(uri, p.Suite, hub); err != nil {
+	if err := c.checkHubSender(ctx, uri, p.Suite, hub); err != nil {
 		return nil, err
 	}
 	r := newRoom(c, uri)
@@ -113,8 +113,12 @@ func roomExtensions(uri mimi.URI, name string, admin mimi.URI, hub mls.ExternalS
 }
 
 // checkHubSender says whether a key belongs to the provider that hosts the room.
-func (c *Client) checkHubSender(room mimi.URI, suite mls.CipherSuite, hub mls.ExternalSender) error {
-	id, err := c.trust.verifier.VerifyKey(hub.Credential.Certificates, suite, hub.SignatureKey, authority.PurposeHub)
+func (c *Client) checkHubSender(ctx context.Context, room mimi.URI, suite mls.CipherSuite, hub mls.ExternalSender) error {
+	var id *authority.Identity
+	err := c.judged(ctx, func() (err error) {
+		id, err = c.trust.verifier.VerifyKey(hub.Credential.Certificates, suite, hub.SignatureKey, authority.PurposeHub)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("credential of the hub: %w", err)
 	}
@@ -308,7 +312,7 @@ func (c *Client) prepareJoin(ctx context.Context, room mimi.URI) (*mls.PendingJo
 	if res.Room != room {
 		return nil, fmt.Errorf("group info of %q", res.Room)
 	}
-	if err := c.checkHubSender(room, res.CipherSuite, res.HubSender); err != nil {
+	if err := c.checkHubSender(ctx, room, res.CipherSuite, res.HubSender); err != nil {
 		return nil, err
 	}
 	opened, err := res.Open(room, private)

@@ -184,6 +184,19 @@ func (t *trust) flag(cred mls.Credential) string {
 	return flagDistrust
 }
 
+// judged runs a check of a certificate; if it fails by what the trust bundles say, it is run again with new ones: a
+// provider may have been approved, or a root replaced, since they were fetched.
+func (c *Client) judged(ctx context.Context, check func() error) error {
+	err := check()
+	if err == nil || !authority.TimeVariant(err) || errors.Is(err, authority.ErrRevoked) {
+		return err
+	}
+	if e := c.refreshTrust(ctx); e != nil {
+		return errors.Join(err, e)
+	}
+	return check()
+}
+
 // refreshTrust fetches the trust bundles and judges the members of all rooms anew.
 func (c *Client) refreshTrust(ctx context.Context) error {
 	res, err := call(ctx, c.session, c.session.service.Bundles, &api.BundlesRequest{})

@@ -97,7 +97,7 @@ func (r *Room) work(ctx context.Context) {
 }
 
 const (
-	minRetry = 100 * time.Millisecond
+	minRetry = 25 * time.Millisecond
 	maxRetry = 10 * time.Second
 )
 
