@@ -1,0 +1,266 @@
+package federation
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// directoryLifetime is how long a peer's directory document is used before it is asked for again.
+const directoryLifetime = time.Hour
+
+// Client asks peers. Its methods are safe for concurrent use. They fail with an *Error if the peer refused, and with an
+// error that Unavailable recognises if there was no answer; an answer that doesn't decode is neither.
+type Client struct {
+	domain string
+	rt     func(ctx context.Context, peer string) (http.RoundTripper, error)
+
+	mu          sync.Mutex
+	directories map[string]cachedDirectory // by peer; guarded by mu
+}
+
+type cachedDirectory struct {
+	doc   *mimi.Directory
+	until time.Time
+}
+
+// NewClient returns a Client that speaks for domain. rt gives what carries requests to a peer, and to nobody else,
+// whatever host their URLs name.
+func NewClient(domain string, rt func(ctx context.Context, peer string) (http.RoundTripper, error)) *Client {
+	return &Client{domain: domain, rt: rt, directories: make(map[string]cachedDirectory)}
+}
+
+// exchange is one request to a peer.
+type exchange struct {
+	method      string
+	url         string
+	contentType string
+	body        []byte
+	seqs        string
+	want        int   // status of success
+	max         int64 // bytes of the answer
+}
+
+// do sends a request and returns the answer's body and header.
+func (c *Client) do(ctx context.Context, peer string, x exchange) ([]byte, http.Header, error) {
+	rt, err := c.rt(ctx, peer)
+	if err != nil {
+		return nil, nil, &noAnswer{fmt.Errorf("reach %s: %w", peer, err)}
+	}
+	req, err := http.NewRequestWithContext(ctx, x.method, x.url, bytes.NewReader(x.body))
+	if err != nil {
+		return nil, nil, fmt.Errorf("federation: request to %s: %w", peer, err)
+	}
+	req.Host = peer
+	req.Header.Set("From", "mimi@"+c.domain)
+	if x.contentType != "" {
+		req.Header.Set("Content-Type", x.contentType)
+	}
+	if x.seqs != "" {
+		req.Header.Set(SeqField, x.seqs)
+	}
+	resp, err := rt.RoundTrip(req)
+	if err != nil {
+		return nil, nil, &noAnswer{fmt.Errorf("ask %s: %w", peer, err)}
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != x.want {
+		if resp.StatusCode >= 400 {
+			return nil, nil, readError(resp)
+		}
+		return nil, nil, fmt.Errorf("federation: %s answers with status %d, want %d", peer, resp.StatusCode, x.want)
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, x.max+1))
+	if err != nil {
+		return nil, nil, &noAnswer{fmt.Errorf("answer of %s: %w", peer, err)}
+	}
+	if int64(len(body)) > x.max {
+		return nil, nil, fmt.Errorf("federation: %s answers with more than %d bytes", peer, x.max)
+	}
+	return body, resp.Header, nil
+}
+
+// directory returns a peer's directory document.
+func (c *Client) directory(ctx context.Context, peer string) (*mimi.Directory, error) {
+	c.mu.Lock()
+	d, ok := c.directories[peer]
+	c.mu.Unlock()
+	if ok && time.Now().Before(d.until) {
+		return d.doc, nil
+	}
+	body, _, err := c.do(ctx, peer, exchange{
+		method: http.MethodGet, url: "https://" + peer + mimi.DirectoryPath, want: http.StatusOK, max: mimi.MaxDirectory,
+	})
+	if err != nil {
+		return nil, err
+	}
+	doc, err := mimi.ParseDirectory(peer, body)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.directories[peer] = cachedDirectory{doc, time.Now().Add(directoryLifetime)}
+	c.mu.Unlock()
+	return doc, nil
+}
+
+// post sends a body to an endpoint of a peer's directory. After an answer that the endpoint isn't there the directory is
+// asked for again the next time.
+func (c *Client) post(ctx context.Context, peer string, template func(*mimi.Directory) string, value string, x exchange) ([]byte, http.Header, error) {
+	d, err := c.directory(ctx, peer)
+	if err != nil {
+		return nil, nil, err
+	}
+	if x.url, err = mimi.Expand(template(d), value); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", peer, err)
+	}
+	x.method, x.contentType = http.MethodPost, contentType
+	if x.want == 0 {
+		x.want = http.StatusOK
+	}
+	body, header, err := c.do(ctx, peer, x)
+	if err != nil {
+		c.mu.Lock()
+		delete(c.directories, peer)
+		c.mu.Unlock()
+	}
+	return body, header, err
+}
+
+// seqOf reads the number that a hub gave to what was sent; 0 if it gave none.
+func seqOf(peer string, header http.Header) (uint64, error) {
+	v := header.Get(SeqField)
+	if v == "" {
+		return 0, nil
+	}
+	seq, err := strconv.ParseUint(v, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("federation: %s in the answer of %s: %w", SeqField, peer, err)
+	}
+	return seq, nil
+}
+
+// decodeAnswer reads the body of an answer.
+func decodeAnswer(peer string, body []byte, v codec.Unmarshaler) error {
+	if err := codec.Unmarshal(body, v); err != nil {
+		return fmt.Errorf("federation: answer of %s: %w", peer, err)
+	}
+	return nil
+}
+
+// KeyMaterial claims KeyPackages at a peer, the hub of req.Room or the provider of req.TargetUser.
+func (c *Client) KeyMaterial(ctx context.Context, peer string, req *mimi.KeyMaterialRequest) (*mimi.KeyMaterialResponse, error) {
+	body, _, err := c.post(ctx, peer, func(d *mimi.Directory) string { return d.KeyMaterial }, string(req.TargetUser),
+		exchange{body: codec.Marshal(req), max: MaxKeyMaterialResponse})
+	if err != nil {
+		return nil, err
+	}
+	resp := new(mimi.KeyMaterialResponse)
+	if err := decodeAnswer(peer, body, resp); err != nil {
+		return nil, err
+	}
+	if resp.User != req.TargetUser {
+		return nil, fmt.Errorf("federation: %s was asked for key material of %s and answers for %s", peer, req.TargetUser, resp.User)
+	}
+	return resp, nil
+}
+
+// Update sends a mimi.UpdateRequest to the hub of a room. seq is the number of the handshake in the room's log, 0 if
+// the hub gave none.
+func (c *Client) Update(ctx context.Context, peer string, room mimi.URI, body []byte) (*mimi.UpdateRoomResponse, uint64, error) {
+	b, header, err := c.post(ctx, peer, func(d *mimi.Directory) string { return d.Update }, string(room), exchange{body: body, max: maxAnswer})
+	if err != nil {
+		return nil, 0, err
+	}
+	resp := new(mimi.UpdateRoomResponse)
+	if err := decodeAnswer(peer, b, resp); err != nil {
+		return nil, 0, err
+	}
+	seq, err := seqOf(peer, header)
+	return resp, seq, err
+}
+
+// SubmitMessage sends a mimi.SubmitMessageRequest to the hub of a room. seq is as in Update.
+func (c *Client) SubmitMessage(ctx context.Context, peer string, room mimi.URI, body []byte) (*mimi.SubmitMessageResponse, uint64, error) {
+	b, header, err := c.post(ctx, peer, func(d *mimi.Directory) string { return d.SubmitMessage }, string(room), exchange{body: body, max: maxAnswer})
+	if err != nil {
+		return nil, 0, err
+	}
+	resp := new(mimi.SubmitMessageResponse)
+	if err := decodeAnswer(peer, b, resp); err != nil {
+		return nil, 0, err
+	}
+	seq, err := seqOf(peer, header)
+	return resp, seq, err
+}
+
+// Notify sends entries of a room's log, in their order, to a peer that takes part. The peer has them durably when it
+// returns nil. There are at most MaxNotifyMessages.
+func (c *Client) Notify(ctx context.Context, peer string, room mimi.URI, msgs []Sequenced) error {
+	var body []byte
+	for _, m := range msgs {
+		body = append(body, m.Fanout...)
+	}
+	_, _, err := c.post(ctx, peer, func(d *mimi.Directory) string { return d.Notify }, string(room),
+		exchange{body: body, seqs: formatSeqs(msgs), want: http.StatusCreated, max: maxAnswer})
+	return err
+}
+
+// GroupInfo asks the hub of a room for what an external commit needs.
+func (c *Client) GroupInfo(ctx context.Context, peer string, room mimi.URI, req *mimi.GroupInfoRequest) (*mimi.GroupInfoResponse, error) {
+	body, _, err := c.post(ctx, peer, func(d *mimi.Directory) string { return d.GroupInfo }, string(room),
+		exchange{body: codec.Marshal(req), max: MaxGroupInfoResponse})
+	if err != nil {
+		return nil, err
+	}
+	resp := new(mimi.GroupInfoResponse)
+	if err := decodeAnswer(peer, body, resp); err != nil {
+		return nil, err
+	}
+	if resp.Room != room {
+		return nil, fmt.Errorf("federation: %s was asked about %s and answers about %s", peer, room, resp.Room)
+	}
+	return resp, nil
+}
+
+// IdentifierQuery asks a peer for users of its own.
+func (c *Client) IdentifierQuery(ctx context.Context, peer string, req *mimi.IdentifierRequest) (*mimi.IdentifierResponse, error) {
+	body, _, err := c.post(ctx, peer, func(d *mimi.Directory) string { return d.IdentifierQuery }, peer,
+		exchange{body: codec.Marshal(req), max: MaxIdentifierResponse})
+	if err != nil {
+		return nil, err
+	}
+	resp := new(mimi.IdentifierResponse)
+	if err := decodeAnswer(peer, body, resp); err != nil {
+		return nil, err
+	}
+	for _, u := range resp.URIs {
+		if u.Domain() != peer {
+			return nil, fmt.Errorf("federation: %s answers with %s", peer, u)
+		}
+	}
+	return resp, nil
+}
+
+// FetchBundle returns a peer's trust bundle, JSON of at most MaxBundle bytes.
+func (c *Client) FetchBundle(ctx context.Context, peer string) ([]byte, error) {
+	body, _, err := c.do(ctx, peer, exchange{method: http.MethodGet, url: "https://" + peer + BundlePath, want: http.StatusOK, max: MaxBundle})
+	return body, err
+}
+
+// PushBundle sends the own trust bundle to a peer.
+func (c *Client) PushBundle(ctx context.Context, peer string, bundle []byte) error {
+	_, _, err := c.do(ctx, peer, exchange{
+		method: http.MethodPost, url: "https://" + peer + BundlePath, contentType: "application/json", body: bundle,
+		want: http.StatusNoContent, max: maxAnswer,
+	})
+	return err
+}

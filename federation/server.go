@@ -1,0 +1,450 @@
+package federation
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// The largest bodies in bytes. What has a ratchet tree in it may be large: a leaf with a chain of three certificates
+// takes some 2 KiB.
+const (
+	MaxKeyMaterialRequest  = 256 << 10
+	MaxKeyMaterialResponse = 16 << 20
+	MaxUpdate              = 64 << 20
+	MaxSubmitMessage       = 1 << 20
+	MaxNotify              = 64 << 20
+	MaxGroupInfoRequest    = 64 << 10
+	MaxGroupInfoResponse   = 64 << 20
+	MaxIdentifierQuery     = 64 << 10
+	MaxIdentifierResponse  = 1 << 20
+	MaxBundle              = 1 << 20
+	maxAnswer              = 256 << 10 // to an update or a message
+
+	// MaxNotifyMessages is the largest number of FanoutMessages in one request.
+	MaxNotifyMessages = 4096
+
+	// maxInFlight bounds what the bodies of one peer's requests, as they are declared, may take at a time.
+	maxInFlight = 192 << 20
+)
+
+// SeqField is the HTTP field with the numbers that a hub has given to messages in the room's log. A request to notify
+// has one for each message, separated by commas, 0 for none; the answer to an update or message has one. A MIMI
+// provider that isn't Parley doesn't send the field.
+const SeqField = "Parley-Seq"
+
+// BundlePath is where a node has its own trust bundle (GET) and takes that of a peer (POST): JSON.
+const BundlePath = "/parley/v1/bundle"
+
+const (
+	apiPrefix   = "/mimi/v1/"
+	contentType = "application/octet-stream"
+)
+
+// Sequenced is one FanoutMessage, encoded, with its number in the room's log; 0 if the hub gave none.
+type Sequenced struct {
+	Seq    uint64
+	Fanout []byte
+}
+
+// Provider is what a node does for its peers. from is the domain that the peer's certificate proved. A method that
+// returns an *Error refuses the request with it; any other error becomes CodeInternal and a log line. Rooms are of the
+// kind room; those of Update, SubmitMessage and GroupInfo are of the own domain, that of Notify is of from.
+type Provider interface {
+	// KeyMaterial claims KeyPackages, as hub of the room or as provider of the user.
+	KeyMaterial(ctx context.Context, from string, req *mimi.KeyMaterialRequest) (*mimi.KeyMaterialResponse, error)
+
+	// Update orders a handshake; body is a mimi.UpdateRequest. seq is its number in the room's log, 0 if it has none.
+	Update(ctx context.Context, from string, room mimi.URI, body []byte) (resp *mimi.UpdateRoomResponse, seq uint64, err error)
+
+	// SubmitMessage orders an application message; body is a mimi.SubmitMessageRequest. seq is as in Update.
+	SubmitMessage(ctx context.Context, from string, room mimi.URI, body []byte) (resp *mimi.SubmitMessageResponse, seq uint64, err error)
+
+	// Notify takes what a hub has ordered, in its order. The messages decode, and are durable on return.
+	Notify(ctx context.Context, from string, room mimi.URI, msgs []Sequenced) error
+
+	// GroupInfo tells a client what it needs to join by an external commit.
+	GroupInfo(ctx context.Context, from string, room mimi.URI, req *mimi.GroupInfoRequest) (*mimi.GroupInfoResponse, error)
+
+	// IdentifierQuery finds users of the own domain.
+	IdentifierQuery(ctx context.Context, from string, req *mimi.IdentifierRequest) (*mimi.IdentifierResponse, error)
+
+	// Bundle returns the own trust bundle, JSON.
+	Bundle() []byte
+
+	// ReceiveBundle takes the trust bundle that a peer sent: roots and revocations, JSON.
+	ReceiveBundle(ctx context.Context, from string, bundle []byte) error
+}
+
+// NewHandler serves p to peers: the MIMI endpoints (draft-ietf-mimi-protocol-06, Section 5), the directory of them, and
+// the trust bundle. peer tells the domain that a request's connection has proved; the field From must name the same
+// provider, and the Host be domain (Section 4.1). observe, if not nil, is called after each request with the endpoint's
+// name and the code of the refusal, "" if there was none.
+func NewHandler(domain string, p Provider, peer func(*http.Request) (domain string, ok bool), log *slog.Logger, observe func(endpoint, code string)) http.Handler {
+	if observe == nil {
+		observe = func(string, string) {}
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	directory, err := json.Marshal(mimi.NewDirectory(domain))
+	if err != nil {
+		directory = nil // strings always encode
+	}
+	return &handler{domain: domain, provider: p, peer: peer, log: log, observe: observe, directory: directory, inFlight: make(map[string]int64)}
+}
+
+type handler struct {
+	domain    string
+	provider  Provider
+	peer      func(*http.Request) (string, bool)
+	log       *slog.Logger
+	observe   func(endpoint, code string)
+	directory []byte
+
+	mu       sync.Mutex
+	inFlight map[string]int64 // bytes by peer; guarded by mu
+}
+
+// answer is what a request that isn't refused gets.
+type answer struct {
+	status      int
+	contentType string
+	body        []byte
+	seq         uint64
+}
+
+// call is one request, as its endpoint sees it.
+type call struct {
+	h     *handler
+	r     *http.Request
+	w     http.ResponseWriter
+	from  string
+	param string
+}
+
+// ServeHTTP implements http.Handler.
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	endpoint, param, serve := h.route(r)
+	c := &call{h: h, r: r, w: w, param: param}
+	a, err := c.run(serve)
+	if err == nil {
+		h.observe(endpoint, "")
+		if a.seq > 0 {
+			w.Header().Set(SeqField, strconv.FormatUint(a.seq, 10))
+		}
+		if a.contentType != "" {
+			w.Header().Set("Content-Type", a.contentType)
+		}
+		w.WriteHeader(a.status)
+		w.Write(a.body)
+		return
+	}
+	e, ok := errors.AsType[*Error](err)
+	switch {
+	case ok:
+		h.log.Info("peer refused", "endpoint", endpoint, "peer", c.from, "code", e.Code, "reason", e.Detail)
+	case r.Context().Err() != nil:
+		e = refusal(CodeUnavailable, "the request was given up")
+		h.log.Info("peer gave up", "endpoint", endpoint, "peer", c.from, "err", err)
+	default:
+		e = refusal(CodeInternal, "")
+		h.log.Error("request of a peer failed", "endpoint", endpoint, "peer", c.from, "err", err)
+	}
+	h.observe(endpoint, e.Code)
+	writeError(w, e)
+}
+
+// route finds a request's endpoint and the decoded variable of its path; serve is nil if there is none.
+func (h *handler) route(r *http.Request) (endpoint, param string, serve func(*call) (*answer, error)) {
+	path := r.URL.EscapedPath()
+	switch {
+	case path == mimi.DirectoryPath && r.Method == http.MethodGet:
+		return "directory", "", (*call).getDirectory
+	case path == BundlePath && r.Method == http.MethodGet:
+		return "bundle", "", (*call).getBundle
+	case path == BundlePath && r.Method == http.MethodPost:
+		return "bundle", "", (*call).postBundle
+	}
+	rest, ok := strings.CutPrefix(path, apiPrefix)
+	endpoint, escaped, ok2 := strings.Cut(rest, "/")
+	param, err := url.PathUnescape(escaped)
+	if !ok || !ok2 || err != nil || r.Method != http.MethodPost {
+		return "unknown", "", nil
+	}
+	switch endpoint {
+	case "keyMaterial":
+		return endpoint, param, (*call).keyMaterial
+	case "update":
+		return endpoint, param, (*call).update
+	case "submitMessage":
+		return endpoint, param, (*call).submitMessage
+	case "notify":
+		return endpoint, param, (*call).notify
+	case "groupInfo":
+		return endpoint, param, (*call).groupInfo
+	case "identifierQuery":
+		return endpoint, param, (*call).identifierQuery
+	}
+	return "unknown", "", nil
+}
+
+// run checks who asks and whom, and serves the request.
+func (c *call) run(serve func(*call) (*answer, error)) (*answer, error) {
+	from, ok := c.h.peer(c.r)
+	if !ok {
+		return nil, refusal(CodeUnauthenticated, "the connection names no provider")
+	}
+	c.from = from
+	if v := c.r.Header.Values("From"); len(v) != 1 || v[0] != "mimi@"+from {
+		return nil, refusal(CodeUnauthenticated, "the field From isn't mimi@%s", from)
+	}
+	host := c.r.Host
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	if host != c.h.domain {
+		return nil, refusal(CodeWrongProvider, "this is %s", c.h.domain)
+	}
+	if serve == nil {
+		return nil, refusal(CodeNotFound, "no such endpoint: %s %s", c.r.Method, c.r.URL.EscapedPath())
+	}
+	return serve(c)
+}
+
+// body reads the request's body, of at most max bytes, and calls f with it.
+func (c *call) body(max int64, want string, f func(body []byte) (*answer, error)) (*answer, error) {
+	if v := c.r.Header.Get("Content-Type"); v != "" {
+		if t, _, err := mime.ParseMediaType(v); err != nil || t != want {
+			return nil, &Error{Status: http.StatusUnsupportedMediaType, Code: CodeMalformed, Detail: "the body isn't " + want}
+		}
+	}
+	declared := c.r.ContentLength
+	if declared > max {
+		return nil, refusal(CodeTooLarge, "a body of %d bytes, at most %d", declared, max)
+	}
+	if declared < 0 {
+		declared = max
+	}
+	if !c.h.reserve(c.from, declared) {
+		return nil, refusal(CodeBusy, "too much at a time")
+	}
+	defer c.h.reserve(c.from, -declared)
+	body, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, max))
+	if err != nil {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return nil, refusal(CodeTooLarge, "a body of more than %d bytes", max)
+		}
+		return nil, refusal(CodeMalformed, "the body ends early")
+	}
+	return f(body)
+}
+
+// reserve notes that bodies of a peer take n bytes more, or less if n is negative; false if that is too much.
+func (h *handler) reserve(peer string, n int64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := h.inFlight[peer] + n
+	if n > 0 && now > maxInFlight {
+		return false
+	}
+	if h.inFlight[peer] = now; now == 0 {
+		delete(h.inFlight, peer)
+	}
+	return true
+}
+
+// room is the room that the path names, which must be one of domain.
+func (c *call) room(domain, code string) (mimi.URI, error) {
+	room, err := mimi.ParseURI(c.param)
+	if err != nil || room.Kind() != mimi.KindRoom {
+		return "", refusal(CodeMalformed, "the path names no room")
+	}
+	if room.Domain() != domain {
+		return "", refusal(code, "%s is not the hub of %s", domain, room)
+	}
+	return room, nil
+}
+
+// decode reads a body that is to be one structure.
+func decode(body []byte, v codec.Unmarshaler) error {
+	if err := codec.Unmarshal(body, v); err != nil {
+		return refusal(CodeMalformed, "the body doesn't decode: %v", err)
+	}
+	return nil
+}
+
+func encoded(m codec.Marshaler, seq uint64) *answer {
+	return &answer{status: http.StatusOK, contentType: contentType, body: codec.Marshal(m), seq: seq}
+}
+
+func (c *call) getDirectory() (*answer, error) {
+	return &answer{status: http.StatusOK, contentType: "application/json", body: c.h.directory}, nil
+}
+
+func (c *call) getBundle() (*answer, error) {
+	return &answer{status: http.StatusOK, contentType: "application/json", body: c.h.provider.Bundle()}, nil
+}
+
+func (c *call) postBundle() (*answer, error) {
+	return c.body(MaxBundle, "application/json", func(body []byte) (*answer, error) {
+		if err := c.h.provider.ReceiveBundle(c.r.Context(), c.from, body); err != nil {
+			return nil, err
+		}
+		return &answer{status: http.StatusNoContent}, nil
+	})
+}
+
+func (c *call) keyMaterial() (*answer, error) {
+	return c.body(MaxKeyMaterialRequest, contentType, func(body []byte) (*answer, error) {
+		var req mimi.KeyMaterialRequest
+		if err := decode(body, &req); err != nil {
+			return nil, err
+		}
+		if string(req.TargetUser) != c.param {
+			return nil, refusal(CodeMalformed, "the path and the request name different users")
+		}
+		resp, err := c.h.provider.KeyMaterial(c.r.Context(), c.from, &req)
+		if err != nil {
+			return nil, err
+		}
+		return encoded(resp, 0), nil
+	})
+}
+
+func (c *call) update() (*answer, error) {
+	room, err := c.room(c.h.domain, CodeWrongProvider)
+	if err != nil {
+		return nil, err
+	}
+	return c.body(MaxUpdate, contentType, func(body []byte) (*answer, error) {
+		resp, seq, err := c.h.provider.Update(c.r.Context(), c.from, room, body)
+		if err != nil {
+			return nil, err
+		}
+		return encoded(resp, seq), nil
+	})
+}
+
+func (c *call) submitMessage() (*answer, error) {
+	room, err := c.room(c.h.domain, CodeWrongProvider)
+	if err != nil {
+		return nil, err
+	}
+	return c.body(MaxSubmitMessage, contentType, func(body []byte) (*answer, error) {
+		resp, seq, err := c.h.provider.SubmitMessage(c.r.Context(), c.from, room, body)
+		if err != nil {
+			return nil, err
+		}
+		return encoded(resp, seq), nil
+	})
+}
+
+func (c *call) notify() (*answer, error) {
+	room, err := c.room(c.from, CodeNotAllowed)
+	if err != nil {
+		return nil, err
+	}
+	return c.body(MaxNotify, contentType, func(body []byte) (*answer, error) {
+		list, err := mimi.SplitFanout(body, MaxNotifyMessages)
+		if err != nil {
+			return nil, refusal(CodeMalformed, "%v", err)
+		}
+		seqs, err := parseSeqs(c.r.Header, len(list))
+		if err != nil {
+			return nil, err
+		}
+		msgs := make([]Sequenced, len(list))
+		for i := range list {
+			msgs[i] = Sequenced{Seq: seqs[i], Fanout: list[i]}
+		}
+		if err := c.h.provider.Notify(c.r.Context(), c.from, room, msgs); err != nil {
+			return nil, err
+		}
+		return &answer{status: http.StatusCreated}, nil
+	})
+}
+
+func (c *call) groupInfo() (*answer, error) {
+	room, err := c.room(c.h.domain, CodeWrongProvider)
+	if err != nil {
+		return nil, err
+	}
+	return c.body(MaxGroupInfoRequest, contentType, func(body []byte) (*answer, error) {
+		var req mimi.GroupInfoRequest
+		if err := decode(body, &req); err != nil {
+			return nil, err
+		}
+		resp, err := c.h.provider.GroupInfo(c.r.Context(), c.from, room, &req)
+		if err != nil {
+			return nil, err
+		}
+		return encoded(resp, 0), nil
+	})
+}
+
+func (c *call) identifierQuery() (*answer, error) {
+	if c.param != c.h.domain {
+		return nil, refusal(CodeWrongProvider, "this is %s", c.h.domain)
+	}
+	return c.body(MaxIdentifierQuery, contentType, func(body []byte) (*answer, error) {
+		var req mimi.IdentifierRequest
+		if err := decode(body, &req); err != nil {
+			return nil, err
+		}
+		resp, err := c.h.provider.IdentifierQuery(c.r.Context(), c.from, &req)
+		if err != nil {
+			return nil, err
+		}
+		return encoded(resp, 0), nil
+	})
+}
+
+// parseSeqs reads the numbers of n messages, all 0 if the field is absent.
+func parseSeqs(header http.Header, n int) ([]uint64, error) {
+	seqs := make([]uint64, n)
+	values := header.Values(SeqField)
+	if len(values) == 0 {
+		return seqs, nil
+	}
+	fields := strings.Split(strings.Join(values, ","), ",")
+	if len(fields) != n {
+		return nil, refusal(CodeMalformed, "%d numbers for %d messages in %s", len(fields), n, SeqField)
+	}
+	for i, s := range fields {
+		var err error
+		if seqs[i], err = strconv.ParseUint(strings.TrimSpace(s), 10, 64); err != nil {
+			return nil, refusal(CodeMalformed, "%s isn't a list of numbers", SeqField)
+		}
+	}
+	return seqs, nil
+}
+
+// formatSeqs is the inverse of parseSeqs, "" if no message has a number.
+func formatSeqs(msgs []Sequenced) string {
+	var b []byte
+	any := false
+	for i, m := range msgs {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendUint(b, m.Seq, 10)
+		any = any || m.Seq > 0
+	}
+	if !any {
+		return ""
+	}
+	return string(b)
+}
