@@ -1,0 +1,302 @@
+package node
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/api"
+	"github.com/parley-mls/parley/node/api/apiconnect"
+	"github.com/parley-mls/parley/node/store"
+)
+
+// clientHandler serves the client API: Connect, gRPC and gRPC-Web.
+func (n *Node) clientHandler() http.Handler {
+	mux := http.NewServeMux()
+	limit := connect.WithReadMaxBytes(n.cfg.Limits.RequestBytes)
+	mux.Handle(apiconnect.NewEnrolmentServiceHandler(enrolment{n}, connect.WithReadMaxBytes(64<<10), connect.WithInterceptors(gate{n, true})))
+	mux.Handle(apiconnect.NewClientServiceHandler(clientAPI{n}, limit, connect.WithInterceptors(gate{n, false})))
+	return mux
+}
+
+// enrolment implements apiconnect.EnrolmentServiceHandler.
+type enrolment struct{ n *Node }
+
+// Enrol exchanges an invitation for a credential.
+func (e enrolment) Enrol(ctx context.Context, req *connect.Request[api.EnrolRequest]) (*connect.Response[api.EnrolResponse], error) {
+	chain, err := e.n.service.Enrol(ctx, req.Msg.Token, req.Msg.Csr)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.EnrolResponse{Chain: chain, Bundle: e.n.ownBundle.Load().JSON()}), nil
+}
+
+// Bundle returns the own provider's trust bundle.
+func (e enrolment) Bundle(context.Context, *connect.Request[api.BundleRequest]) (*connect.Response[api.BundleResponse], error) {
+	return connect.NewResponse(&api.BundleResponse{Bundle: e.n.ownBundle.Load().JSON()}), nil
+}
+
+// Challenge returns a nonce.
+func (e enrolment) Challenge(context.Context, *connect.Request[api.ChallengeRequest]) (*connect.Response[api.ChallengeResponse], error) {
+	nonce, err := e.n.auth.challenge()
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.ChallengeResponse{Nonce: nonce}), nil
+}
+
+// Authenticate exchanges a signed nonce for a token.
+func (e enrolment) Authenticate(_ context.Context, req *connect.Request[api.AuthenticateRequest]) (*connect.Response[api.AuthenticateResponse], error) {
+	token, s, err := e.n.auth.authenticate(req.Msg)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.AuthenticateResponse{
+		Token: token, ExpiresUnix: s.expires.Unix(), Client: string(s.client), User: string(s.user),
+	}), nil
+}
+
+// clientAPI implements apiconnect.ClientServiceHandler.
+type clientAPI struct{ n *Node }
+
+// Renew exchanges the credential that the client authenticated with for a new one.
+func (a clientAPI) Renew(ctx context.Context, req *connect.Request[api.RenewRequest]) (*connect.Response[api.EnrolResponse], error) {
+	chain, err := a.n.service.Renew(ctx, sessionOf(ctx).chain, req.Msg.Csr)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.EnrolResponse{Chain: chain, Bundle: a.n.ownBundle.Load().JSON()}), nil
+}
+
+// Bundles returns the own trust bundle and those of the approved peers that are known.
+func (a clientAPI) Bundles(context.Context, *connect.Request[api.BundlesRequest]) (*connect.Response[api.BundlesResponse], error) {
+	resp := new(api.BundlesResponse)
+	for _, b := range a.n.trust.Bundles() {
+		resp.Bundles = append(resp.Bundles, b.JSON())
+	}
+	return connect.NewResponse(resp), nil
+}
+
+// PublishKeyPackages stores KeyPackages of the client.
+func (a clientAPI) PublishKeyPackages(ctx context.Context, req *connect.Request[api.PublishKeyPackagesRequest]) (*connect.Response[api.PublishKeyPackagesResponse], error) {
+	count, err := a.n.publish(sessionOf(ctx).submitter(), req.Msg.KeyPackages, req.Msg.Replace)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.PublishKeyPackagesResponse{Available: uint32(count)}), nil
+}
+
+// Query asks a provider for a user.
+func (a clientAPI) Query(ctx context.Context, req *connect.Request[api.QueryRequest]) (*connect.Response[api.MimiResponse], error) {
+	var query mimi.IdentifierRequest
+	if err := decode(req.Msg.Body, &query); err != nil {
+		return nil, err
+	}
+	if err := mimi.ValidDomain(req.Msg.Domain); err != nil {
+		return nil, refuse("malformed", "%v", err)
+	}
+	var resp *mimi.IdentifierResponse
+	var err error
+	if req.Msg.Domain == a.n.cfg.Domain {
+		resp, err = a.n.identifierQuery(ctx, &query)
+	} else {
+		ctx, cancel := context.WithTimeout(ctx, proxyTimeout)
+		defer cancel()
+		if resp, err = a.n.federation.IdentifierQuery(ctx, req.Msg.Domain, &query); err != nil {
+			err = a.n.unreachable(req.Msg.Domain, err)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.MimiResponse{Body: codec.Marshal(resp)}), nil
+}
+
+// ClaimKeyPackages claims KeyPackages of a user through the room's hub.
+func (a clientAPI) ClaimKeyPackages(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
+	room, err := roomURI(req.Msg.Room)
+	if err != nil {
+		return nil, err
+	}
+	var claim mimi.KeyMaterialRequest
+	if err := decode(req.Msg.Body, &claim); err != nil {
+		return nil, err
+	}
+	if claim.Room != room || claim.RequestingUser != sessionOf(ctx).user {
+		return nil, refuse("notAllowed", "the request is for another room or by another user")
+	}
+	ctx, cancel := context.WithTimeout(ctx, proxyTimeout)
+	defer cancel()
+	var resp *mimi.KeyMaterialResponse
+	if room.Domain() == a.n.cfg.Domain {
+		resp, err = a.n.keyMaterial(ctx, a.n.cfg.Domain, &claim)
+	} else if resp, err = a.n.federation.KeyMaterial(ctx, room.Domain(), &claim); err != nil {
+		err = a.n.unreachable(room.Domain(), err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.MimiResponse{Body: codec.Marshal(resp)}), nil
+}
+
+// HubSender returns this hub's entry for external_senders.
+func (a clientAPI) HubSender(_ context.Context, req *connect.Request[api.HubSenderRequest]) (*connect.Response[api.HubSenderResponse], error) {
+	suite := mls.CipherSuite(req.Msg.CipherSuite)
+	if req.Msg.CipherSuite > 0xffff || !slices.Contains(a.n.cfg.Suites, suite) {
+		return nil, refuse("notAllowed", "this node doesn't host rooms of cipher suite %d", req.Msg.CipherSuite)
+	}
+	_, sender, err := a.n.keys.hub(suite)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.HubSenderResponse{ExternalSender: codec.Marshal(sender)}), nil
+}
+
+// CreateRoom makes this node the hub of the client's new group.
+func (a clientAPI) CreateRoom(ctx context.Context, req *connect.Request[api.CreateRoomRequest]) (*connect.Response[api.CreateRoomResponse], error) {
+	room, err := roomURI(req.Msg.Room)
+	if err != nil {
+		return nil, err
+	}
+	var info mls.GroupInfo
+	if err := decode(req.Msg.GroupInfo, &info); err != nil {
+		return nil, err
+	}
+	var tree mimi.RatchetTreeOption
+	if err := decode(req.Msg.RatchetTree, &tree); err != nil {
+		return nil, err
+	}
+	if tree.Tree == nil {
+		return nil, refuse("malformed", "a new room comes with its whole ratchet tree")
+	}
+	if err := a.n.createRoom(sessionOf(ctx).submitter(), room, &info, tree.Tree); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(new(api.CreateRoomResponse)), nil
+}
+
+// Rooms lists the rooms of the client's user.
+func (a clientAPI) Rooms(ctx context.Context, _ *connect.Request[api.RoomsRequest]) (*connect.Response[api.RoomsResponse], error) {
+	s := sessionOf(ctx)
+	members, err := a.n.members(s.client)
+	if err != nil {
+		return nil, err
+	}
+	uris := make(map[mimi.URI]bool)
+	for uri := range members {
+		uris[uri] = true
+	}
+	if err := store.ScanPrefix(a.n.store, key(prefixUserRoom, s.user), func(k, _ []byte) bool {
+		uris[mimi.URI(k)] = true
+		return true
+	}); err != nil {
+		return nil, err
+	}
+	resp := new(api.RoomsResponse)
+	for uri := range uris {
+		r, err := a.n.openRoom(uri)
+		if err != nil {
+			return nil, err
+		}
+		room := &api.Room{Room: string(uri)}
+		if r != nil {
+			room.LastSeq = r.durable.Load()
+		}
+		m, ok := members[uri]
+		room.Joined = ok && m.end == 0
+		resp.Rooms = append(resp.Rooms, room)
+	}
+	slices.SortFunc(resp.Rooms, func(a, b *api.Room) int { return strings.Compare(a.Room, b.Room) })
+	return connect.NewResponse(resp), nil
+}
+
+// Update submits a handshake to the room's hub.
+func (a clientAPI) Update(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
+	room, err := roomURI(req.Msg.Room)
+	if err != nil {
+		return nil, err
+	}
+	by := sessionOf(ctx).submitter()
+	var resp *mimi.UpdateRoomResponse
+	var seq uint64
+	if room.Domain() == a.n.cfg.Domain {
+		resp, seq, err = a.n.update(by, room, req.Msg.Body)
+	} else {
+		resp, seq, err = a.n.proxyUpdate(ctx, by, room, req.Msg.Body)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.MimiResponse{Body: codec.Marshal(resp), Seq: seq}), nil
+}
+
+// SubmitMessage submits an application message to the room's hub.
+func (a clientAPI) SubmitMessage(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
+	room, err := roomURI(req.Msg.Room)
+	if err != nil {
+		return nil, err
+	}
+	by := sessionOf(ctx).submitter()
+	var resp *mimi.SubmitMessageResponse
+	var seq uint64
+	if room.Domain() == a.n.cfg.Domain {
+		resp, seq, err = a.n.submitMessage(by, room, req.Msg.Body)
+	} else {
+		resp, seq, err = a.n.proxyMessage(ctx, by, room, req.Msg.Body)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.MimiResponse{Body: codec.Marshal(resp), Seq: seq}), nil
+}
+
+// GroupInfo fetches what the client needs to join by an external commit from the room's hub.
+func (a clientAPI) GroupInfo(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
+	room, err := roomURI(req.Msg.Room)
+	if err != nil {
+		return nil, err
+	}
+	var request mimi.GroupInfoRequest
+	if err := decode(req.Msg.Body, &request); err != nil {
+		return nil, err
+	}
+	var resp *mimi.GroupInfoResponse
+	if room.Domain() == a.n.cfg.Domain {
+		resp, err = a.n.groupInfo(room, &request)
+	} else {
+		ctx, cancel := context.WithTimeout(ctx, proxyTimeout)
+		defer cancel()
+		if resp, err = a.n.federation.GroupInfo(ctx, room.Domain(), room, &request); err != nil {
+			err = a.n.unreachable(room.Domain(), err)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.MimiResponse{Body: codec.Marshal(resp)}), nil
+}
+
+// Acknowledge deletes Welcomes that the client has, moves its cursors, and ends memberships.
+func (a clientAPI) Acknowledge(ctx context.Context, req *connect.Request[api.AcknowledgeRequest]) (*connect.Response[api.AcknowledgeResponse], error) {
+	if err := a.n.acknowledge(sessionOf(ctx), req.Msg); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(new(api.AcknowledgeResponse)), nil
+}
+
+func roomURI(s string) (mimi.URI, error) {
+	u, err := mimi.ParseURI(s)
+	if err != nil {
+		return "", refuse("malformed", "%v", err)
+	}
+	if u.Kind() != mimi.KindRoom {
+		return "", refuse("malformed", "%s isn't a room", u)
+	}
+	return u, nil
+}

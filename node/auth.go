@@ -1,0 +1,299 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/time/rate"
+
+	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/node/api"
+)
+
+const (
+	nonceLifetime = time.Minute
+	tokenLifetime = time.Hour
+	maxNonces     = 100_000
+	maxSessions   = 1_000_000
+	maxAddresses  = 100_000 // whose rate is limited before they are authenticated
+
+	// AuthenticateLabel is the label of SignWithLabel under which a client signs nonce || domain (RFC 9420, Section
+	// 5.1.2).
+	AuthenticateLabel = "ParleyAuthenticate"
+)
+
+// session is an authenticated client. The token is kept as its SHA-256 only.
+type session struct {
+	client, user mimi.URI
+	chain        [][]byte
+	expires      time.Time
+	revoked      bool // guarded by auth.mu
+	limit        *rate.Limiter
+}
+
+// String returns the client, for the log.
+func (s *session) String() string { return string(s.client) }
+
+func (s *session) submitter() submitter {
+	return submitter{domain: s.client.Domain(), user: s.user, client: s.client}
+}
+
+// auth knows who may use the client API. All of it is in memory: after a restart clients authenticate again.
+type auth struct {
+	domain   string
+	verifier *authority.Verifier
+	limits   Limits
+
+	mu       sync.Mutex
+	nonces   map[[32]byte]time.Time     // guarded by mu; when each expires
+	sessions map[[32]byte]*session      // guarded by mu; by SHA-256 of the token
+	clients  map[mimi.URI]*rate.Limiter // guarded by mu
+	remotes  map[string]*rate.Limiter   // guarded by mu; by address
+	swept    time.Time                  // guarded by mu
+}
+
+func newAuth(domain string, v *authority.Verifier, limits Limits) *auth {
+	return &auth{
+		domain: domain, verifier: v, limits: limits,
+		nonces: make(map[[32]byte]time.Time), sessions: make(map[[32]byte]*session),
+		clients: make(map[mimi.URI]*rate.Limiter), remotes: make(map[string]*rate.Limiter),
+	}
+}
+
+// challenge returns a fresh nonce.
+func (a *auth) challenge() ([]byte, error) {
+	var nonce [32]byte
+	if _, err := rand.Read(nonce[:]); err != nil {
+		return nil, fmt.Errorf("making a nonce: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sweep()
+	if len(a.nonces) >= maxNonces {
+		return nil, refuse("busy", "too many challenges are open")
+	}
+	a.nonces[nonce] = time.Now().Add(nonceLifetime)
+	return nonce[:], nil
+}
+
+// authenticate gives a token for a signed nonce. The nonce is used up, whatever comes of it.
+func (a *auth) authenticate(req *api.AuthenticateRequest) (token string, s *session, err error) {
+	if len(req.Nonce) != 32 || !a.useNonce([32]byte(req.Nonce)) {
+		return "", nil, refuse("unauthenticated", "the challenge is unknown, used or too old")
+	}
+	suite := mls.CipherSuite(req.CipherSuite)
+	if req.CipherSuite > 0xffff || !suite.Supported() {
+		return "", nil, refuse("malformed", "cipher suite %d is not supported", req.CipherSuite)
+	}
+	id, err := authority.ParseIdentity(req.Chain)
+	if err != nil {
+		return "", nil, err
+	}
+	if id.Domain != a.domain {
+		return "", nil, refuse("wrongProvider", "this is the node of %s, not of %s", a.domain, id.Domain)
+	}
+	pub, err := suite.SignaturePublicKey(id.PublicKey)
+	if err != nil {
+		return "", nil, refuse("malformed", "the credential's key isn't of cipher suite %d", suite)
+	}
+	if _, err := a.verifier.VerifyKey(req.Chain, suite, pub, authority.PurposeClient); err != nil {
+		return "", nil, err
+	}
+	if err := suite.VerifyWithLabel(pub, AuthenticateLabel, append(req.Nonce[:32:32], a.domain...), req.Signature); err != nil {
+		return "", nil, refuse("unauthenticated", "the signature isn't of the credential's key")
+	}
+	var secret [32]byte
+	if _, err := rand.Read(secret[:]); err != nil {
+		return "", nil, fmt.Errorf("making a token: %w", err)
+	}
+	token = base64.RawURLEncoding.EncodeToString(secret[:])
+	s = &session{client: id.Client, user: id.User, chain: req.Chain, expires: time.Now().Add(tokenLifetime)}
+	if id.NotAfter.Before(s.expires) {
+		s.expires = id.NotAfter
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sweep()
+	if len(a.sessions) >= maxSessions {
+		return "", nil, refuse("busy", "too many clients are authenticated")
+	}
+	if a.clients[id.Client] == nil {
+		a.clients[id.Client] = rate.NewLimiter(rate.Limit(a.limits.RequestsPerSecond), 2*a.limits.RequestsPerSecond)
+	}
+	s.limit = a.clients[id.Client]
+	a.sessions[sha256.Sum256([]byte(token))] = s
+	return token, s, nil
+}
+
+func (a *auth) useNonce(nonce [32]byte) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	expires, ok := a.nonces[nonce]
+	delete(a.nonces, nonce)
+	return ok && time.Now().Before(expires)
+}
+
+// session returns whose token a request carries.
+func (a *auth) session(header http.Header) (*session, error) {
+	token, ok := strings.CutPrefix(header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return nil, refuse("unauthenticated", "no token")
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.sessions[sha256.Sum256([]byte(token))]
+	switch {
+	case s == nil:
+		return nil, refuse("unauthenticated", "the token is unknown; authenticate again")
+	case s.revoked:
+		return nil, refuse("revoked", "%s was revoked", s.client)
+	case !time.Now().Before(s.expires):
+		return nil, refuse("unauthenticated", "the token has expired; authenticate again")
+	case !s.limit.Allow():
+		return nil, refuse("busy", "more than %d requests per second", a.limits.RequestsPerSecond)
+	}
+	return s, nil
+}
+
+// revoke makes a client's tokens say so.
+func (a *auth) revoke(client mimi.URI) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.sessions {
+		if s.client == client {
+			s.revoked = true
+		}
+	}
+}
+
+// remote limits how often an address may ask before it is authenticated.
+func (a *auth) remote(address string) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		host = address
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sweep()
+	l := a.remotes[host]
+	if l == nil {
+		if len(a.remotes) >= maxAddresses {
+			return refuse("busy", "too many addresses ask")
+		}
+		l = rate.NewLimiter(rate.Limit(a.limits.AnonymousPerSecond), 4*a.limits.AnonymousPerSecond)
+		a.remotes[host] = l
+	}
+	if !l.Allow() {
+		return refuse("busy", "more than %d requests per second", a.limits.AnonymousPerSecond)
+	}
+	return nil
+}
+
+// sweep forgets what has expired, at most every ten seconds; mu is held.
+func (a *auth) sweep() {
+	now := time.Now()
+	if now.Sub(a.swept) < 10*time.Second {
+		return
+	}
+	a.swept = now
+	for k, expires := range a.nonces {
+		if now.After(expires) {
+			delete(a.nonces, k)
+		}
+	}
+	live := make(map[mimi.URI]bool)
+	for k, s := range a.sessions {
+		if now.After(s.expires) {
+			delete(a.sessions, k)
+		} else {
+			live[s.client] = true
+		}
+	}
+	for c := range a.clients {
+		if !live[c] {
+			delete(a.clients, c)
+		}
+	}
+	for k, l := range a.remotes {
+		if l.Tokens() >= float64(l.Burst()) {
+			delete(a.remotes, k)
+		}
+	}
+}
+
+type sessionKey struct{}
+
+func sessionOf(ctx context.Context) *session { return ctx.Value(sessionKey{}).(*session) }
+
+// gate is the interceptor in front of both services: it authenticates clients, limits rates, measures, and turns errors
+// into what the client is told.
+type gate struct {
+	n    *Node
+	open bool // for EnrolmentService, which asks for no token
+}
+
+type anonymous string
+
+func (a anonymous) String() string { return string(a) }
+
+func (g gate) enter(ctx context.Context, header http.Header, peer string) (context.Context, fmt.Stringer, error) {
+	if g.open {
+		return ctx, anonymous(peer), g.n.auth.remote(peer)
+	}
+	s, err := g.n.auth.session(header)
+	if err != nil {
+		return ctx, anonymous(peer), err
+	}
+	return context.WithValue(ctx, sessionKey{}, s), s, nil
+}
+
+// WrapUnary implements connect.Interceptor.
+func (g gate) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		began := time.Now()
+		endpoint := procedure(req.Spec())
+		ctx, who, err := g.enter(ctx, req.Header(), req.Peer().Addr)
+		var resp connect.AnyResponse
+		if err == nil {
+			resp, err = next(ctx, req)
+		}
+		g.n.metrics.requests.WithLabelValues(endpoint).Observe(time.Since(began).Seconds())
+		if err != nil {
+			return nil, g.n.clientError(endpoint, who, err)
+		}
+		return resp, nil
+	}
+}
+
+// WrapStreamingHandler implements connect.Interceptor.
+func (g gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		ctx, who, err := g.enter(ctx, conn.RequestHeader(), conn.Peer().Addr)
+		if err == nil {
+			err = next(ctx, conn)
+		}
+		if err != nil {
+			return g.n.clientError(procedure(conn.Spec()), who, err)
+		}
+		return nil
+	}
+}
+
+// WrapStreamingClient implements connect.Interceptor.
+func (g gate) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// procedure is the method's name.
+func procedure(s connect.Spec) string { return s.Procedure[strings.LastIndexByte(s.Procedure, '/')+1:] }

@@ -1,0 +1,110 @@
+package node
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/store"
+)
+
+// change is what happens to a room in one step: a batch for the store, with the entries that the log gets and to whom
+// they go. It is filled and applied under the room's lock, and finished without it.
+type change struct {
+	n      *Node
+	r      *room
+	batch  store.Batch
+	record roomRecord
+	peers  map[string]struct{} // the providers that get the entries, this one excepted
+
+	welcomed map[mimi.URI]struct{} // local clients with a new Welcome
+	joined   map[mimi.URI]struct{} // local clients that joined by themselves
+	queued   map[string]struct{}   // peers with something new in the outbox
+}
+
+// begin starts a change; r.mu is held until it is applied or given up.
+func (n *Node) begin(r *room, peers map[string]struct{}) *change {
+	return &change{
+		n: n, r: r, record: r.record, peers: peers,
+		welcomed: make(map[mimi.URI]struct{}), joined: make(map[mimi.URI]struct{}), queued: make(map[string]struct{}),
+	}
+}
+
+// log appends an entry to the room's log, and to the outbox of every peer that takes part.
+func (c *change) log(fanout []byte) (seq uint64) {
+	c.record.last++
+	c.batch.Set(key(prefixLog, c.r.uri, be64(c.record.last)), fanout)
+	for _, p := range slices.Sorted(maps.Keys(c.peers)) {
+		c.send(p, outboxEntry(c.r.uri, c.record.last))
+	}
+	return c.record.last
+}
+
+// send puts a reference into a peer's outbox.
+func (c *change) send(peer string, ref []byte) {
+	k, v := c.n.outbox.Entry(peer, ref)
+	c.batch.Set(k, v)
+	c.queued[peer] = struct{}{}
+}
+
+// answer keeps the answer to the message of that hash.
+func (c *change) answer(hash []byte, seq, time uint64, response codec.Marshaler) {
+	c.batch.Set(key(prefixAnswer, c.r.uri, hash), codec.Marshal(answerRecord{seq: seq, time: time, response: codec.Marshal(response)}))
+}
+
+// apply makes the change visible in the store. r.mu is held; the caller releases it and calls finish.
+func (c *change) apply() (wait func() error, err error) {
+	c.batch.Set(roomKey(c.r.uri), codec.Marshal(c.record))
+	wait, err = c.n.store.Apply(&c.batch)
+	if err != nil {
+		// The group in memory may be ahead of the store.
+		c.r.broken = err
+		return nil, err
+	}
+	c.r.record = c.record
+	return wait, nil
+}
+
+// finish waits until the change is on disk, and lets it be seen.
+func (c *change) finish(wait func() error) error {
+	if err := wait(); err != nil {
+		c.r.mu.Lock()
+		c.r.broken = err
+		c.r.mu.Unlock()
+		return err
+	}
+	c.r.advance(c.record.last)
+	for client := range c.joined {
+		c.n.listeners.joined(client, c.r.uri)
+	}
+	for client := range c.welcomed {
+		c.n.listeners.welcome(client)
+	}
+	c.n.listeners.room(c.r.uri)
+	for peer := range c.queued {
+		c.n.outbox.Wake(peer)
+	}
+	return nil
+}
+
+// run does one step under the room's lock: fill checks and fills the change, and returns false if there is nothing to
+// do. The change is durable when run returns nil.
+func (n *Node) run(r *room, fill func() (*change, error)) error {
+	r.mu.Lock()
+	if r.broken != nil {
+		defer r.mu.Unlock()
+		return r.usable()
+	}
+	c, err := fill()
+	if err != nil || c == nil {
+		r.mu.Unlock()
+		return err
+	}
+	wait, err := c.apply()
+	r.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return c.finish(wait)
+}

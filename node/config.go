@@ -1,0 +1,270 @@
+package node
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
+)
+
+// Config says what a node is. Domain, Data and Listen are required; the zero value of every other field has a
+// default. Its YAML form is what parley-node serve reads.
+type Config struct {
+	// Domain is the provider's domain, lower case.
+	Domain string `yaml:"domain"`
+	// Data is the directory of everything that the node keeps.
+	Data string `yaml:"data"`
+	// Listen is the host:port to bind, for UDP and TCP alike.
+	Listen string `yaml:"listen"`
+	// Advertise is the host:port at which peers and clients reach the node; empty means Listen.
+	Advertise string `yaml:"advertise"`
+	// Gossip is the profile of gossip: "local" for one machine, "lan" (the default) or "wan".
+	Gossip string `yaml:"gossip"`
+	// Peers are approved at every start, in addition to those approved with parley-node peers.
+	Peers []PeerConfig `yaml:"peers"`
+	// Suites are the cipher suites in which this node hosts rooms; empty means all that the mls package supports.
+	Suites []mls.CipherSuite `yaml:"suites"`
+	Limits Limits            `yaml:"limits"`
+	Log    LogConfig         `yaml:"log"`
+}
+
+// PeerConfig is a peer that the configuration approves.
+type PeerConfig struct {
+	Domain string `yaml:"domain"`
+	// Fingerprint is the SHA-256 of the peer's root certificate, in hexadecimal.
+	Fingerprint string `yaml:"fingerprint"`
+	// Address is the host:port where the peer is known to be; empty means that gossip has to find it.
+	Address string `yaml:"address"`
+}
+
+// Limits bound what one client, or one address that isn't authenticated, can ask of the node.
+type Limits struct {
+	// RequestsPerSecond is how many requests a client may make in the long run; 0 means 1000. A burst may have
+	// twice as many.
+	RequestsPerSecond int `yaml:"requests_per_second"`
+	// AnonymousPerSecond is how many enrolments and authentications an address may try in the long run; 0 means
+	// 50. A burst may have four times as many.
+	AnonymousPerSecond int `yaml:"anonymous_per_second"`
+	// RequestBytes is the size of the largest request of a client; 0 means 16 MiB.
+	RequestBytes int `yaml:"request_bytes"`
+	// KeyPackages is how many unclaimed KeyPackages a client may have here; 0 means 200.
+	KeyPackages int `yaml:"key_packages"`
+	// Streams is how many Subscribe streams a client may have open at a time; 0 means 4.
+	Streams int `yaml:"streams"`
+}
+
+// LogConfig says what the node logs to standard error.
+type LogConfig struct {
+	// Level is "debug", "info" (the default), "warn" or "error".
+	Level string `yaml:"level"`
+	// Format is "text" (the default) or "json".
+	Format string `yaml:"format"`
+}
+
+// LoadConfig reads a configuration file. The error names the field that is wrong.
+func LoadConfig(path string) (Config, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("reading the configuration: %w", err)
+	}
+	cfg, err := ParseConfig(b)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+// ParseConfig reads a configuration in YAML, fills in the defaults and validates it.
+func ParseConfig(b []byte) (Config, error) {
+	var cfg Config
+	d := yaml.NewDecoder(bytes.NewReader(b))
+	d.KnownFields(true)
+	if err := d.Decode(&cfg); err != nil && !errors.Is(err, io.EOF) {
+		return Config{}, err
+	}
+	if err := d.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return Config{}, errors.New("there is a second document in the file")
+	}
+	return cfg, cfg.complete()
+}
+
+// complete fills in the defaults and validates the configuration.
+func (c *Config) complete() error {
+	if c.Domain == "" {
+		return errors.New("domain: missing")
+	}
+	if err := mimi.ValidDomain(c.Domain); err != nil {
+		return fmt.Errorf("domain: %w", err)
+	}
+	if c.Data == "" {
+		return errors.New("data: missing")
+	}
+	if c.Listen == "" {
+		return errors.New("listen: missing")
+	}
+	if err := checkAddress(c.Listen, true); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	if c.Advertise != "" {
+		if err := checkAddress(c.Advertise, false); err != nil {
+			return fmt.Errorf("advertise: %w", err)
+		}
+	}
+	switch c.Gossip {
+	case "":
+		c.Gossip = "lan"
+	case "local", "lan", "wan":
+	default:
+		return fmt.Errorf("gossip: %q is not one of local, lan, wan", c.Gossip)
+	}
+	for i, p := range c.Peers {
+		if _, err := p.fingerprint(); err != nil {
+			return fmt.Errorf("peers[%d].fingerprint: %w", i, err)
+		}
+		if err := mimi.ValidDomain(p.Domain); err != nil {
+			return fmt.Errorf("peers[%d].domain: %w", i, err)
+		}
+		if p.Domain == c.Domain {
+			return fmt.Errorf("peers[%d].domain: %s is this node's own", i, p.Domain)
+		}
+		if p.Address != "" {
+			if err := checkAddress(p.Address, false); err != nil {
+				return fmt.Errorf("peers[%d].address: %w", i, err)
+			}
+		}
+	}
+	if len(c.Suites) == 0 {
+		c.Suites = mls.CipherSuites()
+	}
+	for i, s := range c.Suites {
+		if !s.Supported() {
+			return fmt.Errorf("suites[%d]: cipher suite %d is not supported", i, s)
+		}
+		if slices.Contains(c.Suites[:i], s) {
+			return fmt.Errorf("suites[%d]: cipher suite %d is listed twice", i, s)
+		}
+	}
+	for _, l := range []struct {
+		name     string
+		value    *int
+		standard int
+		max      int
+	}{
+		{"requests_per_second", &c.Limits.RequestsPerSecond, 1000, 1_000_000},
+		{"anonymous_per_second", &c.Limits.AnonymousPerSecond, 50, 1_000_000},
+		{"request_bytes", &c.Limits.RequestBytes, 16 << 20, 256 << 20},
+		{"key_packages", &c.Limits.KeyPackages, 200, 10_000},
+		{"streams", &c.Limits.Streams, 4, 1000},
+	} {
+		if *l.value < 0 || *l.value > l.max {
+			return fmt.Errorf("limits.%s: %d is not between 0 and %d", l.name, *l.value, l.max)
+		}
+		if *l.value == 0 {
+			*l.value = l.standard
+		}
+	}
+	if _, err := c.Log.level(); err != nil {
+		return err
+	}
+	if c.Log.Format != "" && c.Log.Format != "text" && c.Log.Format != "json" {
+		return fmt.Errorf("log.format: %q is not one of text, json", c.Log.Format)
+	}
+	return nil
+}
+
+// checkAddress accepts host:port; port 0 and an empty host only where the address is for binding.
+func checkAddress(address string, bind bool) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port", address)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || (n == 0 && !bind) {
+		return fmt.Errorf("port %q is not a number from 1 to 65535", port)
+	}
+	if host == "" && !bind {
+		return fmt.Errorf("%q has no host", address)
+	}
+	return nil
+}
+
+// Socket returns the path of the admin socket.
+func (c Config) Socket() string { return AdminSocket(c.Data) }
+
+// AdminSocket returns the path of the admin socket of the node with that data directory.
+func AdminSocket(data string) string { return filepath.Join(data, "admin.sock") }
+
+// StoreDir returns the directory of the store in that data directory.
+func StoreDir(data string) string { return filepath.Join(data, "store") }
+
+// AuthorityDir returns the directory of the authority in that data directory.
+func AuthorityDir(data string) string { return filepath.Join(data, "authority") }
+
+func keysDir(data string) string { return filepath.Join(data, "keys") }
+
+func (p PeerConfig) fingerprint() (authority.Fingerprint, error) {
+	if p.Fingerprint == "" {
+		return authority.Fingerprint{}, errors.New("missing")
+	}
+	return authority.ParseFingerprint(p.Fingerprint)
+}
+
+func (l LogConfig) level() (slog.Level, error) {
+	var level slog.Level
+	if l.Level == "" {
+		return slog.LevelInfo, nil
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, l.Level) {
+		return 0, fmt.Errorf("log.level: %q is not one of debug, info, warn, error", l.Level)
+	}
+	return level, level.UnmarshalText([]byte(l.Level))
+}
+
+// Logger returns a logger to w as the configuration wants it.
+func (l LogConfig) Logger(w io.Writer) *slog.Logger {
+	level, err := l.level()
+	if err != nil {
+		level = slog.LevelInfo
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if l.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// ConfigHelp describes the configuration file.
+const ConfigHelp = `The configuration is a YAML file. Only the first three fields are required.
+
+domain: alpha.example          # the provider's domain
+data: /var/lib/parley          # directory of the store, keys, authority and admin socket
+listen: 0.0.0.0:7440           # UDP and TCP, the same port
+advertise: node.alpha.example:7440   # where peers and clients reach it; default: listen
+gossip: lan                    # local (one machine), lan or wan
+suites: [1, 2, 3, 5, 7]        # cipher suites of hosted rooms; default: all
+peers:                         # approved at every start, besides those of "peers approve"
+  - domain: beta.example
+    fingerprint: <SHA-256 of beta's root, in hexadecimal>
+    address: node.beta.example:7440  # optional
+limits:
+  requests_per_second: 1000    # of one client
+  anonymous_per_second: 50     # enrolments and authentications from one address
+  request_bytes: 16777216
+  key_packages: 200            # unclaimed ones of a client
+  streams: 4                   # event streams of a client
+log:
+  level: info                  # debug, info, warn or error
+  format: text                 # text or json
+`

@@ -1,0 +1,201 @@
+package node
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/parley-mls/parley/federation"
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// notify takes what a room's hub has ordered into this node's copy of the room's log. It is durable on return, and a
+// repetition changes nothing. Only the hub of a room may notify about it, and only of rooms that a client of this
+// node is in or joins.
+func (n *Node) notify(from string, uri mimi.URI, msgs []federation.Sequenced) error {
+	if uri.Kind() != mimi.KindRoom || uri.Domain() != from || from == n.cfg.Domain {
+		return refuse("notAllowed", "%s isn't the hub of %s", from, uri)
+	}
+	fanouts := make([]*mimi.FanoutMessage, len(msgs))
+	for i, s := range msgs {
+		f := new(mimi.FanoutMessage)
+		if err := decode(s.Fanout, f); err != nil {
+			return fmt.Errorf("message %d: %w", i, err)
+		}
+		if err := checkFanout(uri, f); err != nil {
+			return err
+		}
+		fanouts[i] = f
+	}
+	r, err := n.openRoom(uri)
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		if known, err := n.awaited(fanouts); err != nil {
+			return err
+		} else if !known {
+			return refuse("notFound", "no client of %s is in %s", n.cfg.Domain, uri)
+		}
+		if r, err = n.followRoom(uri); err != nil {
+			return err
+		}
+	}
+	added := 0
+	err = n.run(r, func() (*change, error) {
+		c := n.begin(r, nil)
+		for i, f := range fanouts {
+			ok, err := c.follow(msgs[i], f)
+			if err != nil {
+				return nil, err
+			}
+			if ok {
+				added++
+			}
+		}
+		if added == 0 {
+			return nil, nil
+		}
+		return c, nil
+	})
+	if err != nil {
+		return err
+	}
+	n.metrics.followed.Add(float64(added))
+	r.mu.Lock()
+	last := r.record.last
+	r.mu.Unlock()
+	return n.settle(r, last) // what was repeated may not have been on disk yet
+}
+
+// checkFanout refuses what doesn't belong into a room's log.
+func checkFanout(uri mimi.URI, f *mimi.FanoutMessage) error {
+	var group []byte
+	switch m := f.Message; {
+	case m == nil:
+		return refuse("malformed", "no message")
+	case m.Welcome != nil:
+		return nil
+	case m.Public != nil:
+		group = m.Public.Content.GroupID
+	case m.Private != nil:
+		group = m.Private.GroupID
+	default:
+		return refuse("malformed", "neither a handshake, an application message nor a Welcome")
+	}
+	g, err := mimi.ParseURI(string(group))
+	if err != nil || g.Room() != uri {
+		return refuse("notAllowed", "a message of the group %q in %s", group, uri)
+	}
+	return nil
+}
+
+// awaited says whether a Welcome for a client of this node is among the messages.
+func (n *Node) awaited(fanouts []*mimi.FanoutMessage) (bool, error) {
+	for _, f := range fanouts {
+		if f.Message.Welcome == nil {
+			continue
+		}
+		for _, ref := range f.Message.Welcome.KeyPackageRefs() {
+			if rec, err := n.refOwner(ref); err != nil || (rec != nil && rec.client != "") {
+				return err == nil, err
+			}
+		}
+	}
+	return false, nil
+}
+
+// follow takes one message of the hub into the change; false if it was there already. A hub that numbers its entries
+// numbers them upwards, with gaps where this provider didn't take part; where it gives no number, the bytes decide
+// (draft-ietf-mimi-protocol-06, Section 5.5).
+func (c *change) follow(s federation.Sequenced, f *mimi.FanoutMessage) (bool, error) {
+	hash := sha256.Sum256(s.Fanout)
+	if f.Message.Welcome != nil {
+		seq := s.Seq
+		if seq == 0 {
+			seq = c.record.last
+		}
+		return c.followWelcome(f.Message.Welcome, seq, s.Fanout)
+	}
+	if s.Seq != 0 {
+		if s.Seq <= c.record.last {
+			return false, nil
+		}
+		c.record.last = s.Seq
+	} else {
+		k := key(prefixAnswer, c.r.uri, hash[:])
+		if have, err := c.n.store.Get(k); err != nil || have != nil {
+			return false, err
+		}
+		c.record.last++
+		c.batch.Set(k, codec.Marshal(answerRecord{seq: c.record.last, time: now()}))
+	}
+	c.batch.Set(key(prefixLog, c.r.uri, be64(c.record.last)), s.Fanout)
+	return true, nil
+}
+
+// followWelcome queues a Welcome for those of this node's clients whom it is for.
+func (c *change) followWelcome(w *mls.Welcome, seq uint64, fanout []byte) (bool, error) {
+	rest := fanoutKey(seq, fanout)
+	k := key(prefixFanout, c.r.uri, rest)
+	if have, err := c.n.store.Get(k); err != nil || have != nil {
+		return false, err
+	}
+	found := false
+	for _, ref := range w.KeyPackageRefs() {
+		rec, err := c.n.refOwner(ref)
+		if err != nil {
+			return false, err
+		}
+		if rec != nil && rec.client != "" {
+			c.queueWelcome(rec, seq, rest)
+			found = true
+		}
+	}
+	if found {
+		c.batch.Set(k, fanout)
+	}
+	return found, nil
+}
+
+// fanoutKey is the end of the key of a FanoutMessage with a Welcome.
+func fanoutKey(seq uint64, fanout []byte) []byte {
+	h := sha256.Sum256(fanout)
+	return append(be64(seq), h[:]...)
+}
+
+// queueWelcome puts a Welcome into the queue of a local client, who is a member of the room from then on.
+func (c *change) queueWelcome(to *refRecord, seq uint64, rest []byte) {
+	number := c.n.welcomeNumbers.next(to.client)
+	c.batch.Set(key(prefixWelcome, to.client, be64(number)), codec.Marshal(welcomeRecord{room: c.r.uri, seq: seq, fanout: slices.Clone(rest)}))
+	setMember(&c.batch, to.client, to.user, c.r.uri, seq)
+	c.welcomed[to.client] = struct{}{}
+}
+
+// numbers gives the entries of each client's queue of Welcomes their growing numbers: the time in µs, or one more than
+// the last one. A client that says it has had a higher one, before the clock was put back, goes on from there.
+type numbers struct {
+	mu   sync.Mutex
+	last map[mimi.URI]uint64 // guarded by mu
+}
+
+func (ns *numbers) next(client mimi.URI) uint64 {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	n := max(ns.last[client]+1, uint64(time.Now().UnixMicro()))
+	ns.last[client] = n
+	return n
+}
+
+func (ns *numbers) seen(client mimi.URI, number uint64) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	// A number from far in the future would use the range up.
+	if number < uint64(time.Now().AddDate(10, 0, 0).UnixMicro()) {
+		ns.last[client] = max(ns.last[client], number)
+	}
+}

@@ -1,0 +1,321 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/store"
+)
+
+// publish stores KeyPackages of a client, each for one use, and returns how many there are now. An invalid one refuses
+// the whole list. Publishing one again that was claimed in the meantime doesn't make it available again.
+func (n *Node) publish(by submitter, encoded [][]byte, replace bool) (int, error) {
+	stored, err := n.stored(by.client)
+	if err != nil {
+		return 0, err
+	}
+	var b store.Batch
+	if replace {
+		for _, k := range stored {
+			b.Delete(key(prefixKeyPackage, by.client, k.ref))
+		}
+		stored = nil
+	}
+	count := 0
+	for _, k := range stored {
+		if k.expires > time.Now().Unix() {
+			count++
+		}
+	}
+	for i, e := range encoded {
+		var kp mls.KeyPackage
+		if err := decode(e, &kp); err != nil {
+			return 0, fmt.Errorf("KeyPackage %d: %w", i, err)
+		}
+		if err := kp.Validate(time.Now(), n.verifier.ForHub()); err != nil {
+			return 0, refuse("malformed", "KeyPackage %d: %v", i, err)
+		}
+		user, client, err := authority.IdentityOf(kp.LeafNode.Credential)
+		if err != nil || client != by.client || user != by.user {
+			return 0, refuse("notAllowed", "KeyPackage %d is of another client", i)
+		}
+		ref := kp.Ref()
+		known, err := n.store.Get(refKey(prefixOwnRef, ref))
+		if err != nil {
+			return 0, err
+		}
+		if known != nil {
+			continue
+		}
+		expires := expiry(&kp)
+		b.Set(key(prefixKeyPackage, by.client, ref), append(be64(uint64(expires)), e...))
+		b.Set(refKey(prefixOwnRef, ref), codec.Marshal(refRecord{client: by.client, user: by.user, expires: uint64(expires)}))
+		count++
+	}
+	if count > n.cfg.Limits.KeyPackages {
+		return 0, refuse("busy", "a client may have %d KeyPackages here", n.cfg.Limits.KeyPackages)
+	}
+	if b.Len() > 0 {
+		b.Set(key(prefixDevice, by.user, []byte(by.client)), nil)
+		wait, err := n.store.Apply(&b)
+		if err != nil {
+			return 0, err
+		}
+		if err := wait(); err != nil {
+			return 0, err
+		}
+	}
+	return count, nil
+}
+
+// expiry is when a KeyPackage stops being of use: with its lifetime, or its credential.
+func expiry(kp *mls.KeyPackage) int64 {
+	end := int64(min(kp.LeafNode.Lifetime.NotAfter, 1<<62))
+	if id, err := authority.ParseIdentity(kp.LeafNode.Credential.Certificates); err == nil {
+		end = min(end, id.NotAfter.Unix())
+	}
+	return end
+}
+
+type storedKeyPackage struct {
+	ref     []byte
+	expires int64
+	value   []byte // as stored
+}
+
+func (n *Node) stored(client mimi.URI) ([]storedKeyPackage, error) {
+	var list []storedKeyPackage
+	err := store.ScanPrefix(n.store, key(prefixKeyPackage, client), func(k, v []byte) bool {
+		if len(v) > 8 {
+			list = append(list, storedKeyPackage{slices.Clone(k), int64(binary.BigEndian.Uint64(v)), slices.Clone(v)})
+		}
+		return true
+	})
+	return list, err
+}
+
+func refKey(prefix string, ref []byte) []byte { return append([]byte(prefix), ref...) }
+
+// refOwner says to whom a Welcome for a KeyPackage goes, nil if the KeyPackage wasn't claimed through this hub.
+func (n *Node) refOwner(ref []byte) (*refRecord, error) {
+	for _, prefix := range []string{prefixOwnRef, prefixClaimedRef} {
+		b, err := n.store.Get(refKey(prefix, ref))
+		if err != nil {
+			return nil, err
+		}
+		if b != nil {
+			rec := new(refRecord)
+			return rec, decodeRecord(b, rec, "KeyPackage reference")
+		}
+	}
+	return nil, nil
+}
+
+// keyMaterial claims KeyPackages of a user for a room. A hub asks the user's provider for them and keeps whose they are,
+// for the Welcome; the user's provider hands each out once.
+func (n *Node) keyMaterial(ctx context.Context, from string, req *mimi.KeyMaterialRequest) (*mimi.KeyMaterialResponse, error) {
+	if err := n.checkRequester(req); err != nil {
+		return nil, err
+	}
+	switch {
+	case req.Room.Domain() == n.cfg.Domain:
+		if from != n.cfg.Domain && from != req.RequestingUser.Domain() {
+			return nil, refuse("notAllowed", "%s doesn't speak for %s", from, req.RequestingUser)
+		}
+		if err := n.mayClaim(req); err != nil {
+			return nil, err
+		}
+		if req.TargetUser.Domain() == n.cfg.Domain {
+			return n.claim(req)
+		}
+		return n.claimFrom(ctx, req)
+	case req.TargetUser.Domain() == n.cfg.Domain && from == req.Room.Domain():
+		return n.claim(req)
+	}
+	return nil, refuse("wrongProvider", "this node is neither the hub of %s nor the provider of %s", req.Room, req.TargetUser)
+}
+
+// checkRequester verifies the client that asks.
+func (n *Node) checkRequester(req *mimi.KeyMaterialRequest) error {
+	if req.Room.Kind() != mimi.KindRoom || req.TargetUser.Kind() != mimi.KindUser {
+		return refuse("malformed", "a request of key material names a room and a user")
+	}
+	var suite mls.CipherSuite
+	id, err := authority.ParseIdentity(req.Credential.Certificates)
+	if err != nil {
+		return err
+	}
+	for _, s := range mls.CipherSuites() {
+		if pub, err := s.SignaturePublicKey(id.PublicKey); err == nil && string(pub) == string(req.SignatureKey) {
+			suite = s
+			break
+		}
+	}
+	if suite == 0 {
+		return refuse("malformed", "the request's key isn't its credential's")
+	}
+	if _, err := n.verifier.VerifyKey(req.Credential.Certificates, suite, req.SignatureKey, authority.PurposeClient); err != nil {
+		return err
+	}
+	if id.User != req.RequestingUser {
+		return refuse("notAllowed", "%s doesn't speak for %s", id.Client, req.RequestingUser)
+	}
+	return req.Verify(suite)
+}
+
+// mayClaim checks, at the hub, that the one who asks takes part in the room.
+func (n *Node) mayClaim(req *mimi.KeyMaterialRequest) error {
+	r, err := n.hostedRoom(req.Room)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	who, err := r.who()
+	if err != nil {
+		return err
+	}
+	if _, role, ok := who.list.Find(req.RequestingUser); !ok || role <= mimi.RoleBanned {
+		return refuse("notAllowed", "%s isn't a participant", req.RequestingUser)
+	}
+	return nil
+}
+
+// claimFrom passes a claim on to the user's provider, and keeps which KeyPackages come from there before it answers.
+func (n *Node) claimFrom(ctx context.Context, req *mimi.KeyMaterialRequest) (*mimi.KeyMaterialResponse, error) {
+	peer := req.TargetUser.Domain()
+	if _, ok := n.trust.Peer(peer); !ok {
+		return nil, refuse("unapprovedPeer", "%s hasn't approved %s", n.cfg.Domain, peer)
+	}
+	resp, err := n.federation.KeyMaterial(ctx, peer, req)
+	if err != nil {
+		return nil, n.unreachable(peer, err)
+	}
+	changes := make(map[string][]byte)
+	for _, c := range resp.Clients {
+		if c.KeyPackage != nil {
+			changes[string(refKey(prefixClaimedRef, c.KeyPackage.Ref()))] = codec.Marshal(refRecord{provider: peer, expires: uint64(expiry(c.KeyPackage))})
+		}
+	}
+	if len(changes) > 0 {
+		if _, err := n.store.Commit(changes, nil); err != nil {
+			return nil, fmt.Errorf("keeping whose KeyPackages these are: %w", err)
+		}
+	}
+	return resp, nil
+}
+
+// claim hands out one KeyPackage of each client of a user of this provider.
+func (n *Node) claim(req *mimi.KeyMaterialRequest) (*mimi.KeyMaterialResponse, error) {
+	resp := &mimi.KeyMaterialResponse{User: req.TargetUser}
+	var clients []mimi.URI
+	if err := store.ScanPrefix(n.store, key(prefixDevice, req.TargetUser), func(k, _ []byte) bool {
+		clients = append(clients, mimi.URI(k))
+		return true
+	}); err != nil {
+		return nil, err
+	}
+	if len(clients) == 0 {
+		resp.Code = mimi.UserUnknown
+		return resp, nil
+	}
+	given := 0
+	for _, c := range clients {
+		ckm, err := n.claimOne(c, req)
+		if err != nil {
+			return nil, err
+		}
+		if ckm.KeyPackage != nil {
+			given++
+		}
+		resp.Clients = append(resp.Clients, *ckm)
+	}
+	switch given {
+	case len(clients):
+		resp.Code = mimi.KeyMaterialSuccess
+	case 0:
+		resp.Code = mimi.NoCompatibleMaterial
+	default:
+		resp.Code = mimi.KeyMaterialPartialSuccess
+	}
+	return resp, nil
+}
+
+// claimOne takes a KeyPackage of a client out of the store; it is gone, durably, before anybody gets it.
+func (n *Node) claimOne(client mimi.URI, req *mimi.KeyMaterialRequest) (*mimi.ClientKeyMaterial, error) {
+	list, err := n.stored(client)
+	if err != nil {
+		return nil, err
+	}
+	code := mimi.KeyMaterialExhausted
+	for _, s := range list {
+		var kp mls.KeyPackage
+		if err := decodeRecord(s.value[8:], &kp, "KeyPackage"); err != nil {
+			return nil, err
+		}
+		k := string(key(prefixKeyPackage, client, s.ref))
+		if s.expires <= time.Now().Unix() || kp.Validate(time.Now(), n.verifier.ForHub()) != nil {
+			if _, err := n.store.Commit(map[string][]byte{k: nil}, nil); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if !compatible(&kp, req) {
+			code = mimi.NothingCompatible
+			continue
+		}
+		ok, err := n.store.Commit(map[string][]byte{k: nil}, map[string][]byte{k: s.value})
+		if err != nil {
+			return nil, fmt.Errorf("claiming a KeyPackage: %w", err)
+		}
+		if ok {
+			return &mimi.ClientKeyMaterial{Client: client, KeyPackage: &kp}, nil
+		}
+	}
+	return &mimi.ClientKeyMaterial{Code: code, Client: client}, nil
+}
+
+// compatible says whether a KeyPackage has a suite and the capabilities that a request asks for.
+func compatible(kp *mls.KeyPackage, req *mimi.KeyMaterialRequest) bool {
+	if !slices.Contains(req.CipherSuites, kp.CipherSuite) {
+		return false
+	}
+	c, required := kp.LeafNode.Capabilities, req.RequiredCapabilities
+	for _, e := range required.Extensions {
+		if !slices.Contains(c.Extensions, e) && (e < 1 || e > 5) { // types 1 to 5 are everyone's (RFC 9420, Section 7.2)
+			return false
+		}
+	}
+	for _, p := range required.Proposals {
+		if !slices.Contains(c.Proposals, p) && (p < 1 || p > 7) {
+			return false
+		}
+	}
+	for _, t := range required.Credentials {
+		if !slices.Contains(c.Credentials, t) {
+			return false
+		}
+	}
+	return true
+}
+
+// forgetClient deletes what is here for others to add a client with.
+func (n *Node) forgetClient(user, client mimi.URI) error {
+	list, err := n.stored(client)
+	if err != nil {
+		return err
+	}
+	changes := map[string][]byte{string(key(prefixDevice, user, []byte(client))): nil}
+	for _, s := range list {
+		changes[string(key(prefixKeyPackage, client, s.ref))] = nil
+	}
+	_, err = n.store.Commit(changes, nil)
+	return err
+}

@@ -1,0 +1,185 @@
+package node
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/store"
+)
+
+// The node's keys in the store. Everything of the node's own begins with "n/"; the authority's, the trust store's and
+// gossip's keys are in the same store under prefixes of theirs. URIs contain no zero byte, which ends them in keys;
+// numbers are 8 bytes, big-endian, so that keys sort by them.
+//
+//	n/v                               the format's version, one byte
+//	n/r/<room>                        roomRecord: what is known of a room, hosted here or not
+//	n/g/<room> 00 <mls key>           state of the mls.PublicGroup of a room hosted here
+//	n/l/<room> 00 <seq>               log of a room: FanoutMessage of number seq
+//	n/i/<room> 00 <SHA-256>           answerRecord: the answer that the MLSMessage of that hash got (hosted rooms);
+//	                                  for a hub that numbers nothing, that the FanoutMessage was received
+//	n/f/<room> 00 <seq> <SHA-256>     FanoutMessage with a Welcome that belongs to the commit of number seq
+//	n/w/<client> 00 <number>          welcomeRecord: a Welcome that waits for a client; the number is the time in
+//	                                  µs since 1970, or one more than the one before
+//	n/c/<client> 00 <room>            memberRecord: the client's membership as far as the node knows
+//	n/a/<client> 00 <room>            the last entry that the client said it has stored
+//	n/d/<user> 00 <client>            a client that has published KeyPackages
+//	n/k/<client> 00 <KeyPackageRef>   KeyPackage that nobody has claimed, after its expiry (8 bytes, Unix s)
+//	n/K/<KeyPackageRef>               refRecord: the local client whose KeyPackage it is, kept after it was claimed
+//	n/p/<KeyPackageRef>               refRecord: the provider from which this hub got the KeyPackage for somebody
+//	n/u/<user> 00 <room>              a room whose participant list has the user, as far as the node knows
+//	n/o/…                             the outbox
+//
+// Retention: logs, memberships and rooms are kept. Answers, Welcomes that were taken and KeyPackage references are
+// deleted by the sweeper once they are older than retention, or expired.
+const (
+	prefixRoom       = "n/r/"
+	prefixGroup      = "n/g/"
+	prefixLog        = "n/l/"
+	prefixAnswer     = "n/i/"
+	prefixFanout     = "n/f/"
+	prefixWelcome    = "n/w/"
+	prefixMember     = "n/c/"
+	prefixAcked      = "n/a/"
+	prefixDevice     = "n/d/"
+	prefixKeyPackage = "n/k/"
+	prefixOwnRef     = "n/K/"
+	prefixClaimedRef = "n/p/"
+	prefixUserRoom   = "n/u/"
+	prefixOutbox     = "n/o/"
+	keyVersion       = "n/v"
+
+	formatVersion = 1
+)
+
+// checkFormat refuses a store of another format and marks a new one.
+func checkFormat(s store.Store) error {
+	have, err := s.Get([]byte(keyVersion))
+	if err != nil {
+		return err
+	}
+	if have == nil {
+		_, err := s.Commit(map[string][]byte{keyVersion: {formatVersion}}, map[string][]byte{keyVersion: nil})
+		return err
+	}
+	if len(have) != 1 || have[0] != formatVersion {
+		return fmt.Errorf("the store has format %x, this program knows %d", have, formatVersion)
+	}
+	return nil
+}
+
+// key is prefix || a || 00 || rest.
+func key(prefix string, a mimi.URI, rest ...[]byte) []byte {
+	k := append([]byte(prefix), a...)
+	k = append(k, 0)
+	return append(k, slices.Concat(rest...)...)
+}
+
+func be64(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+var errRecord = errors.New("damaged record in the store")
+
+func decodeRecord(b []byte, u codec.Unmarshaler, what string) error {
+	if err := codec.Unmarshal(b, u); err != nil {
+		return fmt.Errorf("%w: %s: %w", errRecord, what, err)
+	}
+	return nil
+}
+
+// roomRecord is what the node keeps of a room besides its log.
+type roomRecord struct {
+	hosted bool
+	last   uint64 // the number of the log's last entry, 0 if it is empty
+	// pending are the numbers of the entries with proposals that are pending in the current epoch (hosted rooms)
+	pending []uint64
+}
+
+func (r roomRecord) MarshalMLS(w *codec.Writer) {
+	w.Optional(r.hosted)
+	w.Uint64(r.last)
+	codec.WriteVector(w, r.pending, func(w *codec.Writer, n uint64) { w.Uint64(n) })
+}
+
+func (r *roomRecord) UnmarshalMLS(rd *codec.Reader) {
+	r.hosted = rd.Optional()
+	r.last = rd.Uint64()
+	r.pending = codec.ReadVector(rd, func(r *codec.Reader) uint64 { return r.Uint64() })
+}
+
+// answerRecord is the first answer to a message that was accepted.
+type answerRecord struct {
+	seq      uint64
+	time     uint64 // ms since 1970, of the acceptance
+	response []byte
+}
+
+func (a answerRecord) MarshalMLS(w *codec.Writer) {
+	w.Uint64(a.seq)
+	w.Uint64(a.time)
+	w.Opaque(a.response)
+}
+
+func (a *answerRecord) UnmarshalMLS(r *codec.Reader) {
+	a.seq = r.Uint64()
+	a.time = r.Uint64()
+	a.response = r.Opaque()
+}
+
+// welcomeRecord points to a stored FanoutMessage.
+type welcomeRecord struct {
+	room   mimi.URI
+	seq    uint64
+	fanout []byte // the rest of the key under prefixFanout
+}
+
+func (v welcomeRecord) MarshalMLS(w *codec.Writer) {
+	w.Opaque([]byte(v.room))
+	w.Uint64(v.seq)
+	w.Opaque(v.fanout)
+}
+
+func (v *welcomeRecord) UnmarshalMLS(r *codec.Reader) {
+	v.room = mimi.URI(r.Opaque())
+	v.seq = r.Uint64()
+	v.fanout = r.Opaque()
+}
+
+// memberRecord is a client's membership in a room. The client gets the entries after start, up to end if that isn't 0.
+type memberRecord struct {
+	start uint64
+	end   uint64 // the entry that removed the client, 0 while it is a member; known for hosted rooms only
+}
+
+func (m memberRecord) MarshalMLS(w *codec.Writer) {
+	w.Uint64(m.start)
+	w.Uint64(m.end)
+}
+
+func (m *memberRecord) UnmarshalMLS(r *codec.Reader) {
+	m.start = r.Uint64()
+	m.end = r.Uint64()
+}
+
+// refRecord says whose KeyPackage a KeyPackageRef names: a client's of this node, or one of another provider's.
+type refRecord struct {
+	client, user mimi.URI
+	provider     string
+	expires      uint64 // Unix s
+}
+
+func (v refRecord) MarshalMLS(w *codec.Writer) {
+	w.Opaque([]byte(v.client))
+	w.Opaque([]byte(v.user))
+	w.Opaque([]byte(v.provider))
+	w.Uint64(v.expires)
+}
+
+func (v *refRecord) UnmarshalMLS(r *codec.Reader) {
+	v.client = mimi.URI(r.Opaque())
+	v.user = mimi.URI(r.Opaque())
+	v.provider = string(r.Opaque())
+	v.expires = r.Uint64()
+}

@@ -1,0 +1,82 @@
+package node
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics are the node's Prometheus metrics, each node's own.
+type metrics struct {
+	registry  *prometheus.Registry
+	refused   *prometheus.CounterVec   // endpoint, code
+	accepted  *prometheus.CounterVec   // kind: commit, proposal, message
+	followed  prometheus.Counter       // entries received from hubs
+	requests  *prometheus.HistogramVec // procedure
+	delivered prometheus.Counter       // events sent to clients
+}
+
+func newMetrics(n *Node) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "parley_refused_total", Help: "Requests refused, by endpoint and code.",
+		}, []string{"endpoint", "code"}),
+		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "parley_accepted_total", Help: "Messages that this node ordered as a hub, by kind.",
+		}, []string{"kind"}),
+		followed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "parley_followed_total", Help: "Log entries received from hubs.",
+		}),
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "parley_request_seconds", Help: "Duration of clients' requests, streams excepted.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
+		}, []string{"procedure"}),
+		delivered: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "parley_events_total", Help: "Events sent to clients' streams.",
+		}),
+	}
+	m.registry.MustRegister(m.refused, m.accepted, m.followed, m.requests, m.delivered,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "parley_streams", Help: "Open event streams.",
+		}, func() float64 { return float64(n.listeners.count()) }),
+		peerCollector{n},
+	)
+	return m
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// peerCollector reports what is there for each approved peer at the time of asking.
+type peerCollector struct{ n *Node }
+
+var (
+	outboxDepth = prometheus.NewDesc("parley_outbox_items", "What waits to be sent to a peer.", []string{"peer"}, nil)
+	peerAlive   = prometheus.NewDesc("parley_peer_alive", "Whether gossip sees a peer alive.", []string{"peer"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c peerCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- outboxDepth
+	ch <- peerAlive
+}
+
+// Collect implements prometheus.Collector.
+func (c peerCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, p := range c.n.peers() {
+		if !p.Approved {
+			continue
+		}
+		alive := 0.0
+		if p.Alive {
+			alive = 1
+		}
+		ch <- prometheus.MustNewConstMetric(outboxDepth, prometheus.GaugeValue, float64(p.Waiting), p.Domain)
+		ch <- prometheus.MustNewConstMetric(peerAlive, prometheus.GaugeValue, alive, p.Domain)
+	}
+}

@@ -1,0 +1,344 @@
+// Package node is a provider's node: the delivery service of MIMI rooms (draft-ietf-mimi-protocol-06) and of MLS (RFC
+// 9750, Section 5), the API of the provider's clients, and the federation with other providers' nodes.
+//
+// Open starts everything that a Config describes, Run serves until its context ends. The parts: a room's hub orders what
+// happens in it (hub.go), followers keep a copy of the log for their own clients (follower.go), clients read logs by
+// cursors (subscribe.go), peers get their share through a durable outbox (peers.go), and revocations are followed up
+// (revocation.go). All state is in one store, whose keys layout.go lists.
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/federation"
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/node/store"
+	"github.com/parley-mls/parley/transport"
+)
+
+const (
+	shutdownTimeout = 5 * time.Second
+	maintainEvery   = time.Hour // renewal of own certificates and sweeping
+	retryRemovals   = 10 * time.Second
+)
+
+// Node is a provider's node.
+type Node struct {
+	cfg      Config
+	log      *slog.Logger
+	store    *store.Pebble
+	embedded *authority.Embedded
+	service  authority.Service
+	trust    *authority.TrustStore
+	verifier *authority.Verifier
+	keys     *nodeKeys
+	metrics  *metrics
+
+	endpoint   *transport.Endpoint
+	gossip     *federation.Gossip
+	outbox     *federation.Outbox
+	federation *federation.Client
+	admin      net.Listener
+
+	auth           *auth
+	listeners      *listeners
+	welcomeNumbers numbers
+	ownBundle      atomic.Pointer[authority.Bundle]
+	removals       chan struct{} // has a value if rooms are to be searched for revoked clients
+
+	roomsMu sync.Mutex
+	rooms   map[mimi.URI]*room // guarded by roomsMu
+
+	ctx        context.Context // of background work, ends with Run or Close
+	cancel     context.CancelFunc
+	background tasks
+	closed     sync.Once
+}
+
+// Open opens the node's store and authority, binds its port and its admin socket. The error says what to do if there is
+// no authority yet. Whoever opens a node calls Run or Close.
+func Open(cfg Config, log *slog.Logger) (*Node, error) {
+	return open(cfg, log, func(o store.Options) (*store.Pebble, error) { return store.Open(StoreDir(cfg.Data), o) })
+}
+
+func open(cfg Config, log *slog.Logger, openStore func(store.Options) (*store.Pebble, error)) (*Node, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if _, err := os.Stat(AuthorityDir(cfg.Data)); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no authority in %s: run parley-authority init -domain %s -data %s", cfg.Data, cfg.Domain, cfg.Data)
+	}
+	n := &Node{
+		cfg: cfg, log: log, listeners: newListeners(), removals: make(chan struct{}, 1),
+		welcomeNumbers: numbers{last: make(map[mimi.URI]uint64)}, rooms: make(map[mimi.URI]*room),
+	}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	var err error
+	if n.store, err = openStore(store.Options{Log: log}); err == nil {
+		err = n.open()
+	}
+	if err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	return n, nil
+}
+
+func (n *Node) open() error {
+	var err error
+	if err := checkFormat(n.store); err != nil {
+		return err
+	}
+	if n.embedded, err = authority.Open(AuthorityDir(n.cfg.Data), n.store, n.log); err != nil {
+		return err
+	}
+	if n.embedded.Domain() != n.cfg.Domain {
+		return fmt.Errorf("the authority in %s is that of %s, the configuration says %s", n.cfg.Data, n.embedded.Domain(), n.cfg.Domain)
+	}
+	n.service = n.embedded
+	if n.trust, err = authority.OpenTrust(n.store, n.cfg.Domain); err != nil {
+		return err
+	}
+	n.verifier = n.trust.Verifier()
+	if err := n.refreshOwn(n.ctx); err != nil {
+		return err
+	}
+	for _, p := range n.cfg.Peers {
+		f, err := p.fingerprint()
+		if err != nil {
+			return err
+		}
+		if err := n.trust.Approve(n.ctx, p.Domain, f, p.Address); err != nil {
+			return err
+		}
+	}
+	if n.keys, err = openKeys(n.ctx, keysDir(n.cfg.Data), n.cfg.Suites, n.service); err != nil {
+		return err
+	}
+	n.auth = newAuth(n.cfg.Domain, n.verifier, n.cfg.Limits)
+	n.metrics = newMetrics(n)
+	if err := n.listen(); err != nil {
+		return err
+	}
+	n.embedded.OnRevoke(n.revoked)
+	n.embedded.OnBundle(func(*authority.Bundle) { n.bundleChanged() })
+	return nil
+}
+
+// listen binds the ports and puts the handlers behind them.
+func (n *Node) listen() error {
+	certificate := func() (*tls.Certificate, error) { return n.keys.tls.Load(), nil }
+	var err error
+	n.endpoint, err = transport.Listen(transport.Config{
+		Address: n.cfg.Listen, Domain: n.cfg.Domain, Certificate: certificate, VerifyPeer: n.trust.VerifyNode,
+		OnRefused: n.refusedPeer, StatelessResetKey: n.keys.reset, TokenKey: n.keys.token,
+		Clients: n.clientHandler(), Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	if n.cfg.Advertise == "" {
+		n.cfg.Advertise = n.endpoint.Addr().String()
+	}
+	if err := n.embedded.SetAddress(n.cfg.Advertise); err != nil {
+		return err
+	}
+	n.federation = federation.NewClient(n.cfg.Domain, n.roundTripper)
+	n.outbox, err = federation.NewOutbox(federation.OutboxConfig{
+		Store: n.store, Prefix: prefixOutbox, Load: n.load, Send: n.send, Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	observe := func(endpoint, code string) {
+		if code != "" {
+			n.metrics.refused.WithLabelValues(endpoint, code).Inc()
+		}
+	}
+	n.endpoint.HandleHTTP(transport.ALPNFederation, federation.NewHandler(n.cfg.Domain, provider{n}, transport.PeerDomain, n.log, observe))
+	n.gossip, err = federation.NewGossip(federation.GossipConfig{
+		Endpoint: n.endpoint, Domain: n.cfg.Domain, Advertise: n.cfg.Advertise, Version: Version(), Certificate: certificate,
+		Verify: n.trust.VerifyNode, Seeds: n.seeds, Store: n.store, OnPeer: n.peerSeen, OnUnapproved: n.unapprovedRecord,
+		Log: n.log, Profile: n.cfg.Gossip,
+	})
+	if err != nil {
+		return err
+	}
+	n.admin, err = listenAdmin(n.cfg.Socket())
+	return err
+}
+
+func (n *Node) seeds() []federation.Seed {
+	var seeds []federation.Seed
+	for _, p := range n.trust.Peers() {
+		seeds = append(seeds, federation.Seed{Domain: p.Domain, Address: p.Address})
+	}
+	return seeds
+}
+
+func (n *Node) refusedPeer(addr net.Addr, _ []*x509.Certificate, err error) {
+	n.metrics.refused.WithLabelValues("tls", "unapproved").Inc()
+	n.log.Warn("peer refused", "address", addr.String(), "err", err)
+}
+
+func (n *Node) unapprovedRecord(r federation.Record) {
+	n.log.Info("gossip introduces a node that isn't approved", "peer", r.Domain, "address", r.Address)
+}
+
+// Address returns the host:port at which peers and clients reach the node.
+func (n *Node) Address() string { return n.cfg.Advertise }
+
+// Domain returns the provider's domain.
+func (n *Node) Domain() string { return n.cfg.Domain }
+
+// Run serves until ctx ends, then lets requests that are under way finish for a few seconds, and closes the node.
+func (n *Node) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var serving, gossiping sync.WaitGroup
+	start := func(group *sync.WaitGroup, what string, f func(context.Context) error) {
+		group.Go(func() {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				stop(fmt.Errorf("%s: %w", what, err))
+			}
+		})
+	}
+	start(&serving, "port", n.endpoint.Serve)
+	start(&gossiping, "gossip", n.gossip.Run)
+	start(&serving, "outbox", n.outbox.Run)
+	start(&serving, "admin socket", n.serveAdmin)
+	start(&serving, "maintenance", n.maintain)
+	start(&serving, "bundles", n.refreshBundles)
+	start(&serving, "removals", n.serveRemovals)
+	n.kickRemovals() // what a crash may have cut off
+	n.pushBundle()
+	n.log.Info("node runs", "domain", n.cfg.Domain, "listen", n.endpoint.Addr().String(), "advertise", n.cfg.Advertise,
+		"fingerprint", n.embedded.Root(), "version", Version())
+
+	<-ctx.Done()
+	n.log.Info("node stops")
+	n.listeners.end("", refuse("unavailable", "the node is stopping"))
+	n.cancel()
+	gossiping.Wait() // its good-bye needs the port
+	limited, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	if err := n.endpoint.Shutdown(limited); err != nil {
+		n.log.Info("requests were cut off", "err", err)
+	}
+	serving.Wait()
+	err := n.Close()
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return errors.Join(cause, err)
+	}
+	return err
+}
+
+// Close releases a node that doesn't run. Run closes it itself.
+func (n *Node) Close() error {
+	var errs []error
+	n.closed.Do(func() {
+		n.cancel()
+		n.background.wait()
+		if n.admin != nil {
+			if err := n.admin.Close(); !errors.Is(err, net.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+		if n.endpoint != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+			defer cancel()
+			if err := n.endpoint.Shutdown(ctx); !errors.Is(err, transport.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+		if n.embedded != nil {
+			errs = append(errs, n.embedded.Close())
+		}
+		if n.store != nil {
+			errs = append(errs, n.store.Close())
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// maintain renews the node's own certificates and sweeps the store from time to time.
+func (n *Node) maintain(ctx context.Context) error {
+	for {
+		if err := n.keys.renew(ctx); err != nil {
+			n.log.Error("renewing certificates", "err", err)
+		}
+		if err := n.sweep(); err != nil {
+			n.log.Error("sweeping the store", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(maintainEvery):
+		}
+	}
+}
+
+// serveRemovals searches the hosted rooms for revoked clients whenever trust has changed.
+func (n *Node) serveRemovals(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.removals:
+		}
+		if err := n.proposeAll(); err != nil {
+			n.log.Error("proposing removals", "err", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(retryRemovals):
+				n.kickRemovals()
+			}
+		}
+	}
+}
+
+// serveAdmin serves the admin socket.
+func (n *Node) serveAdmin(ctx context.Context) error {
+	s := &http.Server{Handler: n.adminHandler(), ReadHeaderTimeout: 10 * time.Second}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		<-ctx.Done()
+		limited, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+		defer cancel()
+		if err := s.Shutdown(limited); err != nil {
+			s.Close()
+		}
+	}()
+	err := s.Serve(n.admin)
+	if errors.Is(err, http.ErrServerClosed) {
+		<-done
+		return nil
+	}
+	return err
+}
+
+// Version returns the version that the program was built as.
+func Version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}

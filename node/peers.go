@@ -1,0 +1,287 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/federation"
+	"github.com/parley-mls/parley/federation/mimi"
+)
+
+// Timeouts of what is sent to peers. Whoever waits for the answer of a proxied request is a client.
+const (
+	proxyTimeout  = 20 * time.Second
+	bundleTimeout = 10 * time.Second
+	bundleRefresh = 5 * time.Minute // how often peers' bundles are fetched, beside being pushed
+)
+
+// PeerStatus is what the node knows of another provider's node.
+type PeerStatus struct {
+	Domain      string                `json:"domain"`
+	Fingerprint authority.Fingerprint `json:"fingerprint"`
+	Address     string                `json:"address,omitempty"`
+	Approved    bool                  `json:"approved"`
+	Alive       bool                  `json:"alive"`              // as gossip has it, a hint
+	Waiting     int                   `json:"waiting"`            // items in the outbox
+	Sequence    uint64                `json:"sequence,omitempty"` // of its trust bundle
+	Version     string                `json:"version,omitempty"`
+}
+
+// peers returns the approved peers, then those that gossip has introduced and nobody has approved.
+func (n *Node) peers() []PeerStatus {
+	var list []PeerStatus
+	states := make(map[string]federation.Member)
+	for _, m := range n.gossip.Members() {
+		states[m.Domain] = m
+	}
+	for _, p := range n.trust.Peers() {
+		s := PeerStatus{Domain: p.Domain, Fingerprint: p.Fingerprint, Address: p.Address, Approved: true, Waiting: n.outbox.Depth(p.Domain), Sequence: p.Sequence}
+		if m, ok := states[p.Domain]; ok {
+			s.Alive, s.Version = m.State == federation.StateAlive, m.Version
+			if m.Address != "" {
+				s.Address = m.Address
+			}
+		}
+		list = append(list, s)
+	}
+	for _, r := range n.gossip.Unapproved() {
+		s := PeerStatus{Domain: r.Domain, Address: r.Address, Version: r.Version}
+		if len(r.Chain) > 0 {
+			s.Fingerprint = sha256.Sum256(r.Chain[len(r.Chain)-1])
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// approve approves a peer, tells gossip, and fetches the peer's bundle as soon as it can be reached.
+func (n *Node) approve(ctx context.Context, domain string, f authority.Fingerprint, address string) error {
+	if domain == n.cfg.Domain {
+		return refuse("malformed", "%s is this node's own domain", domain)
+	}
+	if address != "" {
+		if err := checkAddress(address, false); err != nil {
+			return refuse("malformed", "address: %v", err)
+		}
+	}
+	if err := n.trust.Approve(ctx, domain, f, address); err != nil {
+		return err
+	}
+	n.log.Info("peer approved", "peer", domain, "fingerprint", f)
+	n.gossip.Refresh()
+	n.greet(domain)
+	return nil
+}
+
+// removePeer takes an approval back. Its connections end, and its clients' leaves are judged as of an unknown provider.
+func (n *Node) removePeer(domain string) error {
+	if _, ok := n.trust.Peer(domain); !ok {
+		return refuse("notFound", "%s isn't an approved peer", domain)
+	}
+	if err := n.trust.Remove(domain); err != nil {
+		return err
+	}
+	n.log.Info("peer removed", "peer", domain)
+	n.gossip.Refresh()
+	n.trustChanged(domain)
+	return nil
+}
+
+// peerSeen is told by gossip that a peer came, came again, or went.
+func (n *Node) peerSeen(domain, address string, alive bool) {
+	n.log.Info("peer", "peer", domain, "address", address, "alive", alive)
+	if alive {
+		n.outbox.Kick(domain)
+		n.greet(domain)
+	}
+}
+
+// greet has bundles exchanged with a peer in the background.
+func (n *Node) greet(domain string) {
+	n.background.Go(func() {
+		if err := n.exchange(n.ctx, domain); err != nil {
+			n.log.Debug("exchanging bundles", "peer", domain, "err", err)
+		}
+	})
+}
+
+// exchange fetches a peer's bundle and gives it the own one.
+func (n *Node) exchange(ctx context.Context, domain string) error {
+	ctx, cancel := context.WithTimeout(ctx, bundleTimeout)
+	defer cancel()
+	b, err := n.federation.FetchBundle(ctx, domain)
+	if err != nil {
+		return err
+	}
+	if err := n.receiveBundle(domain, b); err != nil {
+		return err
+	}
+	return n.federation.PushBundle(ctx, domain, n.ownBundle.Load().JSON())
+}
+
+// refreshBundles fetches the bundles of all peers from time to time: a push may have been lost with a peer's disk.
+func (n *Node) refreshBundles(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(bundleRefresh):
+		}
+		for _, p := range n.trust.Peers() {
+			n.greet(p.Domain)
+		}
+	}
+}
+
+// roundTripper finds a peer: where the operator said that it is, or where gossip has it.
+func (n *Node) roundTripper(ctx context.Context, peer string) (http.RoundTripper, error) {
+	p, ok := n.trust.Peer(peer)
+	if !ok {
+		return nil, refuse("unapprovedPeer", "%s hasn't approved %s", n.cfg.Domain, peer)
+	}
+	address, ok := n.gossip.Address(peer)
+	if !ok {
+		address = p.Address
+	}
+	if address == "" {
+		return nil, fmt.Errorf("no address of %s is known yet", peer)
+	}
+	return n.endpoint.RoundTripper(ctx, address, peer)
+}
+
+// unreachable says that a peer couldn't be asked. A refusal by the peer stays what it is.
+func (n *Node) unreachable(peer string, err error) error {
+	if r, ok := errors.AsType[*refusal](err); ok {
+		return r // it was this node that didn't ask
+	}
+	if federation.Unavailable(err) {
+		n.log.Info("peer unreachable", "peer", peer, "err", err)
+		return refuse("hubUnreachable", "%s can't be reached", peer)
+	}
+	return err
+}
+
+// What the outbox holds for a peer are references; the kind is the first byte.
+const (
+	outboxKindEntry   = 'e' // room 00 seq
+	outboxKindWelcome = 'w' // room 00, the end of the key under prefixFanout
+	outboxKindBundle  = 'b'
+)
+
+func outboxEntry(room mimi.URI, seq uint64) []byte {
+	return key(string(outboxKindEntry), room, be64(seq))
+}
+
+func outboxWelcome(room mimi.URI, rest []byte) []byte {
+	return key(string(outboxKindWelcome), room, rest)
+}
+
+// load turns a reference into what is sent. It waits until that is on disk: nothing leaves the node before.
+func (n *Node) load(ref []byte) (federation.OutboxItem, error) {
+	item := federation.OutboxItem{Ref: ref}
+	if len(ref) == 1 && ref[0] == outboxKindBundle {
+		item.Bundle, item.Fanout = true, n.ownBundle.Load().JSON()
+		return item, nil
+	}
+	i := slices.Index(ref, 0)
+	if i < 1 || len(ref) < i+9 || (ref[0] != outboxKindEntry && ref[0] != outboxKindWelcome) {
+		return item, fmt.Errorf("%w: reference %x in the outbox", errRecord, ref)
+	}
+	item.Room = mimi.URI(ref[1:i])
+	rest := ref[i+1:]
+	for _, b := range rest[:8] {
+		item.Seq = item.Seq<<8 | uint64(b)
+	}
+	r, err := n.openRoom(item.Room)
+	if err != nil {
+		return item, err
+	}
+	if r == nil {
+		return item, fmt.Errorf("%w: unknown room %s in the outbox", errRecord, item.Room)
+	}
+	if err := n.settle(r, item.Seq); err != nil {
+		return item, err
+	}
+	prefix := prefixLog
+	if ref[0] == outboxKindWelcome {
+		prefix = prefixFanout
+	}
+	item.Fanout, err = n.store.Get(key(prefix, item.Room, rest))
+	if err == nil && item.Fanout == nil {
+		err = federation.ErrNoItem // it was older than retention
+	}
+	return item, err
+}
+
+// send delivers items to a peer, in their order, the messages of one room together.
+func (n *Node) send(ctx context.Context, peer string, items []federation.OutboxItem) error {
+	for len(items) > 0 {
+		if items[0].Bundle {
+			if err := n.federation.PushBundle(ctx, peer, items[0].Fanout); err != nil {
+				return err
+			}
+			items = items[1:]
+			continue
+		}
+		room := items[0].Room
+		var msgs []federation.Sequenced
+		for len(items) > 0 && !items[0].Bundle && items[0].Room == room {
+			msgs = append(msgs, federation.Sequenced{Seq: items[0].Seq, Fanout: items[0].Fanout})
+			items = items[1:]
+		}
+		if err := n.federation.Notify(ctx, peer, room, msgs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pushBundle puts the own bundle into every peer's outbox.
+func (n *Node) pushBundle() {
+	changes := make(map[string][]byte)
+	peers := n.trust.Peers()
+	for _, p := range peers {
+		k, v := n.outbox.Entry(p.Domain, []byte{outboxKindBundle})
+		changes[string(k)] = v
+	}
+	if len(changes) == 0 {
+		return
+	}
+	if _, err := n.store.Commit(changes, nil); err != nil {
+		n.log.Error("queueing the own trust bundle", "err", err)
+		return
+	}
+	for _, p := range peers {
+		n.outbox.Wake(p.Domain)
+	}
+}
+
+// tasks are goroutines that end with the node.
+type tasks struct {
+	mu     sync.Mutex
+	closed bool // guarded by mu
+	group  sync.WaitGroup
+}
+
+// Go runs f unless the node is closing.
+func (t *tasks) Go(f func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.closed {
+		t.group.Go(f)
+	}
+}
+
+func (t *tasks) wait() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.group.Wait()
+}
