@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/node"
+)
+
+// An org is an organisation: its domain, its directory and its node's process.
+type org struct {
+	domain      string
+	dir         string
+	address     string
+	fingerprint authority.Fingerprint
+
+	process *exec.Cmd
+	ended   chan error // has the process's end, once
+	leash   io.WriteCloser
+}
+
+func (o *org) configPath() string { return filepath.Join(o.dir, "node.yaml") }
+func (o *org) socket() string     { return filepath.Join(o.dir, "admin.sock") }
+
+// init creates the organisation's authority and its node's configuration, as parley-authority init and an editor would.
+func (o *org) init() error {
+	if err := os.MkdirAll(o.dir, 0o700); err != nil {
+		return fmt.Errorf("make the directory of %s: %w", o.domain, err)
+	}
+	passphrase := []byte(rand.Text())
+	f, err := authority.Init(filepath.Join(o.dir, "authority"), authority.InitOptions{Domain: o.domain, Passphrase: passphrase})
+	if err != nil {
+		return fmt.Errorf("create the authority of %s: %w", o.domain, err)
+	}
+	o.fingerprint = f
+	if o.address, err = freeAddress(); err != nil {
+		return err
+	}
+	config := fmt.Sprintf("domain: %s\ndata: %s\nlisten: %s\nadvertise: %s\ngossip: local\n", o.domain, o.dir, o.address, o.address)
+	return os.WriteFile(o.configPath(), []byte(config), 0o600)
+}
+
+// freeAddress finds a port on loopback that is free for UDP and TCP alike.
+func freeAddress() (string, error) {
+	for range 100 {
+		u, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			return "", fmt.Errorf("find a free port: %w", err)
+		}
+		address := u.LocalAddr().String()
+		t, err := net.Listen("tcp", address)
+		u.Close()
+		if err == nil {
+			t.Close()
+			return address, nil
+		}
+	}
+	return "", errors.New("find a free port: none is free for UDP and TCP alike")
+}
+
+// start starts the node's process and waits until it answers on its admin socket.
+func (o *org) start(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	logFile, err := os.OpenFile(filepath.Join(o.dir, "node.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the log of %s: %w", o.domain, err)
+	}
+	defer logFile.Close()
+	cmd := exec.Command(self, "serve", o.configPath())
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	// The node ends when this pipe does, so that no node outlives a play that crashed.
+	if o.leash, err = cmd.StdinPipe(); err != nil {
+		return fmt.Errorf("start the node of %s: %w", o.domain, err)
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the node of %s: %w", o.domain, err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	o.process, o.ended = cmd, ended
+
+	deadline := time.After(20 * time.Second)
+	for {
+		_, err := node.DialAdmin(o.socket()).Status(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ended:
+			o.process = nil
+			return fmt.Errorf("the node of %s ended at its start: %s", o.domain, lastLine(filepath.Join(o.dir, "node.log")))
+		case <-deadline:
+			return fmt.Errorf("the node of %s doesn't answer: %w", o.domain, err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// kill ends the node with SIGKILL, as a power cut would.
+func (o *org) kill() error {
+	if err := o.process.Process.Kill(); err != nil {
+		return fmt.Errorf("kill the node of %s: %w", o.domain, err)
+	}
+	<-o.ended
+	o.process = nil
+	return nil
+}
+
+// terminate ends the node in the ordinary way, and by force after a while.
+func (o *org) terminate() {
+	if o.process == nil {
+		return
+	}
+	o.process.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-o.ended:
+	case <-time.After(5 * time.Second):
+		o.process.Process.Kill()
+		<-o.ended
+	}
+	o.process = nil
+}
+
+func (o *org) approve(ctx context.Context, peer *org, f authority.Fingerprint, address string) error {
+	return node.DialAdmin(o.socket()).ApprovePeer(ctx, peer.domain, f, address)
+}
+
+// waitPeers waits until the node sees n approved peers alive.
+func (o *org) waitPeers(ctx context.Context, n int) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		peers, err := node.DialAdmin(o.socket()).Peers(ctx)
+		if err != nil {
+			return fmt.Errorf("ask %s for its peers: %w", o.domain, err)
+		}
+		alive := 0
+		for _, p := range peers {
+			if p.Approved && p.Alive {
+				alive++
+			}
+		}
+		if alive >= n {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s sees %d of %d peers: %+v", o.domain, alive, n, peers)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (o *org) invite(ctx context.Context, user string) (authority.Invitation, error) {
+	u, err := mimi.UserURI(o.domain, user)
+	if err != nil {
+		return authority.Invitation{}, err
+	}
+	inv, err := authority.DialAdmin(o.socket()).Invite(ctx, u, time.Hour)
+	if err != nil {
+		return authority.Invitation{}, err
+	}
+	return inv, nil
+}
+
+func (o *org) revoke(ctx context.Context, client mimi.URI, reason string) error {
+	if _, err := authority.DialAdmin(o.socket()).Revoke(ctx, string(client), reason); err != nil {
+		return fmt.Errorf("revoke %s: %w", client, err)
+	}
+	return nil
+}
+
+// serve is the node's process: what parley-node serve runs.
+func serve(config string) int {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	cfg, err := node.LoadConfig(config)
+	if err != nil {
+		log.Error("configuration", "err", err)
+		return 1
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		stop()
+	}()
+	n, err := node.Open(cfg, log)
+	if err != nil {
+		log.Error("open", "err", err)
+		return 1
+	}
+	if err := n.Run(ctx); err != nil {
+		log.Error("serve", "err", err)
+		return 1
+	}
+	return 0
+}
+
+func lastLine(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil || len(b) == 0 {
+		return "its log is empty"
+	}
+	end := len(b)
+	for end > 0 && b[end-1] == '\n' {
+		end--
+	}
+	start := end
+	for start > 0 && b[start-1] != '\n' {
+		start--
+	}
+	return string(b[start:end])
+}
