@@ -31,7 +31,9 @@ func identityOf(c mls.Credential) (user, client URI, err error) {
 }
 
 // user and client are those of a device name such as bob1.
-func user(device string) URI   { return URI("mimi://a.example/u/" + strings.TrimRight(device, "0123456789")) }
+func user(device string) URI {
+	return URI("mimi://a.example/u/" + strings.TrimRight(device, "0123456789"))
+}
 func client(device string) URI { return URI("mimi://a.example/d/" + device) }
 
 func credential(device string) mls.Credential {
@@ -41,7 +43,7 @@ func credential(device string) mls.Credential {
 // testRoom is a room of alice, the administrator, bob with two clients, and carol. dave is a participant without a
 // client, eve is banned. Its members check no policy, the hub does.
 type testRoom struct {
-	t       *testing.T
+	t       testing.TB
 	members map[string]*mls.Group
 	signers map[string]crypto.Signer
 	hub     *mls.PublicGroup
@@ -51,7 +53,7 @@ type testRoom struct {
 
 var testConfig = mls.Config{Verifier: named{}, Components: Components()}
 
-func newSigner(t *testing.T) crypto.Signer {
+func newSigner(t testing.TB) crypto.Signer {
 	t.Helper()
 	s, err := suite.GenerateSignatureKey(rand.Reader)
 	if err != nil {
@@ -60,7 +62,7 @@ func newSigner(t *testing.T) crypto.Signer {
 	return s
 }
 
-func externalSender(t *testing.T, s crypto.Signer) mls.ExternalSender {
+func externalSender(t testing.TB, s crypto.Signer) mls.ExternalSender {
 	t.Helper()
 	pub, err := suite.SignaturePublicKey(s.Public())
 	if err != nil {
@@ -69,7 +71,7 @@ func externalSender(t *testing.T, s crypto.Signer) mls.ExternalSender {
 	return mls.ExternalSender{SignatureKey: pub, Credential: mls.BasicCredential([]byte("hub"))}
 }
 
-func newTestRoom(t *testing.T) *testRoom {
+func newTestRoom(t testing.TB) *testRoom {
 	t.Helper()
 	r := &testRoom{
 		t: t, members: make(map[string]*mls.Group), signers: make(map[string]crypto.Signer),
@@ -146,7 +148,7 @@ func (r *testRoom) add(devices ...string) {
 	}
 }
 
-func clone(t *testing.T, tree *mls.RatchetTree) *mls.RatchetTree {
+func clone(t testing.TB, tree *mls.RatchetTree) *mls.RatchetTree {
 	t.Helper()
 	c, err := mls.ParseRatchetTree(codec.Marshal(tree))
 	if err != nil {
