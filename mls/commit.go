@@ -242,12 +242,20 @@ func (g *Group) prepare(r *rules, o CommitOptions) (*evolution, []ProposalOrRef,
 	return e, refs, nil
 }
 
+// maxTried bounds how many proposals, counted each time, a committer tries whether they go together: a flood of them
+// takes a few seconds. Any number of bad ones among few good ones is found.
+const maxTried = 1 << 20
+
 // takeValid is for pending proposals that don't all go together. It takes as many as it finds to, in their order: halves
 // of the list that don't go with what was taken are halved again.
 func (g *Group) takeValid(r *rules, e *evolution, pending, values []resolved) *evolution {
 	var taken []resolved
 	var take func(part []resolved)
+	tried := 0
 	take = func(part []resolved) {
+		if tried += len(taken) + len(part) + len(values); tried > maxTried {
+			return
+		}
 		next := slices.Concat(taken, part)
 		if more, err := g.try(r, slices.Concat(next, values)); err == nil {
 			taken, e = next, more

@@ -111,6 +111,9 @@ func (p *publicState) applyProposals(r *rules, list []resolved, committer LeafIn
 			if err := checkLeafFits(leaf, e.rules); err != nil {
 				return nil, err
 			}
+			if e.tree.full() {
+				return nil, errFull()
+			}
 			at := e.tree.addLeaf(leaf)
 			e.info.Added = append(e.info.Added, Member{Index: at, Leaf: leaf})
 			e.added = append(e.added, at)
@@ -218,6 +221,9 @@ func (p *publicState) applyPath(r *rules, e *evolution, path *UpdatePath) error 
 	leaf := &path.LeafNode
 	old := e.replaced()
 	if e.external {
+		if e.tree.full() {
+			return errFull()
+		}
 		e.committer = e.tree.addLeaf(leaf)
 	}
 	if err := checkLeafFits(leaf, e.rules); err != nil {

@@ -151,8 +151,16 @@ func writeUint16s[T ~uint16](w *codec.Writer, s []T) {
 	}
 }
 
+// maxValues bounds a list of types: comparing such lists takes time in proportion to the product of their lengths.
+const maxValues = 256
+
 func readUint16s[T ~uint16](r *codec.Reader) []T {
-	return codec.ReadVector(r, func(r *codec.Reader) T { return T(r.Uint16()) })
+	s := codec.ReadVector(r, func(r *codec.Reader) T { return T(r.Uint16()) })
+	if len(s) > maxValues {
+		r.Failf("list of %d types, %d allowed", len(s), maxValues)
+		return nil
+	}
+	return s
 }
 
 // ExternalSender may send proposals without being a member (RFC 9420, Section 12.1.8.1).

@@ -15,7 +15,7 @@ type ExternalJoinOptions struct {
 
 	Credential     Credential
 	Signer         crypto.Signer
-	Capabilities   Capabilities // zero: DefaultCapabilities
+	Capabilities   Capabilities // zero: DefaultCapabilities and random reserved values (RFC 9420, Section 13.5)
 	LeafExtensions Extensions
 	// Proposals are committed by value: at most one Remove, of this client's former leaf, and any PreSharedKey and
 	// AppDataUpdate.
@@ -106,7 +106,9 @@ func externalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
 		return nil, err
 	}
 	if o.Capabilities.isZero() {
-		o.Capabilities = DefaultCapabilities()
+		if o.Capabilities, err = DefaultCapabilities().grease(rand); err != nil {
+			return nil, err
+		}
 	}
 	template := &LeafNode{
 		SignatureKey: signatureKey, Credential: o.Credential, Capabilities: o.Capabilities, Extensions: o.LeafExtensions,
@@ -121,6 +123,9 @@ func externalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
 	old := e.replaced()
 	if err := r.checkCredential(cs, template, old); err != nil {
 		return nil, err
+	}
+	if e.tree.full() {
+		return nil, errFull()
 	}
 	e.committer = e.tree.addLeaf(template)
 	path, err := e.tree.generatePath(cs, rand, e.committer, template, ctx.GroupID, o.Signer)
@@ -211,7 +216,8 @@ func LoadPendingJoin(cfg Config, signer crypto.Signer, b []byte) (*PendingJoin, 
 	if err := r.Finish(); err != nil {
 		return nil, fmt.Errorf("mls: load pending join: %w", err)
 	}
-	if p.tree.Leaf(p.private.leaf) == nil || !p.info.GroupContext.CipherSuite.Supported() {
+	if ctx := &p.info.GroupContext; p.tree.Leaf(p.private.leaf) == nil || !ctx.CipherSuite.Supported() ||
+		!bytes.Equal(p.tree.Hash(ctx.CipherSuite), ctx.TreeHash) {
 		return nil, fmt.Errorf("mls: load pending join: %w", errState)
 	}
 	return p, nil

@@ -109,6 +109,7 @@ type forged struct {
 	// external makes it an external commit of a client of that name. The props have to have the external_init.
 	external string
 	leafKey  crypto.Signer // of the path's leaf, if not the signer
+	private  bool          // as a PrivateMessage; framed isn't called
 }
 
 // externalInit makes an external_init proposal for the current epoch.
@@ -208,7 +209,11 @@ func (f *forgery) commit(o forged) *MLSMessage {
 	if o.content != nil {
 		o.content(&c)
 	}
-	ac, err := signContent(testSuite, rand.Reader, signer, WireFormatPublicMessage, c, state.encoded)
+	format := WireFormatPublicMessage
+	if o.private {
+		format = WireFormatPrivateMessage
+	}
+	ac, err := signContent(testSuite, rand.Reader, signer, format, c, state.encoded)
 	f.must(err)
 	if o.signed != nil {
 		o.signed(ac)
@@ -221,10 +226,31 @@ func (f *forgery) commit(o forged) *MLSMessage {
 	ctx := codec.Marshal(next)
 	es := testSuite.epochSecrets(testSuite.joinerSecret(by.secrets.init, commitSecret, ctx), psk, ctx)
 	ac.ConfirmationTag = es.confirmationTag(testSuite, next.ConfirmedTranscriptHash)
+	if o.private {
+		return f.encrypt(by, ac)
+	}
 	m, err := protectPublic(testSuite, ac, by.secrets.membership, state.encoded)
 	f.must(err)
 	if o.framed != nil {
 		o.framed(m)
 	}
+	return NewMLSMessage(m)
+}
+
+// sign signs content as a PrivateMessage's, in whosever name it is.
+func (f *forgery) sign(by *client, c FramedContent) *AuthenticatedContent {
+	f.TB.Helper()
+	c.GroupID, c.Epoch = by.GroupID(), by.Epoch()
+	ac, err := signContent(testSuite, rand.Reader, by.signer, WireFormatPrivateMessage, c, by.state.encoded)
+	f.must(err)
+	return ac
+}
+
+// encrypt frames content as a PrivateMessage with the next key of its sender, whoever that is.
+func (f *forgery) encrypt(by *client, ac *AuthenticatedContent) *MLSMessage {
+	f.TB.Helper()
+	m, _, err := protectPrivate(testSuite, rand.Reader, by.messages, by.secrets.senderData, ac, nil)
+	f.must(err)
+	saveSecrets(by.store, by.Epoch(), by.messages)
 	return NewMLSMessage(m)
 }

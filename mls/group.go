@@ -72,7 +72,13 @@ func NewGroup(cfg Config, b Batch, o GroupOptions) (*Group, error) {
 	if err := checkLeafFits(leaf, cr); err != nil {
 		return nil, fmt.Errorf("mls: new group: %w", err)
 	}
+	if err := leaf.checkLifetimeLength(r.maxLifetime); err != nil {
+		return nil, fmt.Errorf("mls: new group: %w", err)
+	}
 	if err := r.checkCredential(o.Suite, leaf, nil); err != nil {
+		return nil, fmt.Errorf("mls: new group: %w", err)
+	}
+	if err := r.checkSenders(o.Suite, cr.senders, nil); err != nil {
 		return nil, fmt.Errorf("mls: new group: %w", err)
 	}
 	epochSecret, err := o.Suite.randomSecret(cfg.rand())
@@ -86,6 +92,9 @@ func NewGroup(cfg Config, b Batch, o GroupOptions) (*Group, error) {
 		private: newTreePrivate(0, secrets.EncryptionKey), signers: make(map[string]crypto.Signer),
 	}
 	g.start(es)
+	if _, err := g.state.roster(cfg.Verifier); err != nil { // the credential names no client
+		return nil, fmt.Errorf("mls: new group: %w", err)
+	}
 	if err := g.AddSigner(o.Signer); err != nil {
 		return nil, fmt.Errorf("mls: new group: %w", err)
 	}

@@ -229,6 +229,11 @@ func NewKeyPackage(o KeyPackageOptions) (*KeyPackage, *KeyPackageSecrets, error)
 	if err := kp.LeafNode.validateStatic(); err != nil {
 		return nil, nil, err
 	}
+	for _, e := range kp.Extensions {
+		if !kp.LeafNode.Capabilities.supportsExtension(e.Type) {
+			return nil, nil, invalid("10", "extension type %d not listed in the leaf node's capabilities", e.Type)
+		}
+	}
 	if err := kp.LeafNode.sign(o.Suite, o.Rand, o.Signer, nil, 0); err != nil {
 		return nil, nil, err
 	}

@@ -36,6 +36,7 @@ type StagedCommit struct {
 	private   *treePrivate
 	hash      [sha256.Size]byte
 	aad       []byte
+	step      *ratchetStep // the message key, deleted when the commit is applied; nil if it came as a PublicMessage
 }
 
 // OwnCommit says that the message is the staged own commit: Confirm applies it.
@@ -112,27 +113,45 @@ func (g *Group) receivePublic(b Batch, m *MLSMessage) (Received, error) {
 	if err := g.state.verifyContent(ac); err != nil {
 		return nil, err
 	}
-	return g.receiveHandshake(b, ac, hash, func() {})
+	return g.receiveHandshake(b, ac, hash, nil)
 }
 
-// receiveHandshake goes on with a proposal or commit whose sender is verified. done is called when the message is
-// applied, and not if it isn't valid.
-func (g *Group) receiveHandshake(b Batch, ac *AuthenticatedContent, hash [sha256.Size]byte, done func()) (Received, error) {
+// receiveHandshake goes on with a proposal or commit whose sender is verified. step is the key of a PrivateMessage,
+// which is deleted when the message is applied, and not if it isn't valid.
+func (g *Group) receiveHandshake(b Batch, ac *AuthenticatedContent, hash [sha256.Size]byte, step *ratchetStep) (Received, error) {
 	c := &ac.Content
 	if c.ContentType == ContentCommit {
-		return g.stageCommit(ac, hash)
+		s, err := g.stageCommit(ac, hash)
+		if err != nil {
+			return nil, err
+		}
+		s.step = step
+		return s, nil
+	}
+	ref := ac.ref(g.suite())
+	if e := g.state.findPending(ref); e != nil {
+		g.deleteKey(b, step)
+		return &ReceivedProposal{PendingProposal: e.PendingProposal, AAD: c.AuthenticatedData}, nil
 	}
 	if len(g.state.pending) >= maxPending {
 		return nil, fmt.Errorf("%w: %d proposals pending", ErrMalformed, maxPending)
 	}
 	r := g.cfg.rules()
-	p := PendingProposal{Ref: ac.ref(g.suite()), Sender: c.Sender, Proposal: *c.Proposal}
+	p := PendingProposal{Ref: ref, Sender: c.Sender, Proposal: *c.Proposal}
 	if err := g.state.checkProposal(&r, &resolved{PendingProposal: p}); err != nil {
 		return nil, err
 	}
-	done()
+	g.deleteKey(b, step)
 	g.state.addPending(b, &pendingEntry{PendingProposal: p})
 	return &ReceivedProposal{PendingProposal: p, AAD: c.AuthenticatedData}, nil
+}
+
+// deleteKey deletes the key of a handshake message of the current epoch; nil for a PublicMessage.
+func (g *Group) deleteKey(b Batch, step *ratchetStep) {
+	if step != nil {
+		g.messages.consume(step)
+		saveSecrets(b, g.Epoch(), g.messages)
+	}
 }
 
 func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
@@ -179,14 +198,11 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 	if err := ac.verifySignature(g.suite(), l.SignatureKey, encoded); err != nil {
 		return nil, err
 	}
-	consume := func() {
-		st.consume(step)
-		saveSecrets(b, m.Epoch, st)
-	}
 	if m.ContentType != ContentApplication {
-		return g.receiveHandshake(b, ac, hash, consume)
+		return g.receiveHandshake(b, ac, hash, step)
 	}
-	consume()
+	st.consume(step)
+	saveSecrets(b, m.Epoch, st)
 	return &ApplicationMessage{
 		Sender: sender, Leaf: l, Epoch: m.Epoch, Generation: step.generation,
 		AAD: m.AuthenticatedData, Data: ac.Content.ApplicationData,
@@ -194,7 +210,7 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 }
 
 // stageCommit is RFC 9420, Section 12.4.2.
-func (g *Group) stageCommit(ac *AuthenticatedContent, hash [sha256.Size]byte) (Received, error) {
+func (g *Group) stageCommit(ac *AuthenticatedContent, hash [sha256.Size]byte) (*StagedCommit, error) {
 	cs, commit := g.suite(), ac.Content.Commit
 	if s := ac.Content.Sender; s.Type == SenderMember && s.Leaf == g.own && commit.Path != nil {
 		return nil, fmt.Errorf("%w: a commit that isn't staged", ErrOwnMessage)
@@ -269,6 +285,7 @@ func (g *Group) Apply(b Batch, s *StagedCommit) error {
 		return fmt.Errorf("mls: apply: %w", err)
 	}
 	b = orDiscard(b)
+	g.deleteKey(b, s.step)
 	if s.evolution.info.SelfRemoved {
 		g.leave(b, s.evolution)
 		return nil
@@ -293,7 +310,8 @@ func (g *Group) leave(b Batch, e *evolution) {
 	b.Delete(key1(keyPrivate))
 	g.state.adopt(e)
 	g.active = false
-	g.staged, g.past, g.secrets, g.messages, g.private, g.signers = nil, nil, nil, nil, nil, nil
+	g.staged, g.past, g.secrets, g.messages, g.private = nil, nil, nil, nil, nil
+	clear(g.signers)
 	saveNodes(b, g.state.tree)
 	g.state.saveExtensions(b)
 	g.saveEpoch(b)

@@ -206,8 +206,9 @@ func (g *PublicGroup) checkCommit(m *PublicMessage) (*StagedPublic, error) {
 	return &StagedPublic{evolution: e}, nil
 }
 
-// CheckGroupInfo checks the GroupInfo that the committer sends with the commit: its context and confirmation tag must
-// be those that the commit leads to, and its signature the committer's new leaf's.
+// CheckGroupInfo checks the GroupInfo that the committer sends with the commit: its context, its confirmation tag and
+// its ratchet tree, if there is one, must be those that the commit leads to, and its signature the committer's new
+// leaf's. That its key for external commits is the epoch's can't be seen from outside.
 func (s *StagedPublic) CheckGroupInfo(gi *GroupInfo) error {
 	e := s.evolution
 	if !bytes.Equal(codec.Marshal(gi.GroupContext), e.encoded) {
@@ -224,6 +225,19 @@ func (s *StagedPublic) CheckGroupInfo(gi *GroupInfo) error {
 	}
 	if err := gi.Verify(e.tree.Leaf(gi.Signer).SignatureKey); err != nil {
 		return fmt.Errorf("mls: check group info: %w", err)
+	}
+	if _, ok := gi.Extensions.Find(ExtensionExternalPub); ok {
+		pub, _ := gi.ExternalPub()
+		if err := e.context.CipherSuite.checkHPKEPublicKey(pub); err != nil {
+			return fmt.Errorf("mls: check group info: %w", invalid("12.4.3.2", "key for external commits", err))
+		}
+	}
+	tree, err := gi.RatchetTree()
+	if err != nil {
+		return fmt.Errorf("mls: check group info: %w", invalid("12.4.3.3", "ratchet tree", err))
+	}
+	if tree != nil {
+		return s.CheckTree(tree)
 	}
 	return nil
 }

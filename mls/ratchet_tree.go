@@ -295,6 +295,11 @@ func (t *RatchetTree) addLeaf(l *LeafNode) LeafIndex {
 // full says whether no member can be added.
 func (t *RatchetTree) full() bool { return t.count == maxLeafSlots }
 
+// errFull is for a commit that adds a member to a full tree.
+func errFull() error {
+	return invalid("7.7", "tree of more than %d leaves", maxLeafSlots, ErrUnsupported)
+}
+
 // updateLeaf replaces a leaf and blanks the path above it (RFC 9420, Section 12.1.2).
 func (t *RatchetTree) updateLeaf(i LeafIndex, l *LeafNode) {
 	t.setLeaf(i, l)

@@ -330,6 +330,9 @@ func TestRemovedMemberKeepsNoSecrets(t *testing.T) {
 			t.Errorf("entry %q is left", k)
 		}
 	}
+	if err := bob.AddSigner(newSigner(t, testSuite)); err != nil {
+		t.Error(err)
+	}
 	bob.reload(t)
 	if bob.Active() || bob.Epoch() != alice.Epoch() {
 		t.Errorf("active %v in epoch %d", bob.Active(), bob.Epoch())
@@ -388,6 +391,16 @@ func TestDamagedStateIsRefused(t *testing.T) {
 		delete(s.m, k)
 		if _, err := LoadGroup(testConfig(), alice.signer, s.all()); err == nil {
 			t.Errorf("state without entry %q was loaded", k)
+		}
+	}
+	for k := range alice.store.m {
+		if k[0] != keyNode {
+			continue
+		}
+		s := alice.store.clone()
+		delete(s.m, k)
+		if _, err := LoadGroup(testConfig(), alice.signer, s.all()); err == nil {
+			t.Errorf("state without node %q was loaded", k)
 		}
 	}
 	if _, err := LoadPublicGroup(publicConfig(), alice.store.all()); err == nil {

@@ -1,6 +1,7 @@
 package mls
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -278,6 +279,9 @@ func (e *entries) publicState() (publicState, error) {
 		if err := tree.decodeNode(n, enc); err != nil {
 			return publicState{}, fmt.Errorf("mls: load state: node %d: %w", n, err)
 		}
+	}
+	if !bytes.Equal(tree.Hash(ctx.CipherSuite), ctx.TreeHash) {
+		return publicState{}, fmt.Errorf("%w: the tree is not that of the epoch", errState)
 	}
 	p := newPublicState(ctx, tree, h.confirmationTag)
 	p.extEpoch, p.pending = h.extEpoch, e.pending

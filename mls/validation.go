@@ -205,11 +205,17 @@ func (p *publicState) checkExtensions(r *rules, cr *contextRules, ext Extensions
 	if r.replay {
 		return nil
 	}
-	for i, s := range next.senders {
-		if i < len(cr.senders) && s.Credential.Equal(cr.senders[i].Credential) && bytes.Equal(s.SignatureKey, cr.senders[i].SignatureKey) {
+	return r.checkSenders(p.suite(), next.senders, cr.senders)
+}
+
+// checkSenders has the authentication service judge the external senders that aren't in old at the same place (RFC
+// 9420, Section 5.3.1).
+func (r *rules) checkSenders(cs CipherSuite, senders, old ExternalSenders) error {
+	for i, s := range senders {
+		if i < len(old) && s.Credential.Equal(old[i].Credential) && bytes.Equal(s.SignatureKey, old[i].SignatureKey) {
 			continue
 		}
-		if err := r.verifier.VerifyCredential(s.Credential, s.SignatureKey, p.suite()); err != nil {
+		if err := r.verifier.VerifyCredential(s.Credential, s.SignatureKey, cs); err != nil {
 			return invalid("5.3.1", "credential of external sender %d", i, err)
 		}
 	}

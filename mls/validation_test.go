@@ -136,6 +136,8 @@ var violations = []violation{
 		return f.commit(forged{leafKey: f.bob.signer, template: func(l *LeafNode) { l.SignatureKey = key }})
 	}},
 
+	{"7.3", "path: encryption key is not a key", everyone, nil, withLeaf(func(l *LeafNode) { l.EncryptionKey = []byte("short") })},
+
 	// KeyPackages.
 	{"10.1", "add: suite", everyone, nil, func(f *forgery) *MLSMessage {
 		_, kp, _ := keyPackage(f.TB, X25519_CHACHA20POLY1305_SHA256_Ed25519, "new")
@@ -194,6 +196,15 @@ var violations = []violation{
 		f.room.propose(m, nil)
 		return f.commit(forged{refs: [][]byte{m.Public.authenticated().ref(testSuite)}, props: []Proposal{remove(2)}})
 	}},
+	{"12.2", "two updates of a leaf", everyone, nil, func(f *forgery) *MLSMessage {
+		var refs [][]byte
+		for range 2 {
+			m := f.proposal(f.carol, f.update(f.carol, nil, nil))
+			f.room.propose(m, nil)
+			refs = append(refs, m.Public.authenticated().ref(testSuite))
+		}
+		return f.commit(forged{refs: refs})
+	}},
 	{"12.1.3", "remove of a blank leaf", everyone, nil, commitOf(remove(9))},
 	{"12.1.4", "nonce of a pre-shared key", everyone, nil, commitOf(psk(PreSharedKeyID{Type: PSKExternal, ID: []byte("shared"), Nonce: []byte{1}}))},
 	{"12.1.4", "pre-shared key for reinitialisation", everyone, nil, commitOf(psk(PreSharedKeyID{Type: PSKResumption, Usage: UsageReInit, GroupID: []byte("group")}))},
@@ -217,6 +228,26 @@ var violations = []violation{
 			return e.Set(ExtensionRequiredCapabilities, codec.Marshal(RequiredCapabilities{Extensions: []ExtensionType{0xf00d}}))
 		})}})
 	}},
+	{"12.1.7", "required proposal that a member doesn't have", everyone, nil, func(f *forgery) *MLSMessage {
+		return f.commit(forged{template: func(l *LeafNode) { l.Capabilities.Proposals = append(l.Capabilities.Proposals, 0xf00d) },
+			props: []Proposal{extensions(f, func(e Extensions) Extensions {
+				return e.Set(ExtensionRequiredCapabilities, codec.Marshal(RequiredCapabilities{Proposals: []ProposalType{0xf00d}}))
+			})}})
+	}},
+	{"12.1.7", "required credential that a member doesn't have", everyone, nil, func(f *forgery) *MLSMessage {
+		return f.commit(forged{template: func(l *LeafNode) { l.Capabilities.Credentials = append(l.Capabilities.Credentials, 0xf00d) },
+			props: []Proposal{extensions(f, func(e Extensions) Extensions {
+				return e.Set(ExtensionRequiredCapabilities, codec.Marshal(RequiredCapabilities{Credentials: []CredentialType{0xf00d}}))
+			})}})
+	}},
+	{"11.1", "required credential that the committer doesn't have", everyone, nil, withExtensions(func(e Extensions) Extensions {
+		return e.Set(ExtensionRequiredCapabilities, codec.Marshal(RequiredCapabilities{Credentials: []CredentialType{0xf00d}}))
+	})},
+	{"11.1", "add without what the same commit makes required", everyone, nil, func(f *forgery) *MLSMessage {
+		return f.commit(forged{props: []Proposal{extensions(f, func(e Extensions) Extensions {
+			return e.Set(ExtensionRequiredCapabilities, codec.Marshal(RequiredCapabilities{Credentials: []CredentialType{CredentialX509}}))
+		}), f.keyPackage("new", nil, func(kp *KeyPackage) { kp.LeafNode.Capabilities.Credentials = []CredentialType{CredentialBasic} })}})
+	}},
 	{"13.4", "extension that a member doesn't support", everyone, nil, func(f *forgery) *MLSMessage {
 		leaf := f.alice.state.tree.Leaf(0).clone()
 		leaf.Capabilities.Extensions = append(leaf.Capabilities.Extensions, 0xf00d)
@@ -229,6 +260,9 @@ var violations = []violation{
 		return e.Set(ExtensionExternalSenders, codec.Marshal(ExternalSenders{{SignatureKey: []byte("x"), Credential: BasicCredential([]byte("bad"))}}))
 	})},
 	{sectionAppData, "dictionary changed by group_context_extensions", everyone, nil, withExtensions(func(e Extensions) Extensions { return e.Remove(ExtensionAppDataDictionary) })},
+	{sectionAppData, "dictionary changed in the commit that ends its protection", everyone, nil, withExtensions(func(e Extensions) Extensions {
+		return e.Remove(ExtensionAppDataDictionary).Remove(ExtensionRequiredCapabilities)
+	})},
 	{sectionAppData, "unknown component", everyone, nil, commitOf(appData(0x9999, "x"))},
 	{sectionAppData, "removal of a component without data", everyone, nil, commitOf(appRemove(0x8002))},
 	{sectionAppData, "removal of a component without data, alone", serverOnly, nil, func(f *forgery) *MLSMessage { return f.proposal(f.carol, appRemove(0x8002)) }},
@@ -248,6 +282,15 @@ var violations = []violation{
 	{"", "proposal of another than the external sender", everyone, ErrSignature, func(f *forgery) *MLSMessage {
 		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.bob.signer, 0, f.alice.GroupID(), f.alice.Epoch(), remove(1))
 		f.must(err)
+		return m
+	}},
+	{"6.1", "commit of an external sender", everyone, nil, withFrame(func(m *PublicMessage) { m.Content.Sender = Sender{Type: SenderExternal} })},
+	{"12.1.8", "commit of a new member who proposes", everyone, ErrUnsupported, withFrame(func(m *PublicMessage) {
+		m.Content.Sender = Sender{Type: SenderNewMemberProposal}
+	})},
+	{"12.4.3.2", "proposal of a new member who commits", everyone, nil, func(f *forgery) *MLSMessage {
+		m := f.proposal(f.alice, remove(1))
+		m.Public.Content.Sender = Sender{Type: SenderNewMemberCommit}
 		return m
 	}},
 	{"12.1.8", "proposal of a new member", everyone, ErrUnsupported, func(f *forgery) *MLSMessage {
@@ -283,6 +326,7 @@ var violations = []violation{
 		key := f.bob.state.tree.Leaf(1).EncryptionKey
 		return f.commit(forged{leaf: func(l *LeafNode) { l.EncryptionKey = key }})
 	}},
+	{"12.4.2", "key of a path's node is not a key", everyone, nil, withPath(func(p *UpdatePath) { p.Nodes[0].EncryptionKey = []byte("short") })},
 	{"7.6", "encrypted path secret missing", everyone, nil, withPath(func(p *UpdatePath) { p.Nodes[0].Secrets = nil })},
 	{"7.6", "encrypted path secret too many", everyone, nil, withPath(func(p *UpdatePath) { p.Nodes[1].Secrets = append(p.Nodes[1].Secrets, p.Nodes[1].Secrets[0]) })},
 	{"", "path secret that doesn't decrypt", membersOnly, ErrDecrypt, withPath(func(p *UpdatePath) {
@@ -328,6 +372,17 @@ var violations = []violation{
 	{"12.2", "group_context_extensions", everyone, nil, external(forged{}, (*forgery).externalInit, func(f *forgery) Proposal {
 		return extensions(f, func(e Extensions) Extensions { return e })
 	})},
+	{"12.1.2", "update", everyone, nil, external(forged{}, (*forgery).externalInit, func(f *forgery) Proposal { return f.update(f.carol, nil, nil) })},
+	{"12.1.5", "reinit", everyone, ErrUnsupported, external(forged{}, (*forgery).externalInit,
+		fixed(Proposal{Type: ProposalReInit, ReInit: &ReInit{Version: MLS10, CipherSuite: testSuite}}))},
+	{"12.1.3", "remove of a blank leaf", everyone, nil, external(forged{}, (*forgery).externalInit, fixed(remove(9)))},
+	{"7.3", "encryption key of the removed leaf", everyone, nil, func(f *forgery) *MLSMessage {
+		key := f.carol.state.tree.Leaf(2).EncryptionKey
+		return f.commit(forged{external: "carol", leaf: func(l *LeafNode) { l.EncryptionKey = key }, props: []Proposal{f.externalInit(), remove(2)}})
+	}},
+	{"7.3", "signature key of a member", everyone, nil, func(f *forgery) *MLSMessage {
+		return f.commit(forged{external: "eve", signer: f.bob.signer, props: []Proposal{f.externalInit()}})
+	}},
 	{"12.4.3.2", "proposal by reference", everyone, nil, func(f *forgery) *MLSMessage {
 		m := f.proposal(f.carol, remove(1))
 		f.room.propose(m, nil)
@@ -423,6 +478,17 @@ func TestUnbrokenMessagesAreAccepted(t *testing.T) {
 		"leaf":     withLeaf(func(*LeafNode) {}),
 		"remove":   commitOf(remove(2)),
 		"external": func(f *forgery) *MLSMessage { f.join("eve"); return f.commit(forged{}) },
+		"external, with a key and data": func(f *forgery) *MLSMessage {
+			f.join("eve", sharedPSK(), appData(0x8001, "+"))
+			return f.commit(forged{})
+		},
+		"external, for a former leaf": func(f *forgery) *MLSMessage {
+			f.join("dave#2", remove(f.dave.OwnLeaf()))
+			return f.commit(forged{})
+		},
+		"client replaced": func(f *forgery) *MLSMessage {
+			return f.commit(forged{props: []Proposal{remove(2), f.keyPackage("carol", f.carol.signer, nil)}})
+		},
 		"extensions": withExtensions(func(e Extensions) Extensions {
 			return e.Remove(ExtensionExternalSenders)
 		}),
@@ -481,6 +547,10 @@ func TestGroupInfoOfACommitIsChecked(t *testing.T) {
 	s, err := f.server.CheckCommit(c.Message().Public)
 	f.must(err)
 	f.must(s.CheckGroupInfo(c.GroupInfo()))
+	full := *c.GroupInfo()
+	full.Extensions = full.Extensions.Set(ExtensionRatchetTree, codec.Marshal(c.Tree()))
+	f.must(full.sign(f.alice.cfg.rand(), f.alice.signer))
+	f.must(s.CheckGroupInfo(&full))
 	for _, v := range []struct {
 		rule   string
 		is     error
@@ -492,6 +562,11 @@ func TestGroupInfoOfACommitIsChecked(t *testing.T) {
 		{"confirmation tag", ErrConfirmationTag, f.alice, func(gi *GroupInfo) { gi.ConfirmationTag = flip(gi.ConfirmationTag) }},
 		{"signer", nil, f.bob, func(gi *GroupInfo) { gi.Signer = 1 }},
 		{"signature", ErrSignature, f.bob, func(*GroupInfo) {}},
+		{"ratchet tree", nil, f.alice, func(gi *GroupInfo) {
+			gi.Extensions = gi.Extensions.Set(ExtensionRatchetTree, codec.Marshal(f.alice.Tree()))
+		}},
+		{"ratchet tree that isn't one", nil, f.alice, func(gi *GroupInfo) { gi.Extensions = gi.Extensions.Set(ExtensionRatchetTree, []byte{9}) }},
+		{"key for external commits", ErrMalformed, f.alice, func(gi *GroupInfo) { gi.Extensions = gi.Extensions.Set(ExtensionExternalPub, []byte{1, 9}) }},
 		{"extensions", nil, f.alice, func(gi *GroupInfo) { gi.Extensions = append(gi.Extensions, gi.Extensions[0]) }},
 	} {
 		gi := *c.GroupInfo()

@@ -154,10 +154,8 @@ func checkGroupInfo(r *rules, gi *GroupInfo, tree *RatchetTree) (*publicState, e
 	if err := newRoster().checkChange(counts, cr); err != nil {
 		return nil, err
 	}
-	for i, s := range cr.senders {
-		if err := r.verifier.VerifyCredential(s.Credential, s.SignatureKey, ctx.CipherSuite); err != nil {
-			return nil, invalid("5.3.1", "credential of external sender %d", i, err)
-		}
+	if err := r.checkSenders(ctx.CipherSuite, cr.senders, nil); err != nil {
+		return nil, err
 	}
 	p := newPublicState(*ctx, tree, gi.ConfirmationTag)
 	p.rules, p.counts = cr, counts
