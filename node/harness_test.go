@@ -189,10 +189,11 @@ type testClient struct {
 	kps     []*mls.KeyPackage
 	secrets []*mls.KeyPackageSecrets
 
-	room  mimi.URI
-	group *mls.Group
-	seq   uint64 // the last entry processed
-	texts []string
+	room    mimi.URI
+	group   *mls.Group
+	seq     uint64 // the last entry processed
+	welcome uint64 // the last Welcome processed
+	texts   []string
 }
 
 // newClient invites a user, enrols a device and authenticates.
@@ -616,7 +617,7 @@ func (c *testClient) join(w *api.Welcome) {
 		if err != nil {
 			c.t.Fatalf("%s joins: %v", c.uri, err)
 		}
-		c.room, c.group, c.seq = mimi.URI(w.Room), g, w.Seq
+		c.room, c.group, c.seq, c.welcome = mimi.URI(w.Room), g, w.Seq, w.Number
 		return
 	}
 	c.t.Fatalf("%s has no KeyPackage for a Welcome", c.uri)

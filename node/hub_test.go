@@ -211,8 +211,12 @@ func TestRoomsAreCheckedWhenTheyAreCreated(t *testing.T) {
 		{"not a room", alice, "mimi://alpha.example/u/lunch", nil, "malformed"},
 		{"no hub", alice, room, drop(mls.ExtensionExternalSenders), "malformed"},
 		{"another hub", alice, room, func(ext *mls.Extensions) {
-			key := must(testSuite.SignaturePublicKey(must(testSuite.GenerateSignatureKey(rand.Reader))(t).Public()))(t)
-			*ext = ext.Set(mls.ExtensionExternalSenders, codec.Marshal(mls.ExternalSenders{{SignatureKey: key, Credential: mls.BasicCredential([]byte("hub"))}}))
+			pub := must(testSuite.GenerateSignatureKey(rand.Reader))(t).Public()
+			other := mls.ExternalSender{
+				SignatureKey: must(testSuite.SignaturePublicKey(pub))(t),
+				Credential:   mls.X509Credential(must(n.service.IssueHub(t.Context(), pub))(t)),
+			}
+			*ext = ext.Set(mls.ExtensionExternalSenders, codec.Marshal(mls.ExternalSenders{other}))
 		}, "malformed"},
 		{"no required capabilities", alice, room, drop(mls.ExtensionRequiredCapabilities), "malformed"},
 		{"no participant list", alice, room, drop(mls.ExtensionAppDataDictionary), "malformed"},
