@@ -144,8 +144,8 @@ func (o *org) approve(ctx context.Context, peer *org, f authority.Fingerprint, a
 }
 
 // waitPeers waits until the node sees n approved peers alive.
-func (o *org) waitPeers(ctx context.Context, n int) error {
-	deadline := time.Now().Add(10 * time.Second)
+func (o *org) waitPeers(ctx context.Context, n int, patience time.Duration) error {
+	deadline := time.Now().Add(patience)
 	for {
 		peers, err := node.DialAdmin(o.socket()).Peers(ctx)
 		if err != nil {
@@ -161,7 +161,7 @@ func (o *org) waitPeers(ctx context.Context, n int) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s sees %d of %d peers: %+v", o.domain, alive, n, peers)
+			return fmt.Errorf("%s sees %d of %d peers", o.domain, alive, n)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/node/client"
 )
@@ -42,7 +41,6 @@ func stepApprove(ctx context.Context, p *play) (string, []string, error) {
 		lines = append(lines, fmt.Sprintf("%-14s %s  root %s", o.domain, o.address, o.fingerprint))
 	}
 	alpha, beta, gamma := p.orgs[0], p.orgs[1], p.orgs[2]
-	wrong := authority.Fingerprint{}
 	for _, a := range []struct {
 		by, peer *org
 		address  string
@@ -53,14 +51,14 @@ func stepApprove(ctx context.Context, p *play) (string, []string, error) {
 	} {
 		f := a.peer.fingerprint
 		if p.broken("approve") && a.peer == gamma {
-			f = wrong
+			f[0]++ // the fingerprint of another root
 		}
 		if err := a.by.approve(ctx, a.peer, f, a.address); err != nil {
 			return "", lines, fmt.Errorf("%s approves %s: %w", a.by.domain, a.peer.domain, err)
 		}
 	}
 	for _, o := range p.orgs {
-		if err := o.waitPeers(ctx, len(p.orgs)-1); err != nil {
+		if err := o.waitPeers(ctx, len(p.orgs)-1, p.patience); err != nil {
 			return "", lines, err
 		}
 	}
