@@ -7,6 +7,15 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
+func TestListsOfTypesAreBounded(t *testing.T) {
+	for n, ok := range map[int]bool{maxValues: true, maxValues + 1: false} {
+		b := codec.Marshal(RequiredCapabilities{Extensions: make([]ExtensionType, n)})
+		if err := codec.Unmarshal(b, new(RequiredCapabilities)); (err == nil) != ok {
+			t.Errorf("%d types: %v", n, err)
+		}
+	}
+}
+
 func TestDictionaryStaysSorted(t *testing.T) {
 	var d AppDataDictionary
 	for _, id := range []ComponentID{7, 1, 9, 3, 7} {
