@@ -2,7 +2,9 @@ package federation
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -88,51 +90,57 @@ func (c *Client) do(ctx context.Context, peer string, x exchange) ([]byte, http.
 	return body, resp.Header, nil
 }
 
-// directory returns a peer's directory document.
-func (c *Client) directory(ctx context.Context, peer string) (*mimi.Directory, error) {
+// directory returns a peer's directory document, and whether it was asked for just now.
+func (c *Client) directory(ctx context.Context, peer string) (doc *mimi.Directory, fresh bool, err error) {
 	c.mu.Lock()
 	d, ok := c.directories[peer]
 	c.mu.Unlock()
 	if ok && time.Now().Before(d.until) {
-		return d.doc, nil
+		return d.doc, false, nil
 	}
 	body, _, err := c.do(ctx, peer, exchange{
 		method: http.MethodGet, url: "https://" + peer + mimi.DirectoryPath, want: http.StatusOK, max: mimi.MaxDirectory,
 	})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	doc, err := mimi.ParseDirectory(peer, body)
-	if err != nil {
-		return nil, err
+	if doc, err = mimi.ParseDirectory(peer, body); err != nil {
+		return nil, false, err
 	}
 	c.mu.Lock()
 	c.directories[peer] = cachedDirectory{doc, time.Now().Add(directoryLifetime)}
 	c.mu.Unlock()
-	return doc, nil
+	return doc, true, nil
 }
 
-// post sends a body to an endpoint of a peer's directory. After an answer that the endpoint isn't there the directory is
-// asked for again the next time.
+// post sends a body to an endpoint of a peer's directory. If the address leads nowhere the directory is asked for
+// again, and a new address tried.
 func (c *Client) post(ctx context.Context, peer string, template func(*mimi.Directory) string, value string, x exchange) ([]byte, http.Header, error) {
-	d, err := c.directory(ctx, peer)
+	x.method, x.contentType, x.want = http.MethodPost, contentType, cmp.Or(x.want, http.StatusOK)
+	d, fresh, err := c.directory(ctx, peer)
 	if err != nil {
 		return nil, nil, err
 	}
-	if x.url, err = mimi.Expand(template(d), value); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", peer, err)
-	}
-	x.method, x.contentType = http.MethodPost, contentType
-	if x.want == 0 {
-		x.want = http.StatusOK
-	}
-	body, header, err := c.do(ctx, peer, x)
-	if err != nil {
+	for {
+		if x.url, err = mimi.Expand(template(d), value); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", peer, err)
+		}
+		body, header, err := c.do(ctx, peer, x)
+		e, refused := errors.AsType[*Error](err)
+		if fresh || !refused || e.Status != http.StatusNotFound && e.Status != http.StatusMethodNotAllowed && e.Status != http.StatusGone {
+			return body, header, err
+		}
 		c.mu.Lock()
 		delete(c.directories, peer)
 		c.mu.Unlock()
+		old := template(d)
+		if d, fresh, err = c.directory(ctx, peer); err != nil {
+			return nil, nil, err
+		}
+		if template(d) == old {
+			return nil, nil, e
+		}
 	}
-	return body, header, err
 }
 
 // seqOf reads the number that a hub gave to what was sent; 0 if it gave none.

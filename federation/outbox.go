@@ -186,7 +186,8 @@ func (o *Outbox) Kick(peer string) {
 	}
 }
 
-// Depth returns how many items wait for a peer, those whose batch isn't durable yet among them.
+// Depth returns how many items wait for a peer, those whose batch isn't durable yet among them. One whose batch was
+// given up counts until the store is opened again.
 func (o *Outbox) Depth(peer string) int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
