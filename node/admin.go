@@ -43,13 +43,19 @@ type Status struct {
 
 // RoomStatus is what the node knows of a room that it hosts.
 type RoomStatus struct {
-	Room         mimi.URI           `json:"room"`
-	Epoch        uint64             `json:"epoch"`
-	Last         uint64             `json:"last"` // the number of the log's last entry
-	Suite        string             `json:"suite"`
-	Participants []mimi.Participant `json:"participants"`
-	Clients      []mimi.URI         `json:"clients"`
-	Removals     []mimi.URI         `json:"removals,omitempty"` // clients whose removal is pending
+	Room         mimi.URI            `json:"room"`
+	Epoch        uint64              `json:"epoch"`
+	Last         uint64              `json:"last"` // the number of the log's last entry
+	Suite        string              `json:"suite"`
+	Participants []ParticipantStatus `json:"participants"`
+	Clients      []mimi.URI          `json:"clients"`
+	Removals     []mimi.URI          `json:"removals,omitempty"` // clients whose removal is pending
+}
+
+// ParticipantStatus is a user of a room.
+type ParticipantStatus struct {
+	User mimi.URI `json:"user"`
+	Role uint32   `json:"role"` // as mimi.RoleMember and so on
 }
 
 type approveRequest struct {
@@ -187,7 +193,10 @@ func (n *Node) roomStatus(r *room) (RoomStatus, error) {
 	if err != nil {
 		return RoomStatus{}, err
 	}
-	s := RoomStatus{Room: r.uri, Epoch: r.group.Epoch(), Last: r.record.last, Suite: r.group.Suite().String(), Participants: who.list}
+	s := RoomStatus{Room: r.uri, Epoch: r.group.Epoch(), Last: r.record.last, Suite: r.group.Suite().String()}
+	for _, p := range who.list {
+		s.Participants = append(s.Participants, ParticipantStatus(p))
+	}
 	for m := range r.group.Members() {
 		if _, client, err := n.verifier.IdentityOf(m.Leaf.Credential); err == nil {
 			s.Clients = append(s.Clients, client)

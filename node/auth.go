@@ -132,7 +132,12 @@ func (a *auth) authenticate(req *api.AuthenticateRequest) (token string, s *sess
 		a.clients[id.Client] = rate.NewLimiter(rate.Limit(a.limits.RequestsPerSecond), 2*a.limits.RequestsPerSecond)
 	}
 	s.limit = a.clients[id.Client]
+	// A revocation after the first look has not seen this session if it came before the insertion, so look again.
 	a.sessions[sha256.Sum256([]byte(token))] = s
+	if _, err := a.verifier.Verify(req.Chain, authority.PurposeClient); err != nil {
+		s.revoked = true
+		return "", nil, err
+	}
 	return token, s, nil
 }
 
@@ -166,15 +171,26 @@ func (a *auth) session(header http.Header) (*session, error) {
 	return s, nil
 }
 
-// revoke makes a client's tokens say so.
+// revoke makes those of a client's tokens say so whose credential isn't good any more.
 func (a *auth) revoke(client mimi.URI) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, s := range a.sessions {
 		if s.client == client {
-			s.revoked = true
+			_, err := a.verifier.Verify(s.chain, authority.PurposeClient)
+			s.revoked = s.revoked || err != nil
 		}
 	}
+}
+
+// check says whether a session may go on: it may have been revoked since the request began.
+func (a *auth) check(s *session) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s.revoked {
+		return refuse("revoked", "%s was revoked", s.client)
+	}
+	return nil
 }
 
 // remote limits how often an address may ask before it is authenticated.

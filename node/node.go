@@ -23,6 +23,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation"
 	"github.com/parley-mls/parley/federation/mimi"
@@ -66,6 +68,8 @@ type Node struct {
 	ctx        context.Context // of background work, ends with Run or Close
 	cancel     context.CancelFunc
 	background tasks
+	presence   presence
+	refusals   rate.Sometimes // how often refused peers are logged
 	closed     sync.Once
 }
 
@@ -88,6 +92,8 @@ func open(cfg Config, log *slog.Logger, openStore func(store.Options) (*store.Pe
 	n := &Node{
 		cfg: cfg, log: log, listeners: newListeners(), removals: make(chan struct{}, 1),
 		welcomeNumbers: numbers{last: make(map[mimi.URI]uint64)}, rooms: make(map[mimi.URI]*room),
+		presence: presence{alive: make(map[string]bool), greeting: make(map[string]bool)},
+		refusals: rate.Sometimes{First: 5, Interval: 10 * time.Second},
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	var err error
@@ -194,7 +200,7 @@ func (n *Node) seeds() []federation.Seed {
 
 func (n *Node) refusedPeer(addr net.Addr, _ []*x509.Certificate, err error) {
 	n.metrics.refused.WithLabelValues("tls", "unapproved").Inc()
-	n.log.Warn("peer refused", "address", addr.String(), "err", err)
+	n.refusals.Do(func() { n.log.Warn("peer refused", "address", addr.String(), "err", err) })
 }
 
 func (n *Node) unapprovedRecord(r federation.Record) {

@@ -94,22 +94,65 @@ func (n *Node) removePeer(domain string) error {
 	return nil
 }
 
-// peerSeen is told by gossip that a peer came, came again, or went.
+// peerSeen is told by gossip that a peer came, came again, or went. It doesn't block.
 func (n *Node) peerSeen(domain, address string, alive bool) {
-	n.log.Info("peer", "peer", domain, "address", address, "alive", alive)
+	if n.presence.change(domain, alive) {
+		n.log.Info("peer", "peer", domain, "address", address, "alive", alive)
+	}
 	if alive {
 		n.outbox.Kick(domain)
 		n.greet(domain)
 	}
 }
 
-// greet has bundles exchanged with a peer in the background.
+// greet has bundles exchanged with a peer in the background, once at a time.
 func (n *Node) greet(domain string) {
-	n.background.Go(func() {
+	if !n.presence.begin(domain) {
+		return
+	}
+	started := n.background.Go(func() {
+		defer n.presence.end(domain)
 		if err := n.exchange(n.ctx, domain); err != nil {
 			n.log.Debug("exchanging bundles", "peer", domain, "err", err)
 		}
 	})
+	if !started {
+		n.presence.end(domain)
+	}
+}
+
+// presence is what was last heard of peers.
+type presence struct {
+	mu       sync.Mutex
+	alive    map[string]bool // guarded by mu
+	greeting map[string]bool // guarded by mu; bundles are being exchanged
+}
+
+// change notes a peer's state and says whether it is another than before.
+func (p *presence) change(domain string, alive bool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.alive[domain] == alive {
+		return false
+	}
+	p.alive[domain] = alive
+	return true
+}
+
+func (p *presence) begin(domain string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.greeting[domain] {
+		return false
+	}
+	p.greeting[domain] = true
+	return true
+}
+
+func (p *presence) end(domain string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.greeting, domain)
 }
 
 // exchange fetches a peer's bundle and gives it the own one.
@@ -270,13 +313,15 @@ type tasks struct {
 	group  sync.WaitGroup
 }
 
-// Go runs f unless the node is closing.
-func (t *tasks) Go(f func()) {
+// Go runs f unless the node is closing, and says whether it does.
+func (t *tasks) Go(f func()) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.closed {
-		t.group.Go(f)
+	if t.closed {
+		return false
 	}
+	t.group.Go(f)
+	return true
 }
 
 func (t *tasks) wait() {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation/mimi"
@@ -17,20 +18,34 @@ import (
 // What a crash cuts off is made up for at the next start.
 func (n *Node) revoked(c *authority.Certificate) {
 	n.log.Info("certificate revoked", "client", c.Client, "serial", c.Serial, "reason", c.Reason)
-	if c.Client != "" {
-		n.auth.revoke(c.Client)
-		n.listeners.end(c.Client, refuse("revoked", "%s was revoked", c.Client))
-		if err := n.forgetClient(c.User, c.Client); err != nil {
-			n.log.Error("deleting KeyPackages", "client", c.Client, "err", err)
-		}
+	n.bundleChanged() // first of all: whoever authenticates from here on is judged by it
+	if c.Client == "" {
+		return
 	}
-	n.bundleChanged()
+	n.auth.revoke(c.Client)
+	valid, err := n.service.List(n.ctx, authority.Filter{Client: c.Client, ValidAt: time.Now()})
+	if err != nil {
+		n.log.Error("reading the client's certificates", "client", c.Client, "err", err)
+	}
+	if len(valid) > 0 {
+		return // it was one of several
+	}
+	n.listeners.end(c.Client, refuse("revoked", "%s was revoked", c.Client))
+	if err := n.forgetClient(c.User, c.Client); err != nil {
+		n.log.Error("deleting KeyPackages", "client", c.Client, "err", err)
+	}
 }
 
 // bundleChanged follows a change of the own trust bundle.
 func (n *Node) bundleChanged() {
+	before := n.ownBundle.Load()
 	if err := n.refreshOwn(n.ctx); err != nil {
 		n.log.Error("refreshing the own trust bundle", "err", err)
+		return
+	}
+	if before.Sequence() == n.ownBundle.Load().Sequence() {
+		n.kickRemovals()
+		return
 	}
 	n.pushBundle()
 	n.trustChanged(n.cfg.Domain)

@@ -48,6 +48,9 @@ func (a clientAPI) Subscribe(ctx context.Context, req *connect.Request[api.Subsc
 		return refuse("busy", "%s has %d streams open", s.client, a.n.cfg.Limits.Streams)
 	}
 	defer a.n.listeners.remove(l)
+	if err := a.n.auth.check(s); err != nil {
+		return err
+	}
 	st := &stream{n: a.n, s: s, l: l, out: out, cursors: make(map[mimi.URI]*cursor), welcome: req.Msg.Welcome}
 	a.n.welcomeNumbers.seen(s.client, req.Msg.Welcome)
 	given := make(map[mimi.URI]uint64)
