@@ -295,3 +295,85 @@ func TestEntriesThatRepeatOrSkipChangeNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A crash between an external commit and its answer: the next process finds out that it has joined.
+func TestJoinSurvivesACrashBeforeTheAnswer(t *testing.T) {
+	p := providers(t, "alpha", "beta")
+	alice, phone := p[0].enrol("alice", "alice-laptop"), p[1].enrol("bob", "bob-phone")
+	room := alice.create(phone.User())
+	agree(t, room.URI(), alice, phone)
+	tablet, f := p[1].enrolFaulty("bob", "bob-tablet")
+	reached := make(chan struct{}, 16)
+	f.set(func(f *faults) {
+		f.update = func(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
+			if _, err := f.ClientServiceClient.Update(context.WithoutCancel(ctx), req); err != nil {
+				return nil, err
+			}
+			reached <- struct{}{}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	joined := make(chan error, 1)
+	go func() {
+		_, err := tablet.Join(ctx, room.URI())
+		joined <- err
+	}()
+	<-reached
+	cancel()
+	if err := <-joined; !errors.Is(err, context.Canceled) {
+		t.Errorf("join: %v", err)
+	}
+	alice.say(room.URI(), "is anybody there")
+	tablet.restart()
+	agree(t, room.URI(), alice, phone, tablet)
+	tablet.say(room.URI(), "I am")
+	want := []string{"alice-laptop: is anybody there", "bob-tablet: I am"}
+	sees(t, room.URI(), want, alice, phone, tablet)
+}
+
+// The answer to the enrolment got lost: the same invitation brings the same device in at the second attempt.
+func TestEnrolmentGoesOnAfterALostAnswer(t *testing.T) {
+	p := providers(t, "alpha")
+	o := Options{Dir: t.TempDir(), KeyPackages: 4, Log: testLog(t, "alice")}
+	inv := p[0].invite("alice")
+	if err := o.fill(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := openStore(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := newProfile(o, inv, "mimi://alpha.example/d/alice-laptop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := newClient(o, db, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.CSR, err = c.csr(first); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.save(db); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.session.enrolment.Enrol(t.Context(), connect.NewRequest(&api.EnrolRequest{Token: inv.Token, Csr: first.CSR})); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := Open(t.Context(), o); !errors.Is(err, ErrNotEnrolled) {
+		t.Fatalf("opened half an enrolment: %v, %v", c, err)
+	}
+	again, err := Enrol(t.Context(), o, inv, "alice-laptop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if string(again.profile.Key) != string(first.Key) {
+		t.Error("the second attempt made another key")
+	}
+}

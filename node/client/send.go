@@ -170,7 +170,13 @@ func (r *Room) sendMessage(ctx context.Context) error {
 	err = r.submitted(&w, hash, res, seq, err)
 	r.touch()
 	r.mu.Unlock()
-	return errors.Join(err, w.wait())
+	// The next message needn't wait for the disk: if this is lost in a crash, the same bytes get the same answer.
+	r.c.workers.Go(func() {
+		if err := w.wait(); err != nil {
+			r.c.log.Error("syncing the outbox failed", "room", r.uri, "err", err)
+		}
+	})
+	return err
 }
 
 // submitted takes the hub's answer to a message. mu is held.

@@ -55,7 +55,8 @@ func (r *Room) enqueue(j *job) {
 	r.touch()
 }
 
-// change runs a job to its end.
+// change runs a job to its end. If ctx ends before a commit was made, nothing happens; if it ends later, the commit
+// that is under way may still be accepted.
 func (r *Room) change(ctx context.Context, build func(g *mls.Group) (mls.CommitOptions, error)) error {
 	r.mu.Lock()
 	err := r.usable()
