@@ -46,7 +46,11 @@ func (w *outboxWorld) open() {
 	w.t.Helper()
 	box, err := NewOutbox(OutboxConfig{
 		Store: w.store, Prefix: "o/", Load: w.load, Send: w.send, MaxBatchItems: 4, MaxBatchBytes: 100,
-		OnDrop: func(peer string, ref []byte, _ error) { w.dropped = append(w.dropped, peer+" "+string(ref)) },
+		OnDrop: func(peer string, ref []byte, _ error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.dropped = append(w.dropped, peer+" "+string(ref))
+		},
 		Log:    slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -111,6 +115,7 @@ func (w *outboxWorld) put(peer string, refs ...string) {
 
 func (w *outboxWorld) wantGot(peer string, want ...string) {
 	w.t.Helper()
+	synctest.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !reflect.DeepEqual(w.got[peer], want) {
@@ -120,6 +125,9 @@ func (w *outboxWorld) wantGot(peer string, want ...string) {
 
 func (w *outboxWorld) wantEmpty() {
 	w.t.Helper()
+	synctest.Wait()
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
 	if n := len(w.store.m); n != 0 {
 		w.t.Errorf("%d entries are left in the store", n)
 	}
@@ -351,6 +359,7 @@ func TestRefusalsThatMayPassAreNotPoison(t *testing.T) {
 			w.run()
 			w.put("beta.example", "m")
 			time.Sleep(time.Minute)
+			synctest.Wait()
 			if len(w.dropped) > 0 || w.box.Depth("beta.example") != 1 {
 				t.Errorf("status %d: dropped %v", status, w.dropped)
 			}

@@ -44,17 +44,23 @@ func (p *testProvider) note(method, from string, about any) error {
 	return p.err
 }
 
+func (p *testProvider) keep(body []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.body = body
+}
+
 func (p *testProvider) KeyMaterial(_ context.Context, from string, req *mimi.KeyMaterialRequest) (*mimi.KeyMaterialResponse, error) {
 	return &mimi.KeyMaterialResponse{Code: mimi.UserUnknown, User: req.TargetUser}, p.note("keyMaterial", from, req.TargetUser)
 }
 
 func (p *testProvider) Update(_ context.Context, from string, room mimi.URI, body []byte) (*mimi.UpdateRoomResponse, uint64, error) {
-	p.body = body
+	p.keep(body)
 	return &mimi.UpdateRoomResponse{AcceptedTimestamp: 5}, 17, p.note("update", from, room)
 }
 
 func (p *testProvider) SubmitMessage(_ context.Context, from string, room mimi.URI, body []byte) (*mimi.SubmitMessageResponse, uint64, error) {
-	p.body = body
+	p.keep(body)
 	return &mimi.SubmitMessageResponse{Code: mimi.SubmitEpochTooOld, CurrentEpoch: 9}, 0, p.note("submitMessage", from, room)
 }
 

@@ -185,7 +185,7 @@ func (c *check) external(p *mls.PendingProposal) error {
 	return forbidden("external commit with a proposal of type %d", p.Proposal.Type)
 }
 
-// appData checks an AppDataUpdate of a member.
+// appData checks an AppDataUpdate of a member. The removal of the participant list shows in the list afterwards.
 func (c *check) appData(user URI, admin bool, u *mls.AppDataUpdate) error {
 	switch {
 	case u.Component == ComponentRoomMetadata && admin:
@@ -194,8 +194,6 @@ func (c *check) appData(user URI, admin bool, u *mls.AppDataUpdate) error {
 		return forbidden("%s changes the room's metadata", user)
 	case u.Component != ComponentParticipantList:
 		return forbidden("update of component %d", u.Component)
-	case u.Op != mls.AppDataOpUpdate:
-		return forbidden("removal of the participant list")
 	case admin:
 		return nil
 	}

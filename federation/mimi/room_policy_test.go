@@ -95,15 +95,21 @@ func newTestRoom(t testing.TB) *testRoom {
 	}
 	r.members["alice1"] = alice
 	r.add("bob1", "bob2", "carol1")
-	gi, err := alice.GroupInfo(true, true)
+	r.look()
+	return r
+}
+
+// look makes the hub begin with the epoch that alice is in.
+func (r *testRoom) look() {
+	r.t.Helper()
+	gi, err := r.members["alice1"].GroupInfo(true, true)
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	r.hub, err = mls.NewPublicGroup(mls.PublicConfig{Verifier: named{}, Components: Components(), Policy: RoomPolicy(identityOf)}, nil, gi, nil)
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	return r
 }
 
 func required() mls.RequiredCapabilities {
@@ -324,6 +330,19 @@ func TestRoomPolicy(t *testing.T) {
 			r.propose("bob1", r.remove("bob1"), r.remove("bob2"), listUpdate(ParticipantListUpdate{Removed: []uint32{1}, Added: []Participant{{user("frank"), RoleAdmin}}}))
 			return r.commit("carol1")
 		}, "changes the participant list"},
+		{"a member leaves and promotes a friend", func(r *testRoom) *mls.MLSMessage {
+			r.propose("bob1", r.remove("bob1"), r.remove("bob2"), listUpdate(ParticipantListUpdate{Removed: []uint32{1}, Changed: []RoleChange{{2, RoleAdmin}}}))
+			return r.commit("carol1")
+		}, "changes the participant list"},
+		{"a stranger who is in the group already proposes", func(r *testRoom) *mls.MLSMessage {
+			for _, d := range []string{"bob1", "bob2", "carol1"} {
+				delete(r.members, d)
+			}
+			r.add("frank1")
+			r.look()
+			r.propose("frank1", r.remove("frank1"))
+			return r.commit("alice1")
+		}, "isn't a participant"},
 		{"a member changes the metadata", func(r *testRoom) *mls.MLSMessage {
 			return r.commit("bob1", appData(ComponentRoomMetadata, codec.Marshal(RoomMetadata{RoomName: "Mine"})))
 		}, "room's metadata"},
