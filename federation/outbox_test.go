@@ -51,7 +51,7 @@ func (w *outboxWorld) open() {
 			defer w.mu.Unlock()
 			w.dropped = append(w.dropped, peer+" "+string(ref))
 		},
-		Log:    slog.New(slog.DiscardHandler),
+		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		w.t.Fatal(err)

@@ -43,8 +43,10 @@ func RoomPolicy(identity func(mls.Credential) (user, client URI, err error)) fun
 		if c.before, err = participants(info.Before); err != nil {
 			return err
 		}
-		if c.after, err = participants(info.After); err != nil {
-			return err
+		if c.after = c.before; !info.After.Extensions.Equal(info.Before.Extensions) {
+			if c.after, err = participants(info.After); err != nil {
+				return err
+			}
 		}
 		for i := range info.Proposals {
 			if err := c.proposal(&info.Proposals[i]); err != nil {

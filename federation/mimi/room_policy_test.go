@@ -569,3 +569,25 @@ func TestRoomMetadataIsReplacedByOneUpdate(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkRoomPolicy(b *testing.B) {
+	r := newTestRoom(b)
+	for _, n := range []int{10, 1000} {
+		b.Run(fmt.Sprintf("participants=%d", n), func(b *testing.B) {
+			list := ParticipantList{{user("alice"), RoleAdmin}}
+			for i := range n - 1 {
+				list = append(list, Participant{URI(fmt.Sprintf("mimi://a.example/u/u%d", i)), RoleMember})
+			}
+			context := r.hub.Context()
+			d := mls.AppDataDictionary(nil).Set(ComponentParticipantList, codec.Marshal(list))
+			context.Extensions = context.Extensions.Set(mls.ExtensionAppDataDictionary, codec.Marshal(d))
+			info := &mls.StagedInfo{Before: context, After: context, TreeBefore: r.hub.Tree(), TreeAfter: r.hub.Tree()}
+			policy := RoomPolicy(identityOf)
+			for b.Loop() {
+				if err := policy(info); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
