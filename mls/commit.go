@@ -243,8 +243,8 @@ func (g *Group) prepare(r *rules, o CommitOptions) (*evolution, []ProposalOrRef,
 }
 
 // maxTried bounds how many proposals, counted each time, a committer tries whether they go together: a flood of them
-// takes a few seconds. Any number of bad ones among few good ones is found.
-const maxTried = 1 << 20
+// takes about a second. Any number of bad ones among few good ones is found.
+const maxTried = 1 << 18
 
 // takeValid is for pending proposals that don't all go together. It takes as many as it finds to, in their order: halves
 // of the list that don't go with what was taken are halved again.

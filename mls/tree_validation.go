@@ -15,9 +15,9 @@ func (t *RatchetTree) validate(cs CipherSuite, groupID []byte, checkLeaf func(Le
 	if err := t.checkUniqueKeys(); err != nil {
 		return err
 	}
-	for n := NodeIndex(1); uint32(n) < t.nodeWidth(); n += 2 {
-		if p := t.slot(n).parent; p != nil {
-			if err := cs.checkHPKEPublicKey(p.EncryptionKey); err != nil {
+	for n := range NodeIndex(t.nodeWidth()) {
+		if key := t.publicKey(n); key != nil {
+			if err := cs.checkHPKEPublicKey(key); err != nil {
 				return invalid("7.1", "encryption key of node %d", n, err)
 			}
 		}

@@ -604,6 +604,18 @@ func TestJoinersRefuseWhatIsWrong(t *testing.T) {
 		gi.GroupContext.TreeHash = tree.Hash(testSuite)
 	}
 	signed := func(gi *GroupInfo) { f.must(gi.sign(f.alice.cfg.rand(), f.alice.signer)) }
+	withCarol := func(edit func(*LeafNode)) func(*GroupInfo) { // the last committer's leaf, which no parent hash covers
+		return func(gi *GroupInfo) {
+			withTree(gi, func(tree *RatchetTree) *RatchetTree {
+				l := tree.Leaf(2).clone()
+				edit(l)
+				f.must(l.sign(testSuite, f.alice.cfg.rand(), f.carol.signer, f.alice.GroupID(), 2))
+				tree.setLeaf(2, l)
+				return tree
+			})
+			signed(gi)
+		}
+	}
 	join := func(gi *GroupInfo) error {
 		_, err := ExternalJoin(testConfig(), ExternalJoinOptions{GroupInfo: gi, Credential: BasicCredential([]byte("eve")), Signer: newSigner(t, testSuite)})
 		return err
@@ -627,16 +639,7 @@ func TestJoinersRefuseWhatIsWrong(t *testing.T) {
 		{"", "signature", func(gi *GroupInfo) { gi.Signature = flip(gi.Signature) }},
 		{"", "signature by another", func(gi *GroupInfo) { gi.Signer = 1; signed(gi) }},
 		{"12.4.3.3", "no tree", func(gi *GroupInfo) { gi.Extensions = gi.Extensions.Remove(ExtensionRatchetTree); signed(gi) }},
-		{"7.9.2", "parent hash", func(gi *GroupInfo) {
-			withTree(gi, func(tree *RatchetTree) *RatchetTree {
-				l := tree.Leaf(2).clone()
-				l.ParentHash = flip(l.ParentHash)
-				f.must(l.sign(testSuite, f.alice.cfg.rand(), f.carol.signer, f.alice.GroupID(), 2))
-				tree.setLeaf(2, l)
-				return tree
-			})
-			signed(gi)
-		}},
+		{"7.9.2", "parent hash", withCarol(func(l *LeafNode) { l.ParentHash = flip(l.ParentHash) })},
 		{"7.3", "leaf's signature", func(gi *GroupInfo) {
 			withTree(gi, func(tree *RatchetTree) *RatchetTree {
 				l := tree.Leaf(2).clone() // the last committer's, which no parent hash covers
@@ -644,6 +647,15 @@ func TestJoinersRefuseWhatIsWrong(t *testing.T) {
 				tree.setLeaf(2, l)
 				return tree
 			})
+			signed(gi)
+		}},
+		{"7.1", "leaf's encryption key", withCarol(func(l *LeafNode) { l.EncryptionKey = make(HPKEPublicKey, 32) })},
+		{"7.2", "leaf's suites", withCarol(func(l *LeafNode) { l.Capabilities.CipherSuites = nil })},
+		{"7.2", "leaf's versions", withCarol(func(l *LeafNode) { l.Capabilities.Versions = nil })},
+		{"5.3.1", "leaf's credential", withCarol(func(l *LeafNode) { l.Credential = BasicCredential([]byte("bad")) })},
+		{"12.2", "two leaves of one client", withCarol(func(l *LeafNode) { l.Credential = BasicCredential([]byte("bob")) })},
+		{"12.4.3.3", "tree that isn't one", func(gi *GroupInfo) {
+			gi.Extensions = gi.Extensions.Set(ExtensionRatchetTree, []byte{9})
 			signed(gi)
 		}},
 		{"13.4", "extension that members don't support", func(gi *GroupInfo) {

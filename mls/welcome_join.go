@@ -108,7 +108,7 @@ func checkGroupInfo(r *rules, gi *GroupInfo, tree *RatchetTree) (*publicState, e
 	}
 	inside, err := gi.RatchetTree()
 	if err != nil {
-		return nil, fmt.Errorf("ratchet tree: %w", err)
+		return nil, invalid("12.4.3.3", "ratchet tree", err)
 	}
 	if inside != nil {
 		tree = inside
