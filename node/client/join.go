@@ -81,7 +81,7 @@ func (c *Client) createRoom(ctx context.Context, name string) (*Room, error) {
 		if permanent(err) || ended(ctx) || delay > 8*minRetry {
 			return nil, err
 		}
-		c.pause(ctx, delay)
+		c.pause(ctx, delay, nil)
 	}
 	var w waits
 	if err := w.apply(c.db, b); err != nil {
@@ -280,7 +280,7 @@ func (c *Client) Join(ctx context.Context, room mimi.URI) (*Room, error) {
 		if err != nil {
 			return nil, fmt.Errorf("client: join %s: %w", room, err)
 		}
-		c.pause(ctx, time.Duration(10+mathrand.N(90))*time.Millisecond)
+		c.pause(ctx, time.Duration(10+mathrand.N(90))*time.Millisecond, nil)
 	}
 	return nil, fmt.Errorf("client: join %s: other commits came first %d times", room, joinAttempts)
 }
@@ -363,7 +363,7 @@ func (c *Client) finishJoin(ctx context.Context, room mimi.URI, p *mls.PendingJo
 		if permanent(err) {
 			return nil, errors.Join(err, c.forgetJoin(room))
 		}
-		c.pause(ctx, delay)
+		c.pause(ctx, delay, nil)
 	}
 	switch res.Code {
 	case mimi.UpdateSuccess:

@@ -65,7 +65,7 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 		delay = min(max(2*delay, 25*time.Millisecond), maxReconnect)
 		c.log.Info("not connected", "delay", delay, "err", err)
-		c.pause(ctx, delay)
+		c.pause(ctx, delay, nil)
 	}
 }
 

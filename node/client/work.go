@@ -93,17 +93,17 @@ func (r *Room) work(ctx context.Context) {
 		}
 		delay = min(max(2*delay, minRetry), maxRetry)
 		r.c.log.Debug("room waits", "room", r.uri, "delay", delay, "err", err)
-		r.c.pause(ctx, delay)
+		r.c.pause(ctx, delay, r.wake) // something in the log, for instance, says that the hub is there again
 	}
 }
 
 const (
 	minRetry = 25 * time.Millisecond
-	maxRetry = 10 * time.Second
+	maxRetry = 5 * time.Second
 )
 
-// pause waits about d, or until the node is there again.
-func (c *Client) pause(ctx context.Context, d time.Duration) {
+// pause waits about d, or until the node is there again, or until wake, if it isn't nil, has a value.
+func (c *Client) pause(ctx context.Context, d time.Duration, wake <-chan struct{}) {
 	c.mu.Lock()
 	live := c.live
 	c.mu.Unlock()
@@ -116,6 +116,7 @@ func (c *Client) pause(ctx context.Context, d time.Duration) {
 	defer t.Stop()
 	select {
 	case <-live:
+	case <-wake:
 	case <-t.C:
 	case <-ctx.Done():
 	}
