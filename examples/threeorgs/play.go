@@ -245,19 +245,49 @@ func accepted(answer *mimi.SubmitMessageResponse, err error) error {
 	return nil
 }
 
-// keep prints how another terminal takes part, and waits for the end.
+// keep leaves everything up until the end of ctx: another terminal can enrol as dora with the commands that it
+// prints, alice adds her to the room, and what is said there is shown.
 func (p *play) keep(ctx context.Context, w io.Writer) {
-	fmt.Fprintf(w, "\nThe nodes stay up; end with Ctrl-C. State is in %s. In another terminal:\n\n", p.dir)
-	inv, err := p.orgs[1].invite(ctx, "dora")
+	alice := p.device("alice-laptop")
+	room, err := alice.Room(p.room)
 	if err != nil {
-		fmt.Fprintf(w, "invite: %v\n", err)
+		fmt.Fprintf(w, "%v\n", err)
 		return
 	}
-	fmt.Fprintf(w, "  go run ./examples/chat -dir %s enrol '%s' dora-laptop\n", filepath.Join(p.dir, "devices", "dora"), inv)
-	fmt.Fprintf(w, "  go run ./examples/chat -dir %s new lunch\n", filepath.Join(p.dir, "devices", "dora"))
-	fmt.Fprintf(w, "  go run ./examples/chat -dir %s rooms\n\n", filepath.Join(p.dir, "devices", "dora"))
+	inv, err := p.orgs[1].invite(ctx, "dora")
+	if err != nil {
+		fmt.Fprintf(w, "invite dora: %v\n", err)
+		return
+	}
+	chat := "go run ./examples/chat -dir " + filepath.Join(p.dir, "devices", "dora")
+	fmt.Fprintf(w, "\nThe nodes stay up until Ctrl-C; all state is in %s. Join as dora of beta.example, in another terminal:\n\n", p.dir)
+	fmt.Fprintf(w, "  %s enrol '%s' dora-laptop\n", chat, inv)
+	fmt.Fprintf(w, "  %s tail -n 10 %s\n", chat, p.room)
+	fmt.Fprintf(w, "  %s send %s 'hello, I am dora'\n\nThe nodes answer to their operators:\n\n", chat, p.room)
 	for _, o := range p.orgs {
 		fmt.Fprintf(w, "  go run ./node/cmd/parley-node status -data %s\n", o.dir)
 	}
-	<-ctx.Done()
+	fmt.Fprintln(w)
+
+	events := alice.Events()
+	enrolled := time.NewTicker(time.Second)
+	defer enrolled.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-enrolled.C:
+			if err := room.Add(ctx, inv.User); err == nil {
+				fmt.Fprintln(w, "alice added dora to the room")
+				enrolled.Stop()
+			}
+		case e, ok := <-events:
+			if !ok {
+				return
+			}
+			if m, ok := e.(client.Message); ok {
+				fmt.Fprintf(w, "%s: %s\n", m.Client.ID(), m.Data)
+			}
+		}
+	}
 }

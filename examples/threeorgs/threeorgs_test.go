@@ -1,12 +1,17 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/node/client"
 )
 
 // The test binary is the example: the nodes that it starts are itself again.
@@ -80,5 +85,46 @@ func TestEachSabotagedStepIsFound(t *testing.T) {
 func TestUnknownStepIsAUsageError(t *testing.T) {
 	if _, code := perform(t, "-break", "nothing"); code != 2 {
 		t.Errorf("exit code %d, want 2", code)
+	}
+}
+
+// With -keep the nodes stay up, and whoever enrols with the invitation that is printed comes into the room.
+func TestKeptNetworkTakesInAnotherPerson(t *testing.T) {
+	cmd := exec.Command(os.Args[0], "-keep")
+	cmd.Env = append(os.Environ(), "THREEORGS_PLAY=1")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	lines := bufio.NewScanner(stderr)
+	await := func(pattern string) string {
+		for lines.Scan() {
+			if m := regexp.MustCompile(pattern).FindStringSubmatch(lines.Text()); m != nil {
+				return m[len(m)-1]
+			}
+		}
+		t.Fatalf("no line like %s: %v", pattern, lines.Err())
+		return ""
+	}
+	invitation := await(`enrol '(parley:[^']+)'`)
+	inv, err := authority.ParseInvitation(invitation)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dora, err := client.Enrol(t.Context(), client.Options{Dir: t.TempDir() + "/dora"}, inv, "dora-laptop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dora.Close()
+	await("alice added dora")
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("interrupted: %v", err)
 	}
 }
