@@ -85,3 +85,44 @@ func TestNobodyEncryptsForAnother(t *testing.T) {
 		t.Errorf("application data in the clear: got %v, want ErrMalformed", err)
 	}
 }
+
+func TestOwnMessagesThatCannotBeReadAreToldApart(t *testing.T) {
+	f := newForgery(t)
+	c, err := f.alice.Commit(f.alice.store, CommitOptions{})
+	f.must(err)
+	f.must(f.alice.Drop(f.alice.store))
+	if _, err := f.alice.Receive(f.alice.store, c.Message()); !errors.Is(err, ErrOwnMessage) {
+		t.Errorf("dropped commit: got %v, want ErrOwnMessage", err)
+	}
+	f.room.propose(f.bob.ProposeUpdate(f.bob.store, UpdateOptions{}))
+	f.bob.state.pending[0].private = nil // as if it was sent by a copy of this client
+	c, err = f.alice.Commit(f.alice.store, CommitOptions{})
+	f.must(err)
+	if _, err := f.bob.Receive(nil, c.Message()); !errors.Is(err, ErrOwnMessage) {
+		t.Errorf("update without its key: got %v, want ErrOwnMessage", err)
+	}
+}
+
+func TestMessagesStayInTheirGroup(t *testing.T) {
+	f := newForgery(t)
+	m, err := f.alice.Encrypt(f.alice.store, nil, []byte("x"))
+	f.must(err)
+	m.Private.GroupID = []byte("other")
+	if _, err := f.bob.Receive(nil, m); !errors.Is(err, ErrMalformed) {
+		t.Errorf("got %v, want ErrMalformed", err)
+	}
+}
+
+func TestFormerMembersApplyNothing(t *testing.T) {
+	f := newForgery(t)
+	var staged []*StagedCommit
+	for _, m := range []*MLSMessage{f.commit(forged{}), f.commit(forged{props: []Proposal{remove(f.bob.OwnLeaf())}})} {
+		got, err := f.bob.Receive(f.bob.store, m)
+		f.must(err)
+		staged = append(staged, got.(*StagedCommit))
+	}
+	f.must(f.bob.Apply(f.bob.store, staged[1]))
+	if err := f.bob.Apply(f.bob.store, staged[0]); !errors.Is(err, ErrRemoved) {
+		t.Errorf("got %v, want ErrRemoved", err)
+	}
+}
