@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/http"
@@ -226,6 +227,21 @@ func outboxWelcome(room mimi.URI, rest []byte) []byte {
 	return key(string(outboxKindWelcome), room, rest)
 }
 
+// parseReference reads what outboxEntry and outboxWelcome write. rest is the end of the key in the store, which begins
+// with seq.
+func parseReference(ref []byte) (kind byte, room mimi.URI, seq uint64, rest []byte, err error) {
+	i := slices.Index(ref, 0)
+	if i < 1 || (ref[0] != outboxKindEntry && ref[0] != outboxKindWelcome) {
+		return 0, "", 0, nil, fmt.Errorf("%w: reference %x in the outbox", errRecord, ref)
+	}
+	room, err = mimi.ParseURI(string(ref[1:i]))
+	rest = ref[i+1:]
+	if err != nil || len(rest) < 8 || (ref[0] == outboxKindEntry && len(rest) != 8) {
+		return 0, "", 0, nil, fmt.Errorf("%w: reference %x in the outbox", errRecord, ref)
+	}
+	return ref[0], room, binary.BigEndian.Uint64(rest), rest, nil
+}
+
 // load turns a reference into what is sent. It waits until that is on disk: nothing leaves the node before.
 func (n *Node) load(ref []byte) (federation.OutboxItem, error) {
 	item := federation.OutboxItem{Ref: ref}
@@ -233,15 +249,11 @@ func (n *Node) load(ref []byte) (federation.OutboxItem, error) {
 		item.Bundle, item.Fanout = true, n.ownBundle.Load().JSON()
 		return item, nil
 	}
-	i := slices.Index(ref, 0)
-	if i < 1 || len(ref) < i+9 || (ref[0] != outboxKindEntry && ref[0] != outboxKindWelcome) {
-		return item, fmt.Errorf("%w: reference %x in the outbox", errRecord, ref)
+	kind, room, seq, rest, err := parseReference(ref)
+	if err != nil {
+		return item, err
 	}
-	item.Room = mimi.URI(ref[1:i])
-	rest := ref[i+1:]
-	for _, b := range rest[:8] {
-		item.Seq = item.Seq<<8 | uint64(b)
-	}
+	item.Room, item.Seq = room, seq
 	r, err := n.openRoom(item.Room)
 	if err != nil {
 		return item, err
@@ -253,7 +265,7 @@ func (n *Node) load(ref []byte) (federation.OutboxItem, error) {
 		return item, err
 	}
 	prefix := prefixLog
-	if ref[0] == outboxKindWelcome {
+	if kind == outboxKindWelcome {
 		prefix = prefixFanout
 	}
 	item.Fanout, err = n.store.Get(key(prefix, item.Room, rest))

@@ -20,7 +20,8 @@ import (
 // released, so that changes that queue up share a sync. Whatever leaves the node (answers, events, fan-out) comes
 // from entries up to durable only.
 type room struct {
-	uri mimi.URI
+	uri    mimi.URI
+	hosted bool
 
 	mu     sync.Mutex
 	record roomRecord       // guarded by mu
@@ -48,7 +49,7 @@ func (n *Node) openRoom(uri mimi.URI) (*room, error) {
 	if err := decodeRecord(b, &r.record, "room"); err != nil {
 		return nil, err
 	}
-	if r.record.hosted {
+	if r.hosted = r.record.hosted; r.hosted {
 		if r.group, err = mls.LoadPublicGroup(n.publicConfig(), n.groupState(uri)); err != nil {
 			return nil, fmt.Errorf("loading the group of %s: %w", uri, err)
 		}
@@ -75,7 +76,7 @@ func (n *Node) hostedRoom(uri mimi.URI) (*room, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r == nil || !r.record.hosted {
+	if r == nil || !r.hosted {
 		return nil, refuse("notFound", "there is no room %s", uri)
 	}
 	return r, nil
