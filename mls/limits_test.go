@@ -143,3 +143,27 @@ func TestProposalsWithoutTheirBodyAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestServersTakeMessagesForWhatTheyAre(t *testing.T) {
+	f := newForgery(t)
+	commit, proposal := f.commit(forged{}), f.proposal(f.carol, remove(1))
+	if _, err := f.server.CheckProposal(commit.Public); !errors.Is(err, ErrMalformed) {
+		t.Errorf("a commit as a proposal: got %v, want ErrMalformed", err)
+	}
+	if _, err := f.server.CheckCommit(proposal.Public); !errors.Is(err, ErrMalformed) {
+		t.Errorf("a proposal as a commit: got %v, want ErrMalformed", err)
+	}
+	s, err := f.server.CheckProposal(proposal.Public)
+	f.must(err)
+	f.must(f.server.ApplyProposal(f.store, s))
+	again, err := f.server.CheckProposal(proposal.Public)
+	f.must(err)
+	f.must(f.server.ApplyProposal(f.store, again))
+	if !again.Known() || len(f.server.Pending()) != 1 {
+		t.Errorf("a proposal sent twice: known %v, %d pending", again.Known(), len(f.server.Pending()))
+	}
+	f.room.commit(f.bob, CommitOptions{})
+	if err := f.server.ApplyProposal(f.store, s); !errors.Is(err, ErrEpoch) {
+		t.Errorf("a proposal of a past epoch: got %v, want ErrEpoch", err)
+	}
+}
