@@ -60,7 +60,7 @@ func TestFollowerCatchesUpAfterItsRestart(t *testing.T) {
 }
 
 func TestFollowerResumesAfterHubRestart(t *testing.T) {
-	alpha, _, alice, bob, alices, bobs := twoNodes(t)
+	alpha, _, alice, bob, _, bobs := twoNodes(t)
 	message := bob.seal("while alpha is down")
 	alpha.stop()
 	if _, _, err := bob.submit(message); code(err) != "hubUnreachable" {
@@ -68,7 +68,7 @@ func TestFollowerResumesAfterHubRestart(t *testing.T) {
 	}
 	alpha.start()
 	alice.authenticate()
-	alices = alice.subscribe()
+	alices := alice.subscribe()
 	var seq uint64
 	eventually(t, func() error {
 		resp, s, err := bob.submit(message) // the same bytes
@@ -215,7 +215,7 @@ func TestRevocationOfAFollowersClientReachesTheHub(t *testing.T) {
 }
 
 func TestRemovalsAreProposedThatACrashCutOff(t *testing.T) {
-	alpha, beta, alice, bob, alices, bobs := twoNodes(t)
+	alpha, beta, alice, bob, _, bobs := twoNodes(t)
 	alpha.stop()
 	if _, err := beta.service.Revoke(t.Context(), string(bob.uri), "stolen"); err != nil {
 		t.Fatal(err)
@@ -225,7 +225,7 @@ func TestRemovalsAreProposedThatACrashCutOff(t *testing.T) {
 	}
 	alpha.start()
 	alice.authenticate()
-	alices = alice.subscribe()
+	alices := alice.subscribe()
 	alices.until(func() bool { return len(alice.group.Pending()) > 0 })
 }
 

@@ -451,6 +451,7 @@ func (n *Node) orderProposals(by submitter, r *room, bundle *mimi.HandshakeBundl
 	c := n.begin(r, who.peers)
 	for _, s := range staged {
 		if err := r.group.ApplyProposal(c.batch.Prefixed(key(prefixGroup, r.uri)), s); err != nil {
+			r.broken = err // the group in memory may have some of them
 			return nil, 0, err
 		}
 	}

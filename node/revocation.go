@@ -85,6 +85,7 @@ func (n *Node) proposeAll() error {
 	}
 	var failed error
 	for _, uri := range uris {
+		var incomplete error
 		r, err := n.hostedRoom(uri)
 		if err == nil {
 			err = n.run(r, func() (*change, error) {
@@ -93,13 +94,16 @@ func (n *Node) proposeAll() error {
 					return nil, err
 				}
 				c := n.begin(r, who.peers)
-				if err := n.proposeRemoves(c); err != nil || c.batch.Len() == 0 {
-					return nil, err
+				if err := n.proposeRemoves(c); err != nil {
+					incomplete = err // what was proposed before that stands
+				}
+				if c.batch.Len() == 0 {
+					return nil, nil
 				}
 				return c, nil
 			})
 		}
-		failed = errors.Join(failed, err)
+		failed = errors.Join(failed, err, incomplete)
 	}
 	return failed
 }

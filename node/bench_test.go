@@ -1,0 +1,36 @@
+package node
+
+import (
+	"sync/atomic"
+	"testing"
+
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// BenchmarkHubOrdersMessages measures the hub alone, without a network: checked, numbered and on disk. Submitters are
+// as many as -cpu times 16, for the sync is shared.
+func BenchmarkHubOrdersMessages(b *testing.B) {
+	n := newNode(b, "alpha")
+	alice := newClient(b, n, "alice", "alice-laptop")
+	room := alice.createRoom()
+	by := submitter{domain: "alpha.example", user: alice.user, client: alice.uri}
+	sealed := alice.seal(string(make([]byte, 1024))).Message.Private
+	var next atomic.Uint64
+	b.SetParallelism(16)
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			m := *sealed // another ciphertext, as far as the hub can see
+			m.Ciphertext = append(be64(next.Add(1)), sealed.Ciphertext[8:]...)
+			body := codec.Marshal(&mimi.SubmitMessageRequest{Message: mls.NewMLSMessage(&m), Sender: alice.user})
+			resp, _, err := n.submitMessage(by, room, body)
+			if err != nil || resp.Code != mimi.SubmitAccepted {
+				b.Errorf("%+v, %v", resp, err)
+				return
+			}
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+}
