@@ -232,12 +232,12 @@ func outboxWelcome(room mimi.URI, rest []byte) []byte {
 func parseReference(ref []byte) (kind byte, room mimi.URI, seq uint64, rest []byte, err error) {
 	i := slices.Index(ref, 0)
 	if i < 1 || (ref[0] != outboxKindEntry && ref[0] != outboxKindWelcome) {
-		return 0, "", 0, nil, fmt.Errorf("%w: reference %x in the outbox", errRecord, ref)
+		return 0, "", 0, nil, fmt.Errorf("%w: %w: reference %x in the outbox", federation.ErrNoItem, errRecord, ref)
 	}
 	room, err = mimi.ParseURI(string(ref[1:i]))
 	rest = ref[i+1:]
 	if err != nil || len(rest) < 8 || (ref[0] == outboxKindEntry && len(rest) != 8) {
-		return 0, "", 0, nil, fmt.Errorf("%w: reference %x in the outbox", errRecord, ref)
+		return 0, "", 0, nil, fmt.Errorf("%w: %w: reference %x in the outbox", federation.ErrNoItem, errRecord, ref)
 	}
 	return ref[0], room, binary.BigEndian.Uint64(rest), rest, nil
 }
@@ -259,7 +259,7 @@ func (n *Node) load(ref []byte) (federation.OutboxItem, error) {
 		return item, err
 	}
 	if r == nil {
-		return item, fmt.Errorf("%w: unknown room %s in the outbox", errRecord, item.Room)
+		return item, fmt.Errorf("%w: %w: unknown room %s in the outbox", federation.ErrNoItem, errRecord, item.Room)
 	}
 	if err := n.settle(r, item.Seq); err != nil {
 		return item, err
