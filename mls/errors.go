@@ -26,6 +26,8 @@ var (
 	ErrMalformed = errors.New("mls: malformed")
 	// ErrRemoved: this client isn't a member of the group any more.
 	ErrRemoved = errors.New("mls: not a member of the group")
+	// ErrPending: application data may be sent only after the epoch's proposals were committed.
+	ErrPending = errors.New("mls: proposals are to be committed first")
 )
 
 // ValidationError says which rule a structure breaks. Every receiver finds the same error, because only agreed data

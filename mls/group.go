@@ -312,11 +312,15 @@ func setExternalPub(ext Extensions, cs CipherSuite, es *epochSecrets) (Extension
 	return ext.Set(ExtensionExternalPub, w.Bytes()), nil
 }
 
-// Encrypt makes a message of application data (RFC 9420, Section 15). aad is authenticated and not encrypted. Pending
-// proposals should be committed before (Section 12.4). It fails with ErrRemoved for a former member.
+// Encrypt makes a message of application data (RFC 9420, Section 15). aad is authenticated and not encrypted. It fails
+// with ErrPending while there are proposals that no commit has applied, so that nobody reads on whose removal was
+// proposed (Section 12.4), and with ErrRemoved for a former member.
 func (g *Group) Encrypt(b Batch, aad, data []byte) (*MLSMessage, error) {
 	if !g.active {
 		return nil, fmt.Errorf("mls: encrypt: %w", ErrRemoved)
+	}
+	if n := len(g.state.pending); n > 0 {
+		return nil, fmt.Errorf("mls: encrypt: %w: %d", ErrPending, n)
 	}
 	signer, err := g.signer()
 	if err != nil {

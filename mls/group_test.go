@@ -333,6 +333,13 @@ func (r *room) check() {
 func (r *room) talk() {
 	r.t.Helper()
 	for _, from := range r.members {
+		if len(from.Pending()) > 0 {
+			// RFC 9420, Section 12.4: what was proposed is committed first.
+			if _, err := from.Encrypt(from.store, nil, []byte("too early")); !errors.Is(err, ErrPending) {
+				r.t.Fatalf("%s with pending proposals: got %v, want ErrPending", from.name, err)
+			}
+			continue
+		}
 		text := fmt.Sprintf("from %s in %d", from.name, from.Epoch())
 		m, err := from.Encrypt(from.store, []byte("aad"), []byte(text))
 		if err != nil {

@@ -105,6 +105,7 @@ func walk(t *testing.T, cs CipherSuite, rnd *rand.Rand, steps int) {
 		}
 	}
 	r.checkStores()
+	r.commit(r.members[0], CommitOptions{})
 	r.talk()
 	r.checkStores()
 }

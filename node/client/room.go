@@ -364,8 +364,12 @@ func (r *Room) judgeLeaf(l *mls.LeafNode) {
 	}
 }
 
-// held says whether messages must wait: a member other than this client isn't trusted at present. mu is held.
+// held says whether messages must wait: proposals are to be committed before (RFC 9420, Section 12.4), or a member
+// other than this client isn't trusted at present. mu is held.
 func (r *Room) held() bool {
+	if len(r.group.Pending()) > 0 {
+		return true
+	}
 	own := r.c.ID()
 	for id := range r.flags {
 		if id != own {
