@@ -197,6 +197,23 @@ func (s *ExternalSenders) UnmarshalMLS(r *codec.Reader) {
 // ComponentID identifies an application component (draft-ietf-mls-extensions, "Component IDs").
 type ComponentID uint16
 
+// The components of draft-ietf-mls-extensions, "MLS Component Types", that this package knows.
+const (
+	// ComponentAppComponents has a ComponentsList: in a leaf of the components that the client supports, in the
+	// GroupContext of those that every member has to support.
+	ComponentAppComponents ComponentID = 1
+)
+
+// ComponentsList is a list of components (draft-ietf-mls-extensions, "Negotiating Extensions and Components"). Unknown
+// ones in it are ignored.
+type ComponentsList []ComponentID
+
+// MarshalMLS implements codec.Marshaler.
+func (l ComponentsList) MarshalMLS(w *codec.Writer) { writeUint16s(w, l) }
+
+// UnmarshalMLS implements codec.Unmarshaler.
+func (l *ComponentsList) UnmarshalMLS(r *codec.Reader) { *l = readUint16s[ComponentID](r) }
+
 // ComponentData is the data of one component.
 type ComponentData struct {
 	ID   ComponentID

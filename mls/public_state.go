@@ -24,9 +24,10 @@ type rules struct {
 
 // contextRules is what the GroupContext's extensions ask for.
 type contextRules struct {
-	required RequiredCapabilities
-	senders  ExternalSenders
-	types    []ExtensionType
+	required   RequiredCapabilities
+	components ComponentsList
+	senders    ExternalSenders
+	types      []ExtensionType
 }
 
 func parseContextRules(ext Extensions) (*contextRules, error) {
@@ -43,13 +44,28 @@ func parseContextRules(ext Extensions) (*contextRules, error) {
 		case ExtensionExternalSenders:
 			err = codec.Unmarshal(e.Data, &cr.senders)
 		case ExtensionAppDataDictionary:
-			err = codec.Unmarshal(e.Data, new(AppDataDictionary))
+			cr.components, err = appComponents(ext)
 		}
 		if err != nil {
 			return nil, invalid("13.4", "extension type %d of the GroupContext", e.Type, err)
 		}
 	}
 	return cr, nil
+}
+
+// appComponents returns the list of components in the app_data_dictionary of a leaf or GroupContext; without one it is
+// empty.
+func appComponents(ext Extensions) (ComponentsList, error) {
+	d, err := dictionaryOf(ext)
+	if err != nil {
+		return nil, err
+	}
+	data, ok := d.Get(ComponentAppComponents)
+	if !ok {
+		return nil, nil
+	}
+	var l ComponentsList
+	return l, codec.Unmarshal(data, &l)
 }
 
 // publicState is the part of a group that its public messages show; Group and PublicGroup both have one.

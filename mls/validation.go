@@ -3,6 +3,7 @@ package mls
 import (
 	"bytes"
 	"fmt"
+	"slices"
 
 	"github.com/parley-mls/parley/mls/codec"
 )
@@ -53,6 +54,18 @@ func checkLeafFits(l *LeafNode, cr *contextRules) error {
 	for _, t := range cr.types {
 		if !l.Capabilities.supportsExtension(t) {
 			return invalid("13.4", "leaf node does not support extension type %d of the GroupContext", t)
+		}
+	}
+	if len(cr.components) == 0 {
+		return nil
+	}
+	supported, err := appComponents(l.Extensions)
+	if err != nil {
+		return invalidAppData("dictionary of the leaf node", err)
+	}
+	for _, id := range cr.components {
+		if !slices.Contains(supported, id) {
+			return invalidAppData("leaf node does not support component %d, which the group requires", id)
 		}
 	}
 	return nil

@@ -73,7 +73,7 @@ func TestBadInputOfClientsIsRefusedAndChangesNothing(t *testing.T) {
 		}
 		return codec.Marshal(&mimi.UpdateRequest{Bundle: mimi.HandshakeBundle{Message: m}})
 	}
-	kp, _, err := mls.NewKeyPackage(mls.KeyPackageOptions{Suite: testSuite, Credential: mls.X509Credential(eve.chain), Signer: eve.signer})
+	kp, _, err := mls.NewKeyPackage(mls.KeyPackageOptions{Suite: testSuite, Credential: mls.X509Credential(eve.chain), Signer: eve.signer, LeafExtensions: mimi.LeafExtensions()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -147,6 +147,7 @@ func (c *testClient) externalJoin(props ...mls.Proposal) uint64 {
 	}
 	p, err := mls.ExternalJoin(c.config(), mls.ExternalJoinOptions{
 		GroupInfo: plain.GroupInfo, Tree: plain.RatchetTree.Tree, Credential: mls.X509Credential(c.chain), Signer: c.signer, Proposals: props,
+		LeafExtensions: mimi.LeafExtensions(),
 	})
 	if err != nil {
 		c.t.Fatal(err)

@@ -317,7 +317,7 @@ func (c *testClient) keyPackages(n int) [][]byte {
 	c.t.Helper()
 	var out [][]byte
 	for range n {
-		kp, secrets, err := mls.NewKeyPackage(mls.KeyPackageOptions{Suite: testSuite, Credential: mls.X509Credential(c.chain), Signer: c.signer})
+		kp, secrets, err := mls.NewKeyPackage(mls.KeyPackageOptions{Suite: testSuite, Credential: mls.X509Credential(c.chain), Signer: c.signer, LeafExtensions: mimi.LeafExtensions()})
 		if err != nil {
 			c.t.Fatal(err)
 		}
@@ -353,13 +353,14 @@ func (c *testClient) newGroup(room mimi.URI, edit func(*mls.Extensions)) *mls.Gr
 			Credentials: []mls.CredentialType{mls.CredentialX509},
 		})},
 		{Type: mls.ExtensionExternalSenders, Data: codec.Marshal(mls.ExternalSenders{hub})},
-		{Type: mls.ExtensionAppDataDictionary, Data: codec.Marshal(mls.AppDataDictionary(nil).Set(mimi.ComponentParticipantList, codec.Marshal(list)))},
+		{Type: mls.ExtensionAppDataDictionary, Data: codec.Marshal(mimi.RoomDictionary(list, mimi.RoomMetadata{RoomURI: string(room)}))},
 	}
 	if edit != nil {
 		edit(&ext)
 	}
 	g, err := mls.NewGroup(c.config(), nil, mls.GroupOptions{
 		GroupID: []byte(room.Group()), Suite: testSuite, Credential: mls.X509Credential(c.chain), Signer: c.signer, Extensions: ext,
+		LeafExtensions: mimi.LeafExtensions(),
 	})
 	if err != nil {
 		c.t.Fatal(err)

@@ -97,6 +97,9 @@ func (n *Node) checkNewRoom(by submitter, uri mimi.URI, group *mls.PublicGroup) 
 	if len(list) != 1 || list[0].User != user || list[0].Role != mimi.RoleAdmin {
 		return refuse("notAllowed", "a new room has its creator as only participant and administrator")
 	}
+	if err := checkComponents(group.Dictionary()); err != nil {
+		return err
+	}
 	if err := n.checkExternalSender(group); err != nil {
 		return err
 	}
@@ -110,6 +113,24 @@ func (n *Node) checkNewRoom(by submitter, uri mimi.URI, group *mls.PublicGroup) 
 	}
 	if !slices.Contains(required.Extensions, mls.ExtensionAppDataDictionary) || !slices.Contains(required.Proposals, mls.ProposalAppDataUpdate) {
 		return refuse("malformed", "required_capabilities lack app_data_dictionary or app_data_update")
+	}
+	return nil
+}
+
+// checkComponents makes sure that whoever joins must understand the room's state.
+func checkComponents(d mls.AppDataDictionary) error {
+	data, ok := d.Get(mls.ComponentAppComponents)
+	if !ok {
+		return refuse("malformed", "the app_data_dictionary has no app_components")
+	}
+	var required mls.ComponentsList
+	if err := codec.Unmarshal(data, &required); err != nil {
+		return err
+	}
+	for _, id := range mimi.RoomComponents() {
+		if !slices.Contains(required, id) {
+			return refuse("malformed", "app_components lacks component %d", id)
+		}
 	}
 	return nil
 }

@@ -197,7 +197,7 @@ func TestRoomsAreCheckedWhenTheyAreCreated(t *testing.T) {
 	}
 	list := func(l mimi.ParticipantList) func(*mls.Extensions) {
 		return func(ext *mls.Extensions) {
-			*ext = ext.Set(mls.ExtensionAppDataDictionary, codec.Marshal(mls.AppDataDictionary(nil).Set(mimi.ComponentParticipantList, codec.Marshal(l))))
+			*ext = ext.Set(mls.ExtensionAppDataDictionary, codec.Marshal(mimi.RoomDictionary(l, mimi.RoomMetadata{})))
 		}
 	}
 	for _, c := range []struct {
@@ -207,6 +207,10 @@ func TestRoomsAreCheckedWhenTheyAreCreated(t *testing.T) {
 		edit func(*mls.Extensions)
 		code string
 	}{
+		{"components that members need not support", alice, room, func(ext *mls.Extensions) {
+			d := mls.AppDataDictionary(nil).Set(mimi.ComponentParticipantList, codec.Marshal(mimi.ParticipantList{{User: alice.user, Role: mimi.RoleAdmin}}))
+			*ext = ext.Set(mls.ExtensionAppDataDictionary, codec.Marshal(d))
+		}, "malformed"},
 		{"another provider's room", alice, "mimi://beta.example/r/lunch", nil, "wrongProvider"},
 		{"not a room", alice, "mimi://alpha.example/u/lunch", nil, "malformed"},
 		{"no hub", alice, room, drop(mls.ExtensionExternalSenders), "malformed"},

@@ -218,6 +218,27 @@ func Components() map[mls.ComponentID]mls.Component {
 	}
 }
 
+// RoomComponents are the components that every member of a room has to support.
+func RoomComponents() mls.ComponentsList {
+	return mls.ComponentsList{ComponentParticipantList, ComponentRoomMetadata}
+}
+
+// RoomDictionary is the app_data_dictionary with which a room begins.
+func RoomDictionary(list ParticipantList, metadata RoomMetadata) mls.AppDataDictionary {
+	return mls.AppDataDictionary(nil).
+		Set(mls.ComponentAppComponents, codec.Marshal(RoomComponents())).
+		Set(ComponentParticipantList, codec.Marshal(list)).
+		Set(ComponentRoomMetadata, codec.Marshal(metadata))
+}
+
+// LeafExtensions is what clients say of themselves in their leaves: which components they support
+// (draft-ietf-mls-extensions, "Negotiating Extensions and Components").
+func LeafExtensions() mls.Extensions {
+	supported := append(mls.ComponentsList{mls.ComponentAppComponents}, RoomComponents()...)
+	dictionary := mls.AppDataDictionary(nil).Set(mls.ComponentAppComponents, codec.Marshal(supported))
+	return mls.Extensions{{Type: mls.ExtensionAppDataDictionary, Data: codec.Marshal(dictionary)}}
+}
+
 type participantComponent struct{}
 
 // Update implements mls.Component.

@@ -60,7 +60,7 @@ func (c *Client) createRoom(ctx context.Context, name string) (*Room, error) {
 	b := new(store.Batch)
 	r.group, err = mls.NewGroup(c.config, b.Prefixed(r.key(roomGroup)), mls.GroupOptions{
 		GroupID: []byte(uri.Group()), Suite: p.Suite, Credential: c.credential(), Signer: c.signer,
-		Lifetime: c.lifetime(), Extensions: roomExtensions(uri, name, p.User, hub),
+		Lifetime: c.lifetime(), Extensions: roomExtensions(uri, name, p.User, hub), LeafExtensions: mimi.LeafExtensions(),
 	})
 	if err != nil {
 		return nil, err
@@ -98,9 +98,10 @@ func (c *Client) createRoom(ctx context.Context, name string) (*Room, error) {
 // roomExtensions is the GroupContext of a new room: what members must support, the hub as external sender 0, the
 // participant list and the room's metadata.
 func roomExtensions(uri mimi.URI, name string, admin mimi.URI, hub mls.ExternalSender) mls.Extensions {
-	dict := mls.AppDataDictionary{}.
-		Set(mimi.ComponentParticipantList, codec.Marshal(mimi.ParticipantList{{User: admin, Role: mimi.RoleAdmin}})).
-		Set(mimi.ComponentRoomMetadata, codec.Marshal(mimi.RoomMetadata{RoomURI: string(uri), RoomName: name}))
+	dict := mimi.RoomDictionary(
+		mimi.ParticipantList{{User: admin, Role: mimi.RoleAdmin}},
+		mimi.RoomMetadata{RoomURI: string(uri), RoomName: name},
+	)
 	return mls.Extensions{
 		{Type: mls.ExtensionRequiredCapabilities, Data: codec.Marshal(mls.RequiredCapabilities{
 			Extensions:  []mls.ExtensionType{mls.ExtensionAppDataDictionary},
@@ -325,6 +326,7 @@ func (c *Client) prepareJoin(ctx context.Context, room mimi.URI) (*mls.PendingJo
 	}
 	o := mls.ExternalJoinOptions{
 		GroupInfo: opened.GroupInfo, Tree: tree, Credential: c.credential(), Signer: c.signer,
+		LeafExtensions: mimi.LeafExtensions(),
 	}
 	for i, l := range tree.Leaves() {
 		if _, id, err := c.identity(l); err == nil && id == p.Client {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/node/api"
@@ -57,7 +58,7 @@ func (c *Client) publishKeyPackages(ctx context.Context, replace bool) error {
 	for range want {
 		kp, secrets, err := mls.NewKeyPackage(mls.KeyPackageOptions{
 			Rand: c.o.Rand, Time: c.o.Time, Suite: suite, Credential: c.credential(), Signer: c.signer,
-			Lifetime: c.lifetime(),
+			Lifetime: c.lifetime(), LeafExtensions: mimi.LeafExtensions(),
 		})
 		if err != nil {
 			return fmt.Errorf("client: make a key package: %w", err)

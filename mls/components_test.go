@@ -1,0 +1,75 @@
+package mls
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// A client joins a group only if its leaf lists the components that the group requires (draft-ietf-mls-extensions,
+// "Negotiating Extensions and Components").
+func TestRequiredComponentsAreAskedOfNewMembers(t *testing.T) {
+	list := func(ids ...ComponentID) Extensions {
+		d := AppDataDictionary(nil).Set(ComponentAppComponents, codec.Marshal(ComponentsList(ids)))
+		return Extensions{{Type: ExtensionAppDataDictionary, Data: codec.Marshal(d)}}
+	}
+	const cs, required = testSuite, ComponentID(0x8001)
+	hub := newSigner(t, cs)
+	hubKey, err := cs.SignaturePublicKey(hub.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	context := append(list(required), Extension{Type: ExtensionExternalSenders, Data: codec.Marshal(ExternalSenders{
+		{SignatureKey: hubKey, Credential: BasicCredential([]byte("hub"))},
+	})})
+	options := GroupOptions{
+		GroupID: []byte("group"), Suite: cs, Credential: BasicCredential([]byte("alice")), Signer: newSigner(t, cs), Extensions: context,
+	}
+	lacks := func(err error) bool {
+		var v *ValidationError
+		return errors.As(err, &v) && v.Section == sectionAppData
+	}
+	if _, err := NewGroup(testConfig(), nil, options); !lacks(err) {
+		t.Errorf("group of a creator without the component: %v", err)
+	}
+	options.LeafExtensions = list(ComponentAppComponents, required, 0x0a0a)
+	g, err := NewGroup(testConfig(), nil, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gi, err := g.GroupInfo(true, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := NewPublicGroup(publicConfig(), nil, gi, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		leaf Extensions
+		ok   bool
+	}{
+		{"no list", nil, false},
+		{"another component", list(0x8002), false},
+		{"the component among others", list(1, required, 0x8002), true},
+	} {
+		kp, _, err := NewKeyPackage(KeyPackageOptions{
+			Suite: cs, Credential: BasicCredential([]byte("bob")), Signer: newSigner(t, cs), LeafExtensions: c.leaf,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := ExternalProposal(cs, nil, hub, 0, g.GroupID(), g.Epoch(), add(kp))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := server.CheckProposal(m.Public); c.ok && err != nil || !c.ok && !lacks(err) {
+			t.Errorf("%s: the server says %v", c.name, err)
+		}
+		if _, err := g.Commit(nil, CommitOptions{Proposals: []Proposal{add(kp)}}); c.ok && err != nil || !c.ok && !lacks(err) {
+			t.Errorf("%s: the committer says %v", c.name, err)
+		}
+	}
+}
