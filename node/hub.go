@@ -197,6 +197,8 @@ func (n *Node) update(by submitter, uri mimi.URI, body []byte) (*mimi.UpdateRoom
 			return nil, decodeRecord(rec.response, resp, "answer")
 		}
 		if m.Public.Content.Epoch != r.group.Epoch() {
+			n.metrics.refused.WithLabelValues("update", "wrongEpoch").Inc()
+			n.log.Debug("handshake of another epoch", "room", uri, "from", by.domain, "epoch", m.Public.Content.Epoch, "current", r.group.Epoch())
 			resp = &mimi.UpdateRoomResponse{
 				Code: mimi.UpdateWrongEpoch, Description: "the room is in another epoch", CurrentEpoch: r.group.Epoch(),
 			}

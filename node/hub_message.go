@@ -46,6 +46,8 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 			return nil, refuse("notAllowed", "epoch %d, the room is in %d", m.Private.Epoch, r.group.Epoch())
 		}
 		if m.Private.Epoch < r.group.Epoch() {
+			n.metrics.refused.WithLabelValues("submitMessage", "epochTooOld").Inc()
+			n.log.Debug("message of an old epoch", "room", r.uri, "from", by.domain, "epoch", m.Private.Epoch, "current", r.group.Epoch())
 			resp = &mimi.SubmitMessageResponse{Code: mimi.SubmitEpochTooOld, CurrentEpoch: r.group.Epoch()}
 			return nil, nil
 		}
