@@ -19,11 +19,16 @@ import (
 // clientHandler serves the client API: Connect, gRPC and gRPC-Web.
 func (n *Node) clientHandler() http.Handler {
 	mux := http.NewServeMux()
-	limit := connect.WithReadMaxBytes(n.cfg.Limits.RequestBytes)
-	mux.Handle(apiconnect.NewEnrolmentServiceHandler(enrolment{n}, connect.WithReadMaxBytes(64<<10), connect.WithInterceptors(gate{n, true})))
-	mux.Handle(apiconnect.NewClientServiceHandler(clientAPI{n}, limit, connect.WithInterceptors(gate{n, false})))
+	open, authenticated := gate{n, true}, gate{n, false}
+	path, h := apiconnect.NewEnrolmentServiceHandler(enrolment{n}, connect.WithReadMaxBytes(maxEnrolment), connect.WithInterceptors(open))
+	mux.Handle(path, open.before(maxEnrolment, h))
+	path, h = apiconnect.NewClientServiceHandler(clientAPI{n}, connect.WithReadMaxBytes(n.cfg.Limits.RequestBytes), connect.WithInterceptors(authenticated))
+	mux.Handle(path, authenticated.before(n.cfg.Limits.RequestBytes, h))
 	return mux
 }
+
+// maxEnrolment is the size in bytes of the largest request without a token.
+const maxEnrolment = 64 << 10
 
 // enrolment implements apiconnect.EnrolmentServiceHandler.
 type enrolment struct{ n *Node }

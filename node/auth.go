@@ -252,8 +252,8 @@ type sessionKey struct{}
 
 func sessionOf(ctx context.Context) *session { return ctx.Value(sessionKey{}).(*session) }
 
-// gate is the interceptor in front of both services: it authenticates clients, limits rates, measures, and turns errors
-// into what the client is told.
+// gate stands in front of both services: before authenticates clients and limits rates, the interceptor measures and
+// turns errors into what the client is told.
 type gate struct {
 	n    *Node
 	open bool // for EnrolmentService, which asks for no token
@@ -263,15 +263,37 @@ type anonymous string
 
 func (a anonymous) String() string { return string(a) }
 
-func (g gate) enter(ctx context.Context, header http.Header, peer string) (context.Context, fmt.Stringer, error) {
+// before refuses a request without its body being read: of a client without a good token, at too high a rate, or that
+// says it is larger than max bytes.
+func (g gate) before(max int, next http.Handler) http.Handler {
+	answer := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var who fmt.Stringer = anonymous(r.RemoteAddr)
+		var err error
+		if g.open {
+			err = g.n.auth.remote(r.RemoteAddr)
+		} else if s, bad := g.n.auth.session(r.Header); bad != nil {
+			err = bad
+		} else {
+			who, r = s, r.WithContext(context.WithValue(r.Context(), sessionKey{}, s))
+		}
+		if err == nil && r.ContentLength > int64(max) {
+			err = refuse("tooLarge", "a request of %d bytes, at most %d", r.ContentLength, max)
+		}
+		if err != nil {
+			_ = answer.Write(w, r, g.n.clientError("unread", who, err)) // who hung up isn't told
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// who names the client of a request that before has let in.
+func (g gate) who(ctx context.Context, peer string) fmt.Stringer {
 	if g.open {
-		return ctx, anonymous(peer), g.n.auth.remote(peer)
+		return anonymous(peer)
 	}
-	s, err := g.n.auth.session(header)
-	if err != nil {
-		return ctx, anonymous(peer), err
-	}
-	return context.WithValue(ctx, sessionKey{}, s), s, nil
+	return sessionOf(ctx)
 }
 
 // WrapUnary implements connect.Interceptor.
@@ -279,14 +301,10 @@ func (g gate) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		began := time.Now()
 		endpoint := procedure(req.Spec())
-		ctx, who, err := g.enter(ctx, req.Header(), req.Peer().Addr)
-		var resp connect.AnyResponse
-		if err == nil {
-			resp, err = next(ctx, req)
-		}
+		resp, err := next(ctx, req)
 		g.n.metrics.requests.WithLabelValues(endpoint).Observe(time.Since(began).Seconds())
 		if err != nil {
-			return nil, g.n.clientError(endpoint, who, err)
+			return nil, g.n.clientError(endpoint, g.who(ctx, req.Peer().Addr), err)
 		}
 		return resp, nil
 	}
@@ -295,12 +313,8 @@ func (g gate) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 // WrapStreamingHandler implements connect.Interceptor.
 func (g gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		ctx, who, err := g.enter(ctx, conn.RequestHeader(), conn.Peer().Addr)
-		if err == nil {
-			err = next(ctx, conn)
-		}
-		if err != nil {
-			return g.n.clientError(procedure(conn.Spec()), who, err)
+		if err := next(ctx, conn); err != nil {
+			return g.n.clientError(procedure(conn.Spec()), g.who(ctx, conn.Peer().Addr), err)
 		}
 		return nil
 	}

@@ -115,6 +115,12 @@ func TestBadInputOfClientsIsRefusedAndChangesNothing(t *testing.T) {
 		}
 	}
 	encoded := codec.Marshal(message)
+	enrol := func(size int) func(*testClient) (string, error) {
+		return func(c *testClient) (string, error) {
+			_, err := c.enrol.Enrol(t.Context(), connect.NewRequest(&api.EnrolRequest{Token: "x", Csr: make([]byte, size)}))
+			return code(err), nil
+		}
+	}
 	before := dump(t, n.Node)
 	for _, c := range []struct {
 		name string
@@ -122,6 +128,8 @@ func TestBadInputOfClientsIsRefusedAndChangesNothing(t *testing.T) {
 		call func(*testClient) (string, error)
 		want string
 	}{
+		{"enrol: too large", laptop, enrol(maxEnrolment), "tooLarge"},
+		{"submit: too large", laptop, submit(string(room), make([]byte, 16<<20)), "tooLarge"},
 		{"submit: empty", laptop, submit(string(room), nil), "malformed"},
 		{"submit: garbage", laptop, submit(string(room), []byte("garbage")), "malformed"},
 		{"submit: truncated", laptop, submit(string(room), encoded[:len(encoded)/2]), "malformed"},
