@@ -35,14 +35,15 @@ type Endpoint struct {
 	ctx    context.Context // ends when handlers must give up
 	cancel context.CancelFunc
 	active sync.WaitGroup // accepted connections being served
-	slots  chan struct{}  // one element per accepted connection
+	slots  chan struct{}  // one element per connection with a client
 
-	mu      sync.Mutex
-	serving bool               // guarded by mu
-	closed  bool               // guarded by mu
-	conns   map[*Conn]struct{} // guarded by mu; live connections with peers, both ways
-	peers   map[string]*peer   // guarded by mu; by domain
-	h3      *http3.Transport   // makes the client side of HTTP/3 connections
+	mu        sync.Mutex
+	serving   bool               // guarded by mu
+	closed    bool               // guarded by mu
+	conns     map[*Conn]struct{} // guarded by mu; live connections with peers, both ways
+	accepting map[string]int     // guarded by mu; connections that peers opened, by domain
+	peers     map[string]*peer   // guarded by mu; by domain
+	h3        *http3.Transport   // makes the client side of HTTP/3 connections
 }
 
 // Listen binds the port. Connections are accepted once Serve is called; Dial works at once.
@@ -59,14 +60,15 @@ func Listen(cfg Config) (*Endpoint, error) {
 			"read_bytes", read, "write_bytes", write, "wanted_bytes", wantedUDPBuffer)
 	}
 	e := &Endpoint{
-		cfg:      cfg,
-		udp:      udp,
-		tcp:      tcp,
-		handlers: make(map[string]func(context.Context, *Conn)),
-		slots:    make(chan struct{}, cfg.MaxConnections),
-		conns:    make(map[*Conn]struct{}),
-		peers:    make(map[string]*peer),
-		h3:       &http3.Transport{DisableCompression: true, MaxResponseHeaderBytes: maxHeaderBytes},
+		cfg:       cfg,
+		udp:       udp,
+		tcp:       tcp,
+		handlers:  make(map[string]func(context.Context, *Conn)),
+		slots:     make(chan struct{}, cfg.MaxConnections),
+		conns:     make(map[*Conn]struct{}),
+		accepting: make(map[string]int),
+		peers:     make(map[string]*peer),
+		h3:        &http3.Transport{DisableCompression: true, MaxResponseHeaderBytes: maxHeaderBytes},
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	resetKey, tokenKey := quic.StatelessResetKey(cfg.StatelessResetKey), quic.TokenGeneratorKey(cfg.TokenKey)

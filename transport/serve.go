@@ -159,25 +159,32 @@ func (e *Endpoint) Serve(ctx context.Context) error {
 
 // accepted hands a connection to its protocol, without blocking: quic-go queues no more than 32.
 func (e *Endpoint) accepted(c *quic.Conn) {
-	select {
-	case e.slots <- struct{}{}:
-	default:
+	alpn := c.ConnectionState().TLS.NegotiatedProtocol
+	if alpn == ALPNHTTP3 && e.clients != nil {
+		select {
+		case e.slots <- struct{}{}:
+		default:
+			_ = c.CloseWithError(codeBusy, "too many connections")
+			return
+		}
+		e.active.Go(func() {
+			defer func() { <-e.slots }()
+			e.clients.serve(c)
+		})
+		return
+	}
+	info, ok := c.Context().Value(handshakeKey{}).(*handshake)
+	h := e.handlers[alpn]
+	if h == nil || !ok || info.domain == "" {
+		_ = c.CloseWithError(codeDone, "")
+		return
+	}
+	if !e.admit(info.domain) {
 		_ = c.CloseWithError(codeBusy, "too many connections")
 		return
 	}
 	e.active.Go(func() {
-		defer func() { <-e.slots }()
-		alpn := c.ConnectionState().TLS.NegotiatedProtocol
-		if alpn == ALPNHTTP3 && e.clients != nil {
-			e.clients.serve(c)
-			return
-		}
-		info, ok := c.Context().Value(handshakeKey{}).(*handshake)
-		h := e.handlers[alpn]
-		if h == nil || !ok || info.domain == "" {
-			_ = c.CloseWithError(codeDone, "")
-			return
-		}
+		defer e.release(info.domain)
 		pc := &Conn{Conn: c, Domain: info.domain}
 		if !e.track(pc) {
 			return
@@ -188,6 +195,26 @@ func (e *Endpoint) accepted(c *quic.Conn) {
 		h(ctx, pc)
 		_ = c.CloseWithError(codeDone, "")
 	})
+}
+
+// admit counts a connection that a peer opened, and says whether the peer may have it. Clients, and other peers, can't
+// use up what is there for one.
+func (e *Endpoint) admit(domain string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.accepting[domain] >= e.cfg.MaxPeerConnections {
+		return false
+	}
+	e.accepting[domain]++
+	return true
+}
+
+func (e *Endpoint) release(domain string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.accepting[domain]--; e.accepting[domain] == 0 {
+		delete(e.accepting, domain)
+	}
 }
 
 // track remembers a connection with a peer until it ends, for Recheck and Shutdown. It closes the connection and

@@ -34,6 +34,7 @@ const (
 const (
 	DefaultMaxPeerStreams      = 1024
 	DefaultMaxConnections      = 16384
+	DefaultMaxPeerConnections  = 128
 	DefaultHandshakesPerSecond = 100
 	DefaultKeepAlive           = 10 * time.Second
 	DefaultIdleTimeout         = 30 * time.Second
@@ -82,7 +83,8 @@ type Config struct {
 	Log *slog.Logger
 
 	MaxPeerStreams      int64         // concurrent streams a connection's other end may open each way; long ones count (1024)
-	MaxConnections      int           // connections accepted at a time, for QUIC and TCP each (16384)
+	MaxConnections      int           // clients' connections accepted at a time, for QUIC and TCP each (16384)
+	MaxPeerConnections  int           // connections accepted at a time from one peer; clients take nothing from them (128)
 	HandshakesPerSecond int           // beyond these, QUIC clients must first prove their address with a Retry (100)
 	KeepAlive           time.Duration // how often an idle connection to a peer is kept alive by its dialler (10 s)
 	IdleTimeout         time.Duration // silence after which a connection counts as lost (30 s)
@@ -109,6 +111,7 @@ func (c *Config) setDefaults() error {
 	}
 	setDefault(&c.MaxPeerStreams, DefaultMaxPeerStreams)
 	setDefault(&c.MaxConnections, DefaultMaxConnections)
+	setDefault(&c.MaxPeerConnections, DefaultMaxPeerConnections)
 	setDefault(&c.HandshakesPerSecond, DefaultHandshakesPerSecond)
 	setDefault(&c.KeepAlive, DefaultKeepAlive)
 	setDefault(&c.IdleTimeout, DefaultIdleTimeout)

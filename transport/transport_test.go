@@ -21,6 +21,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go"
 )
 
 // provider is a test CA with one node certificate.
@@ -602,21 +604,39 @@ func TestBlockedHandlersDontBlockAccepting(t *testing.T) {
 	arrived.Wait()
 }
 
-func TestConnectionsPastTheLimitAreTurnedAway(t *testing.T) {
-	alpha, beta := newProvider(t, "alpha.example"), newProvider(t, "beta.example")
-	server := listen(t, alpha, approve(beta), func(c *Config) { c.MaxConnections = 2 }, func(e *Endpoint) {
+func TestAPeerTakesNoConnectionsFromOthers(t *testing.T) {
+	alpha, beta, gamma := newProvider(t, "alpha.example"), newProvider(t, "beta.example"), newProvider(t, "gamma.example")
+	server := listen(t, alpha, approve(beta, gamma), func(c *Config) {
+		c.MaxConnections, c.MaxPeerConnections, c.Clients = 1, 2, whoami
+	}, func(e *Endpoint) {
 		e.Handle(ALPNGossip, func(ctx context.Context, c *Conn) { <-ctx.Done() })
 	})
-	client := listen(t, beta, approve(alpha), nil, nil)
+	address := server.Addr().String()
 	ctx := testContext(t)
+	open := func(domain string) int {
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		return server.accepting[domain]
+	}
+
+	// A client that holds the only place of clients.
+	tlsConfig := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{ALPNHTTP3}, ServerName: alpha.domain}
+	client, err := quic.DialAddr(ctx, address, tlsConfig, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.CloseWithError(0, "")
+	within(t, "the client accepted", func() bool { return len(server.slots) == 1 })
+
+	hostile := listen(t, beta, approve(alpha), nil, nil)
 	var conns []*Conn
 	for range 3 {
-		c, err := client.Dial(ctx, server.Addr().String(), "alpha.example", ALPNGossip)
+		c, err := hostile.Dial(ctx, address, alpha.domain, ALPNGossip)
 		if err != nil {
 			t.Fatal(err)
 		}
 		conns = append(conns, c)
-		within(t, "the connection accepted or not", func() bool { return len(server.slots) == min(len(conns), 2) })
+		within(t, "the connection accepted or not", func() bool { return open(beta.domain) == min(len(conns), 2) })
 	}
 	select {
 	case <-conns[2].Context().Done():
@@ -626,13 +646,19 @@ func TestConnectionsPastTheLimitAreTurnedAway(t *testing.T) {
 	if conns[0].Context().Err() != nil || conns[1].Context().Err() != nil {
 		t.Error("an earlier connection was ended")
 	}
+	other := listen(t, gamma, approve(alpha), nil, nil)
+	if _, err := other.Dial(ctx, address, alpha.domain, ALPNGossip); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "another peer accepted", func() bool { return open(gamma.domain) == 1 })
+
 	conns[0].CloseWithError(0, "")
-	within(t, "a free place", func() bool { return len(server.slots) == 1 })
-	c, err := client.Dial(ctx, server.Addr().String(), "alpha.example", ALPNGossip)
+	within(t, "a free place", func() bool { return open(beta.domain) == 1 })
+	c, err := hostile.Dial(ctx, address, alpha.domain, ALPNGossip)
 	if err != nil {
 		t.Fatal(err)
 	}
-	within(t, "the place taken", func() bool { return len(server.slots) == 2 })
+	within(t, "the place taken", func() bool { return open(beta.domain) == 2 })
 	if c.Context().Err() != nil {
 		t.Error("the free place wasn't given")
 	}
