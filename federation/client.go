@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"sync"
 	"time"
 
@@ -149,7 +148,7 @@ func seqOf(peer string, header http.Header) (uint64, error) {
 	if v == "" {
 		return 0, nil
 	}
-	seq, err := strconv.ParseUint(v, 10, 64)
+	seq, err := parseSeq(v)
 	if err != nil {
 		return 0, fmt.Errorf("federation: %s in the answer of %s: %w", SeqField, peer, err)
 	}

@@ -45,6 +45,10 @@ const (
 // provider that isn't Parley doesn't send the field.
 const SeqField = "Parley-Seq"
 
+// MaxSeq is the largest number of an entry that is taken from a peer: far beyond what a hub can count to, and small
+// enough to count on from.
+const MaxSeq = 1<<62 - 1
+
 // BundlePath is where a node has its own trust bundle (GET) and takes that of a peer (POST): JSON.
 const BundlePath = "/parley/v1/bundle"
 
@@ -425,11 +429,20 @@ func parseSeqs(header http.Header, n int) ([]uint64, error) {
 	}
 	for i, s := range fields {
 		var err error
-		if seqs[i], err = strconv.ParseUint(strings.TrimSpace(s), 10, 64); err != nil {
-			return nil, refusal(CodeMalformed, "%s isn't a list of numbers", SeqField)
+		if seqs[i], err = parseSeq(strings.TrimSpace(s)); err != nil {
+			return nil, refusal(CodeMalformed, "%s isn't a list of numbers up to %d", SeqField, uint64(MaxSeq))
 		}
 	}
 	return seqs, nil
+}
+
+// parseSeq reads a number of at most MaxSeq.
+func parseSeq(s string) (uint64, error) {
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err == nil && n > MaxSeq {
+		err = strconv.ErrRange
+	}
+	return n, err
 }
 
 // formatSeqs is the inverse of parseSeqs, "" if no message has a number.

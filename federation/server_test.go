@@ -156,7 +156,7 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 	if resp, seq, err := c.SubmitMessage(ctx, peer, ownRoom, []byte("message")); err != nil || resp.CurrentEpoch != 9 || seq != 0 || string(p.body) != "message" {
 		t.Errorf("submit: %+v, %d, %v, body %q", resp, seq, err, p.body)
 	}
-	msgs := []Sequenced{{3, fanoutBytes(t, "a")}, {0, fanoutBytes(t, "bb")}, {1 << 63, fanoutBytes(t, "c")}}
+	msgs := []Sequenced{{3, fanoutBytes(t, "a")}, {0, fanoutBytes(t, "bb")}, {MaxSeq, fanoutBytes(t, "c")}}
 	if err := c.Notify(ctx, peer, theirRoom, msgs); err != nil || !reflect.DeepEqual(p.msgs, msgs) {
 		t.Errorf("notify: %v, got %v", err, p.msgs)
 	}
@@ -245,6 +245,7 @@ func TestBadRequestsAreRefusedWithTheirCause(t *testing.T) {
 		{name: "notify of garbage", path: notify, body: []byte("garbage that is no message"), status: 400, code: CodeMalformed},
 		{name: "notify of half a message", path: notify, body: append(append([]byte(nil), one...), one[:len(one)/2]...), status: 400, code: CodeMalformed},
 		{name: "fewer numbers than messages", path: notify, body: append(append([]byte(nil), one...), one...), change: func(r *http.Request) { r.Header.Set(SeqField, "1") }, status: 400, code: CodeMalformed},
+		{name: "a number to count no further from", path: notify, body: one, change: func(r *http.Request) { r.Header.Set(SeqField, "18446744073709551615") }, status: 400, code: CodeMalformed},
 		{name: "numbers that are none", path: notify, body: one, change: func(r *http.Request) { r.Header.Set(SeqField, "-1") }, status: 400, code: CodeMalformed},
 		{name: "too many messages", path: notify, body: bytes.Repeat(one, MaxNotifyMessages+1), status: 400, code: CodeMalformed},
 		{name: "key material of garbage", path: path("keyMaterial", string(ownUser)), body: []byte("garbage"), status: 400, code: CodeMalformed},
