@@ -36,7 +36,7 @@ func (n *Node) notify(from string, uri mimi.URI, msgs []federation.Sequenced) er
 		return err
 	}
 	if r == nil {
-		if known, err := n.awaited(fanouts); err != nil {
+		if known, err := n.awaited(from, fanouts); err != nil {
 			return err
 		} else if !known {
 			return refuse("notFound", "no client of %s is in %s", n.cfg.Domain, uri)
@@ -94,14 +94,14 @@ func checkFanout(uri mimi.URI, f *mimi.FanoutMessage) error {
 	return nil
 }
 
-// awaited says whether a Welcome for a client of this node is among the messages.
-func (n *Node) awaited(fanouts []*mimi.FanoutMessage) (bool, error) {
+// awaited says whether a Welcome for a client of this node is among the messages of a hub.
+func (n *Node) awaited(hub string, fanouts []*mimi.FanoutMessage) (bool, error) {
 	for _, f := range fanouts {
 		if f.Message.Welcome == nil {
 			continue
 		}
 		for _, ref := range f.Message.Welcome.KeyPackageRefs() {
-			if rec, err := n.refOwner(ref); err != nil || (rec != nil && rec.client != "") {
+			if rec, err := n.refOwner(ref); err != nil || (rec != nil && rec.claimedBy(hub)) {
 				return err == nil, err
 			}
 		}
@@ -151,7 +151,7 @@ func (c *change) followWelcome(w *mls.Welcome, seq uint64, fanout []byte) (bool,
 		if err != nil {
 			return false, err
 		}
-		if rec != nil && rec.client != "" {
+		if rec != nil && rec.claimedBy(c.r.uri.Domain()) {
 			c.queueWelcome(rec, seq, rest)
 			found = true
 		}
@@ -161,6 +161,11 @@ func (c *change) followWelcome(w *mls.Welcome, seq uint64, fanout []byte) (bool,
 	}
 	return found, nil
 }
+
+// claimedBy says whether a KeyPackage is of a client of this node, and a hub of that provider has claimed it. Others see
+// the references of KeyPackages as well, in the Welcomes and Adds of rooms, and could send the client Welcomes that lead
+// nowhere before the right one is here.
+func (v *refRecord) claimedBy(hub string) bool { return v.client != "" && v.provider == hub }
 
 // fanoutKey is the end of the key of a FanoutMessage with a Welcome.
 func fanoutKey(seq uint64, fanout []byte) []byte {

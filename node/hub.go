@@ -190,11 +190,16 @@ func (n *Node) update(by submitter, uri mimi.URI, body []byte) (*mimi.UpdateRoom
 	var resp *mimi.UpdateRoomResponse
 	var seq uint64
 	err = n.run(r, func() (*change, error) {
+		// The answer comes first: whoever took part then may not any more. It tells nothing that isn't in the log
+		// with the message.
 		if rec, err := n.answered(r, hash); err != nil {
 			return nil, err
 		} else if rec != nil {
 			resp, seq = new(mimi.UpdateRoomResponse), rec.seq
 			return nil, decodeRecord(rec.response, resp, "answer")
+		}
+		if err := r.takesPart(by); err != nil {
+			return nil, err
 		}
 		if m.Public.Content.Epoch != r.group.Epoch() {
 			n.metrics.refused.WithLabelValues("update", "wrongEpoch").Inc()
@@ -233,6 +238,25 @@ func (n *Node) update(by submitter, uri mimi.URI, body []byte) (*mimi.UpdateRoom
 		}
 	}
 	return resp, seq, nil
+}
+
+// takesPart refuses who has nothing to do with the room: users that aren't participants, and providers without users or
+// clients in it. They learn nothing of it, and cost it no check of a signature. r.mu is held.
+func (r *room) takesPart(by submitter) error {
+	who, err := r.who()
+	if err != nil {
+		return err
+	}
+	if by.user != "" {
+		if _, role, ok := who.list.Find(by.user); !ok || role <= mimi.RoleBanned {
+			return refuse("notAllowed", "%s isn't a participant", by.user)
+		}
+		return nil
+	}
+	if _, ok := who.peers[by.domain]; !ok {
+		return refuse("notAllowed", "%s doesn't take part in the room", by.domain)
+	}
+	return nil
 }
 
 // clip bounds a description for a peer.
@@ -277,11 +301,15 @@ func (n *Node) orderCommit(by submitter, r *room, bundle *mimi.HandshakeBundle) 
 	if err != nil {
 		return nil, 0, err
 	}
-	if _, err := participantsOf(after); err != nil {
+	list, err := participantsOf(after)
+	if err != nil {
 		return nil, 0, notAllowed(err)
 	}
 	before, err := r.who()
 	if err != nil {
+		return nil, 0, err
+	}
+	if err := n.checkNewParticipants(before.list, list); err != nil {
 		return nil, 0, err
 	}
 
@@ -309,6 +337,26 @@ func (n *Node) orderCommit(by submitter, r *room, bundle *mimi.HandshakeBundle) 
 	n.metrics.accepted.WithLabelValues("commit").Inc()
 	n.log.Debug("commit ordered", "room", r.uri, "seq", seq, "epoch", info.Epoch, "from", by.domain)
 	return c, seq, nil
+}
+
+// checkNewParticipants refuses users of providers that this node hasn't approved. The hub couldn't send them anything,
+// and everything would be queued for each such provider for ever.
+func (n *Node) checkNewParticipants(before, after mimi.ParticipantList) error {
+	known := make(map[string]bool)
+	for _, p := range before {
+		known[p.User.Domain()] = true
+	}
+	for _, p := range after {
+		domain := p.User.Domain()
+		if domain == n.cfg.Domain || known[domain] {
+			continue
+		}
+		if _, ok := n.trust.Peer(domain); !ok {
+			return refuse("notAllowed", "%s hasn't approved %s", n.cfg.Domain, domain)
+		}
+		known[domain] = true
+	}
+	return nil
 }
 
 // notAllowed turns what the checks of a handshake find into the refusal of it.
@@ -422,6 +470,9 @@ func (n *Node) noteMembers(c *change, info *mls.StagedInfo, before, after mimi.P
 		_, client, err := n.verifier.IdentityOf(m.Leaf.Credential)
 		if err != nil || client.Domain() != n.cfg.Domain {
 			continue
+		}
+		if _, again := c.welcomed[client]; again {
+			continue // the commit takes its old leaf out and adds it anew
 		}
 		rec, err := n.member(client, c.r.uri)
 		if err != nil || rec == nil {

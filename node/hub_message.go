@@ -39,6 +39,13 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 			resp, seq = new(mimi.SubmitMessageResponse), rec.seq
 			return nil, decodeRecord(rec.response, resp, "answer")
 		}
+		who, err := r.who()
+		if err != nil {
+			return nil, err
+		}
+		if _, role, ok := who.list.Find(req.Sender); !ok || role <= mimi.RoleBanned {
+			return nil, refuse("notAllowed", "%s isn't a participant", req.Sender)
+		}
 		if string(m.Private.GroupID) != string(r.group.GroupID()) {
 			return nil, refuse("notAllowed", "a message of another group")
 		}
@@ -50,13 +57,6 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 			n.log.Debug("message of an old epoch", "room", r.uri, "from", by.domain, "epoch", m.Private.Epoch, "current", r.group.Epoch())
 			resp = &mimi.SubmitMessageResponse{Code: mimi.SubmitEpochTooOld, CurrentEpoch: r.group.Epoch()}
 			return nil, nil
-		}
-		who, err := r.who()
-		if err != nil {
-			return nil, err
-		}
-		if _, role, ok := who.list.Find(req.Sender); !ok || role <= mimi.RoleBanned {
-			return nil, refuse("notAllowed", "%s isn't a participant", req.Sender)
 		}
 		c := n.begin(r, who.peers)
 		time := now()

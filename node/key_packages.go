@@ -21,10 +21,10 @@ func (n *Node) publish(by submitter, encoded [][]byte, replace bool) (int, error
 	if err != nil {
 		return 0, err
 	}
-	var b store.Batch
+	changes, expect := make(map[string][]byte), make(map[string][]byte)
 	if replace {
 		for _, k := range stored {
-			b.Delete(key(prefixKeyPackage, by.client, k.ref))
+			changes[string(key(prefixKeyPackage, by.client, k.ref))] = nil
 		}
 		stored = nil
 	}
@@ -47,29 +47,30 @@ func (n *Node) publish(by submitter, encoded [][]byte, replace bool) (int, error
 			return 0, refuse("notAllowed", "KeyPackage %d is of another client", i)
 		}
 		ref := kp.Ref()
-		known, err := n.store.Get(refKey(prefixOwnRef, ref))
+		own := string(refKey(prefixOwnRef, ref))
+		known, err := n.store.Get([]byte(own))
 		if err != nil {
 			return 0, err
 		}
-		if known != nil {
+		if _, twice := expect[own]; known != nil || twice {
 			continue
 		}
 		expires := expiry(&kp)
-		b.Set(key(prefixKeyPackage, by.client, ref), append(be64(uint64(expires)), e...))
-		b.Set(refKey(prefixOwnRef, ref), codec.Marshal(refRecord{client: by.client, user: by.user, expires: uint64(expires)}))
+		changes[string(key(prefixKeyPackage, by.client, ref))] = append(be64(uint64(expires)), e...)
+		changes[own], expect[own] = codec.Marshal(refRecord{client: by.client, user: by.user, expires: uint64(expires)}), nil
 		count++
 	}
 	if count > n.cfg.Limits.KeyPackages {
 		return 0, refuse("busy", "a client may have %d KeyPackages here", n.cfg.Limits.KeyPackages)
 	}
-	if b.Len() > 0 {
-		b.Set(key(prefixDevice, by.user, []byte(by.client)), nil)
-		wait, err := n.store.Apply(&b)
+	if len(changes) > 0 {
+		changes[string(key(prefixDevice, by.user, []byte(by.client)))] = []byte{}
+		ok, err := n.store.Commit(changes, expect)
 		if err != nil {
-			return 0, err
+			return 0, fmt.Errorf("storing KeyPackages: %w", err)
 		}
-		if err := wait(); err != nil {
-			return 0, err
+		if !ok {
+			return 0, refuse("busy", "the same KeyPackages are being published by another request")
 		}
 	}
 	return count, nil
@@ -132,11 +133,17 @@ func (n *Node) keyMaterial(ctx context.Context, from string, req *mimi.KeyMateri
 		if err := n.mayClaim(req); err != nil {
 			return nil, err
 		}
+		if err := n.claims.allow(n.cfg.Domain, from, req.TargetUser); err != nil {
+			return nil, err
+		}
 		if req.TargetUser.Domain() == n.cfg.Domain {
 			return n.claim(req)
 		}
 		return n.claimFrom(ctx, req)
 	case req.TargetUser.Domain() == n.cfg.Domain && from == req.Room.Domain():
+		if err := n.claims.allow(n.cfg.Domain, from, req.TargetUser); err != nil {
+			return nil, err
+		}
 		return n.claim(req)
 	}
 	return nil, refuse("wrongProvider", "this node is neither the hub of %s nor the provider of %s", req.Room, req.TargetUser)
@@ -201,6 +208,13 @@ func (n *Node) claimFrom(ctx context.Context, req *mimi.KeyMaterialRequest) (*mi
 	changes := make(map[string][]byte)
 	for _, c := range resp.Clients {
 		if c.KeyPackage != nil {
+			user, client, err := authority.IdentityOf(c.KeyPackage.LeafNode.Credential)
+			if err != nil || user != req.TargetUser || client != c.Client {
+				return nil, refuse("unavailable", "%s answers with a KeyPackage that isn't of %s", peer, req.TargetUser)
+			}
+			if err := c.KeyPackage.Validate(time.Now(), n.verifier.ForHub()); err != nil {
+				return nil, refuse("unavailable", "%s answers with an invalid KeyPackage: %v", peer, err)
+			}
 			changes[string(refKey(prefixClaimedRef, c.KeyPackage.Ref()))] = codec.Marshal(refRecord{provider: peer, expires: uint64(expiry(c.KeyPackage))})
 		}
 	}
@@ -261,17 +275,20 @@ func (n *Node) claimOne(client mimi.URI, req *mimi.KeyMaterialRequest) (*mimi.Cl
 			return nil, err
 		}
 		k := string(key(prefixKeyPackage, client, s.ref))
+		if s.expires > time.Now().Unix() && !compatible(&kp, req) {
+			code = mimi.NothingCompatible
+			continue
+		}
 		if s.expires <= time.Now().Unix() || kp.Validate(time.Now(), n.verifier.ForHub()) != nil {
 			if _, err := n.store.Commit(map[string][]byte{k: nil}, nil); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		if !compatible(&kp, req) {
-			code = mimi.NothingCompatible
-			continue
-		}
-		ok, err := n.store.Commit(map[string][]byte{k: nil}, map[string][]byte{k: s.value})
+		// The Welcome has to come from the hub that claims it, and from nobody who has merely seen the reference.
+		own := string(refKey(prefixOwnRef, s.ref))
+		claimed := refRecord{client: client, user: req.TargetUser, provider: req.Room.Domain(), expires: uint64(s.expires)}
+		ok, err := n.store.Commit(map[string][]byte{k: nil, own: codec.Marshal(claimed)}, map[string][]byte{k: s.value})
 		if err != nil {
 			return nil, fmt.Errorf("claiming a KeyPackage: %w", err)
 		}

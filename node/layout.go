@@ -28,7 +28,8 @@ import (
 //	n/a/<client> 00 <room>            the last entry that the client said it has stored
 //	n/d/<user> 00 <client>            a client that has published KeyPackages
 //	n/k/<client> 00 <KeyPackageRef>   KeyPackage that nobody has claimed, after its expiry (8 bytes, Unix s)
-//	n/K/<KeyPackageRef>               refRecord: the local client whose KeyPackage it is, kept after it was claimed
+//	n/K/<KeyPackageRef>               refRecord: the local client whose KeyPackage it is, kept after it was claimed, with the
+//	                                  provider whose hub has claimed it
 //	n/p/<KeyPackageRef>               refRecord: the provider from which this hub got the KeyPackage for somebody
 //	n/u/<user> 00 <room>              a room whose participant list has the user, as far as the node knows
 //	n/o/…                             the outbox
@@ -163,7 +164,8 @@ func (m *memberRecord) UnmarshalMLS(r *codec.Reader) {
 	m.end = r.Uint64()
 }
 
-// refRecord says whose KeyPackage a KeyPackageRef names: a client's of this node, or one of another provider's.
+// refRecord says whose KeyPackage a KeyPackageRef names: a client's of this node, claimed by a hub of provider unless
+// that is empty, or, without client and user, one of another provider's.
 type refRecord struct {
 	client, user mimi.URI
 	provider     string

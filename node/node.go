@@ -59,6 +59,7 @@ type Node struct {
 	auth           *auth
 	listeners      *listeners
 	welcomeNumbers numbers
+	claims         claims
 	ownBundle      atomic.Pointer[authority.Bundle]
 	removals       chan struct{} // has a value if rooms are to be searched for revoked clients
 

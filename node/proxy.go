@@ -21,6 +21,9 @@ func (n *Node) proxyUpdate(ctx context.Context, by submitter, room mimi.URI, bod
 		if err := n.checkJoiner(by, m.Public); err != nil {
 			return nil, 0, err
 		}
+		if _, ok := n.trust.Peer(room.Domain()); !ok {
+			return nil, 0, refuse("unapprovedPeer", "%s hasn't approved %s", n.cfg.Domain, room.Domain())
+		}
 		// What the hub sends after the commit may be here before its answer is.
 		if _, err := n.followRoom(room); err != nil {
 			return nil, 0, err

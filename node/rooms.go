@@ -144,15 +144,19 @@ func (r *room) advance(seq uint64) {
 	}
 }
 
-// settle waits until entry seq, which was applied, is on disk.
+// settle waits until entry seq is on disk, or the last entry if there is no seq yet: a hub may send the Welcome that
+// belongs to a commit before the commit. r.mu isn't held.
 func (n *Node) settle(r *room, seq uint64) error {
 	if r.durable.Load() >= seq {
 		return nil
 	}
+	r.mu.Lock()
+	last := r.record.last
+	r.mu.Unlock()
 	if err := n.barrier(); err != nil {
 		return err
 	}
-	r.advance(seq)
+	r.advance(min(seq, last))
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/parley-mls/parley/federation"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/node/api"
 	"github.com/parley-mls/parley/node/store"
@@ -72,7 +73,7 @@ func (a clientAPI) Subscribe(ctx context.Context, req *connect.Request[api.Subsc
 				return err
 			}
 		}
-		st.cursors[uri] = &cursor{next: max(m.start, after) + 1, end: m.end}
+		st.cursors[uri] = &cursor{next: max(m.start, min(after, federation.MaxSeq)) + 1, end: m.end}
 		a.n.listeners.listen(l, uri)
 	}
 	if err := st.run(ctx); err != nil {
@@ -322,8 +323,15 @@ func (n *Node) acknowledge(s *session, req *api.AcknowledgeRequest) error {
 		if err != nil {
 			return err
 		}
-		if m != nil {
-			changes[string(key(prefixAcked, s.client, []byte(uri)))] = be64(c.Seq)
+		if m == nil {
+			continue
+		}
+		r, err := n.openRoom(uri)
+		if err != nil {
+			return err
+		}
+		if r != nil { // nobody has what isn't in the log yet
+			changes[string(key(prefixAcked, s.client, []byte(uri)))] = be64(min(c.Seq, r.durable.Load()))
 		}
 	}
 	if len(changes) > 0 {

@@ -1,0 +1,232 @@
+package node
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"math"
+	"slices"
+	"testing"
+
+	"connectrpc.com/connect"
+
+	"github.com/parley-mls/parley/federation"
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/api"
+)
+
+// entriesFrom returns the numbers of the entries that a stream from a cursor begins with.
+func entriesFrom(t *testing.T, c *testClient, seq uint64) []uint64 {
+	t.Helper()
+	c.seq = seq
+	e := c.subscribe()
+	defer e.cancel()
+	var got []uint64
+	for {
+		ev := e.next()
+		if ev.GetLive() != nil {
+			return got
+		}
+		if ev.GetEntry() != nil {
+			got = append(got, ev.GetEntry().Seq)
+		}
+	}
+}
+
+func TestNoCursorLeadsBeforeTheClientsMembership(t *testing.T) {
+	_, laptop, phone, _, _ := twoDevices(t) // entry 1 adds the phone
+	last := laptop.send("after")
+	if got := entriesFrom(t, phone, math.MaxUint64); len(got) != 0 {
+		t.Errorf("a cursor beyond all numbers gives the entries %v", got)
+	}
+	if _, err := phone.api.Acknowledge(t.Context(), connect.NewRequest(&api.AcknowledgeRequest{
+		Cursors: []*api.Cursor{{Room: string(phone.room), Seq: math.MaxUint64}},
+	})); err != nil {
+		t.Fatal(err)
+	}
+	if got := must(phone.node.acked(phone.uri, phone.room))(t); got != last {
+		t.Errorf("the node believes that entry %d is stored, the log ends with %d", got, last)
+	}
+	next := laptop.send("later")
+	room := phone.room
+	phone.room = "" // no cursor of its own
+	if got := entriesFrom(t, phone, 0); !slices.Equal(got, []uint64{next}) {
+		t.Errorf("after the acknowledgement the stream has %v, want %d", got, next)
+	}
+	phone.room = room
+}
+
+// TestAWelcomeBeforeItsCommitHidesNothing has a hub's Welcome come in a batch of its own, as a large one does.
+func TestAWelcomeBeforeItsCommitHidesNothing(t *testing.T) {
+	alpha, beta, alice, bob, alices, bobs := twoNodes(t)
+	carol := newClient(t, beta, "carol", "carol-phone")
+	carol.publish(1)
+	carols := carol.subscribe()
+	carols.live()
+	staged, err := alice.group.Commit(nil, mls.CommitOptions{Proposals: alice.adding(carol.user), ForcePath: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seq := bob.seq + 1
+	p := provider{beta.Node}
+	welcome := codec.Marshal(&mimi.FanoutMessage{Timestamp: now(), Message: mls.NewMLSMessage(staged.Welcome()), RatchetTree: mimi.FullRatchetTree(staged.Tree())})
+	if err := p.Notify(t.Context(), alpha.cfg.Domain, alice.room, []federation.Sequenced{{Seq: seq, Fanout: welcome}}); err != nil {
+		t.Fatal(err)
+	}
+	carols.until(func() bool { return carol.group != nil })
+	r := must(beta.openRoom(alice.room))(t)
+	if r.durable.Load() >= seq {
+		t.Errorf("entry %d counts as stored before it came", seq)
+	}
+	resp, got, err := alice.update(bundle(staged))
+	if err != nil || resp.Code != mimi.UpdateSuccess || got != seq {
+		t.Fatalf("the commit: %+v, %d, %v, want %d", resp, got, err, seq)
+	}
+	alices.until(func() bool { return alice.seq >= seq })
+	bobs.until(func() bool { return bob.seq >= seq })
+	agree(t, alice, bob, carol)
+}
+
+func TestAClientThatIsRemovedAndAddedInOneCommitStays(t *testing.T) {
+	_, laptop, phone, laptops, phones := twoDevices(t)
+	leaf, _ := laptop.leafOf(phone.uri)
+	resp := must(laptop.claim(phone.user))(t)
+	phone.group = nil
+	seq := laptop.commit(removeLeaf(leaf), mls.Proposal{Type: mls.ProposalAdd, Add: &mls.Add{KeyPackage: *resp.Clients[0].KeyPackage}})
+	laptops.until(func() bool { return laptop.seq >= seq })
+	for phone.group == nil {
+		if ev := phones.next(); ev.GetWelcome() != nil {
+			phone.process(ev)
+		}
+	}
+	laptop.send("welcome back")
+	phones.until(func() bool { return slices.Contains(phone.texts, "welcome back") })
+	agree(t, laptop, phone)
+}
+
+func TestUsersOfProvidersThatNobodyApprovedAreNotAdded(t *testing.T) {
+	n := newNode(t, "alpha")
+	alice := newClient(t, n, "alice", "alice-laptop")
+	alice.createRoom()
+	var many []mimi.Participant
+	for i := range 50 {
+		many = append(many, mimi.Participant{User: mimi.URI(fmt.Sprintf("mimi://p%d.example/u/x", i)), Role: mimi.RoleMember})
+	}
+	staged, err := alice.group.Commit(nil, mls.CommitOptions{Proposals: []mls.Proposal{listUpdate(mimi.ParticipantListUpdate{Added: many})}, ForcePath: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, _, err := alice.update(bundle(staged))
+	if err != nil || resp.Code != mimi.UpdateNotAllowed {
+		t.Errorf("the commit: %+v, %v", resp, err)
+	}
+	for _, p := range many {
+		if d := n.outbox.Depth(p.User.Domain()); d != 0 {
+			t.Errorf("%d items wait for %s", d, p.User.Domain())
+		}
+	}
+}
+
+func TestOutsidersLearnNothingOfARoom(t *testing.T) {
+	n, laptop, phone, laptops, _ := twoDevices(t)
+	old := phone.seal("of an old epoch")
+	stale, err := phone.group.Commit(nil, mls.CommitOptions{ForcePath: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seq := laptop.commit()
+	laptops.until(func() bool { return laptop.seq >= seq })
+
+	// A peer without users in the room.
+	p := provider{n.Node}
+	update, _, err := p.Update(t.Context(), "beta.example", laptop.room, codec.Marshal(bundle(stale)))
+	if err != nil || update.Code != mimi.UpdateNotAllowed || update.CurrentEpoch != 0 {
+		t.Errorf("its handshake: %+v, %v", update, err)
+	}
+	old.Sender = "mimi://beta.example/u/eve"
+	message, _, err := p.SubmitMessage(t.Context(), "beta.example", laptop.room, codec.Marshal(old))
+	if err != nil || message.Code != mimi.SubmitNotAllowed || message.CurrentEpoch != 0 {
+		t.Errorf("its message: %+v, %v", message, err)
+	}
+
+	// A client of this node whose user isn't a participant.
+	eve := newClient(t, n, "eve", "eve-laptop")
+	eve.room = laptop.room
+	update, _, err = eve.update(bundle(stale))
+	if err != nil || update.Code != mimi.UpdateNotAllowed || update.CurrentEpoch != 0 {
+		t.Errorf("eve's handshake: %+v, %v", update, err)
+	}
+	old.Sender = eve.user
+	message, _, err = eve.submit(old)
+	if err != nil || message.Code != mimi.SubmitNotAllowed || message.CurrentEpoch != 0 {
+		t.Errorf("eve's message: %+v, %v", message, err)
+	}
+}
+
+// TestWelcomesComeFromTheHubThatClaimedTheKeyPackage has a third provider, which saw the KeyPackage in a room, send a
+// Welcome to a room of its own.
+func TestWelcomesComeFromTheHubThatClaimedTheKeyPackage(t *testing.T) {
+	alpha, beta, alice, bob, _, _ := twoNodes(t)
+	resp := must(alice.claim(bob.user))(t)
+	staged, err := alice.group.Commit(nil, mls.CommitOptions{Proposals: []mls.Proposal{
+		removeLeafOf(t, alice, bob.uri), {Type: mls.ProposalAdd, Add: &mls.Add{KeyPackage: *resp.Clients[0].KeyPackage}},
+	}, ForcePath: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	welcome := codec.Marshal(&mimi.FanoutMessage{Timestamp: now(), Message: mls.NewMLSMessage(staged.Welcome()), RatchetTree: mimi.FullRatchetTree(staged.Tree())})
+	before := dump(t, beta.Node)
+	p := provider{beta.Node}
+	err = p.Notify(t.Context(), "gamma.example", "mimi://gamma.example/r/trap", []federation.Sequenced{{Seq: 1, Fanout: welcome}})
+	if e := reason(err); e == nil || e.code != "notFound" {
+		t.Errorf("a Welcome of another hub: %v", err)
+	}
+	after := dump(t, beta.Node)
+	for k, v := range after {
+		if before[k] != v {
+			t.Errorf("it changed %q", k)
+		}
+	}
+	if err := p.Notify(t.Context(), alpha.cfg.Domain, alice.room, []federation.Sequenced{{Seq: 9, Fanout: welcome}}); err != nil {
+		t.Errorf("the Welcome of the right hub: %v", err)
+	}
+	hash := sha256.Sum256(welcome)
+	if stored := must(beta.store.Get(key(prefixFanout, alice.room, be64(9), hash[:])))(t); !bytes.Equal(stored, welcome) {
+		t.Error("the Welcome of the right hub isn't stored")
+	}
+}
+
+func removeLeafOf(t *testing.T, c *testClient, client mimi.URI) mls.Proposal {
+	t.Helper()
+	leaf, ok := c.leafOf(client)
+	if !ok {
+		t.Fatalf("%s isn't a member", client)
+	}
+	return removeLeaf(leaf)
+}
+
+func TestAProviderCannotUseUpSomebodysKeyPackages(t *testing.T) {
+	var c claims
+	granted := 0
+	for range 2 * claimBurst {
+		if c.allow("alpha.example", "evil.example", "mimi://alpha.example/u/alice") == nil {
+			granted++
+		}
+	}
+	if granted < claimBurst || granted > claimBurst+5 {
+		t.Errorf("%d claims at once are granted, want %d", granted, claimBurst)
+	}
+	if err := c.allow("alpha.example", "good.example", "mimi://alpha.example/u/alice"); err != nil {
+		t.Errorf("another provider pays for it: %v", err)
+	}
+	if err := c.allow("alpha.example", "evil.example", "mimi://alpha.example/u/bob"); err != nil {
+		t.Errorf("another user: %v", err)
+	}
+	for range 2 * claimBurst {
+		if err := c.allow("alpha.example", "alpha.example", "mimi://alpha.example/u/alice"); err != nil {
+			t.Fatalf("an own client: %v", err)
+		}
+	}
+}
