@@ -34,6 +34,10 @@ type Pebble struct {
 	closing sync.RWMutex
 	closed  bool
 
+	// scans are the iterators that are open. They aren't open under closing, since fn of Scan may call the store;
+	// Close waits for them after it has set closed.
+	scans sync.WaitGroup
+
 	// order is held for writing while a compare-and-swap reads and applies, and for reading by blind writes, which may
 	// pass each other. Nobody holds it across a sync.
 	order sync.RWMutex
@@ -114,6 +118,8 @@ func (p *Pebble) Scan(start, end []byte, fn func(key, value []byte) bool) error 
 		p.closing.RUnlock()
 		return ErrClosed
 	}
+	p.scans.Add(1)
+	defer p.scans.Done()
 	it, err := p.db.NewIter(&pebble.IterOptions{LowerBound: slices.Clone(start), UpperBound: slices.Clone(end)})
 	p.closing.RUnlock()
 	if err != nil {
@@ -254,11 +260,13 @@ func (p *Pebble) Checkpoint(dir string) error {
 // Close is as in Store. A second Close does nothing.
 func (p *Pebble) Close() error {
 	p.closing.Lock()
-	defer p.closing.Unlock()
-	if p.closed {
+	closed := p.closed
+	p.closed = true
+	p.closing.Unlock()
+	if closed {
 		return nil
 	}
-	p.closed = true
+	p.scans.Wait()
 	err := p.db.Close()
 	if err := errors.Join(err, p.lock.Close()); err != nil {
 		return fmt.Errorf("closing the store: %w", err)

@@ -159,3 +159,40 @@ func BenchmarkCommit(b *testing.B) {
 		})
 	}
 }
+
+func TestCloseWaitsForScans(t *testing.T) {
+	s, err := store.Open(t.TempDir(), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes := make(map[string][]byte)
+	for i := range 1000 {
+		changes[fmt.Sprintf("%04d", i)] = make([]byte, 1000)
+	}
+	if _, err := s.Commit(changes, nil); err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan error, 1)
+	seen := 0
+	if err := s.Scan(nil, nil, func(_, _ []byte) bool {
+		if seen++; seen == 1 {
+			go func() { closed <- s.Close() }()
+			for { // until Close has begun
+				if _, err := s.Get([]byte("0000")); errors.Is(err, store.ErrClosed) {
+					break
+				}
+			}
+		}
+		select {
+		case err := <-closed:
+			t.Fatalf("Close returned during a Scan: %v", err)
+		default:
+		}
+		return true
+	}); err != nil {
+		t.Error(err)
+	}
+	if err := <-closed; err != nil || seen != 1000 {
+		t.Errorf("%v after %d pairs", err, seen)
+	}
+}
