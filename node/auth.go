@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +27,7 @@ const (
 	tokenLifetime = time.Hour
 	maxNonces     = 100_000
 	maxSessions   = 1_000_000
+	maxTokens     = 32      // of one client; one more ends the oldest
 	maxAddresses  = 100_000 // whose rate is limited before they are authenticated
 
 	// AuthenticateLabel is the label of SignWithLabel under which a client signs nonce || domain (RFC 9420, Section
@@ -56,18 +58,24 @@ type auth struct {
 	limits   Limits
 
 	mu       sync.Mutex
-	nonces   map[[32]byte]time.Time     // guarded by mu; when each expires
-	sessions map[[32]byte]*session      // guarded by mu; by SHA-256 of the token
-	clients  map[mimi.URI]*rate.Limiter // guarded by mu
-	remotes  map[string]*rate.Limiter   // guarded by mu; by address
-	swept    time.Time                  // guarded by mu
+	nonces   map[[32]byte]time.Time      // guarded by mu; when each expires
+	sessions map[[32]byte]*session       // guarded by mu; by SHA-256 of the token
+	clients  map[mimi.URI]*authenticated // guarded by mu
+	remotes  map[string]*rate.Limiter    // guarded by mu; by address
+	swept    time.Time                   // guarded by mu
+}
+
+// authenticated is a client that has tokens.
+type authenticated struct {
+	limit  *rate.Limiter
+	tokens [][32]byte // SHA-256 of its tokens, the oldest first; some may have expired
 }
 
 func newAuth(domain string, v *authority.Verifier, limits Limits) *auth {
 	return &auth{
 		domain: domain, verifier: v, limits: limits,
 		nonces: make(map[[32]byte]time.Time), sessions: make(map[[32]byte]*session),
-		clients: make(map[mimi.URI]*rate.Limiter), remotes: make(map[string]*rate.Limiter),
+		clients: make(map[mimi.URI]*authenticated), remotes: make(map[string]*rate.Limiter),
 	}
 }
 
@@ -128,12 +136,20 @@ func (a *auth) authenticate(req *api.AuthenticateRequest) (token string, s *sess
 	if len(a.sessions) >= maxSessions {
 		return "", nil, refuse("busy", "too many clients are authenticated")
 	}
-	if a.clients[id.Client] == nil {
-		a.clients[id.Client] = rate.NewLimiter(rate.Limit(a.limits.RequestsPerSecond), 2*a.limits.RequestsPerSecond)
+	c := a.clients[id.Client]
+	if c == nil {
+		c = &authenticated{limit: rate.NewLimiter(rate.Limit(a.limits.RequestsPerSecond), 2*a.limits.RequestsPerSecond)}
+		a.clients[id.Client] = c
 	}
-	s.limit = a.clients[id.Client]
+	if len(c.tokens) >= maxTokens {
+		delete(a.sessions, c.tokens[0])
+		c.tokens = append(c.tokens[:0], c.tokens[1:]...)
+	}
+	s.limit = c.limit
 	// A revocation after the first look has not seen this session if it came before the insertion, so look again.
-	a.sessions[sha256.Sum256([]byte(token))] = s
+	hash := sha256.Sum256([]byte(token))
+	c.tokens = append(c.tokens, hash)
+	a.sessions[hash] = s
 	if _, err := a.verifier.Verify(req.Chain, authority.PurposeClient); err != nil {
 		s.revoked = true
 		return "", nil, err
@@ -195,10 +211,7 @@ func (a *auth) check(s *session) error {
 
 // remote limits how often an address may ask before it is authenticated.
 func (a *auth) remote(address string) error {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		host = address
-	}
+	host := network(address)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.sweep()
@@ -214,6 +227,27 @@ func (a *auth) remote(address string) error {
 		return refuse("busy", "more than %d requests per second", a.limits.AnonymousPerSecond)
 	}
 	return nil
+}
+
+// network is the part of a host:port that one customer of a network has: the address of IPv4, the first 64 bits of
+// IPv6, in which everybody has as many addresses as he wants.
+func network(address string) string {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return host
+	}
+	if ip = ip.Unmap(); ip.Is4() {
+		return ip.String()
+	}
+	prefix, err := ip.WithZone("").Prefix(64)
+	if err != nil {
+		return host
+	}
+	return prefix.String()
 }
 
 // sweep forgets what has expired, at most every ten seconds; mu is held.

@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/node/api"
 )
@@ -196,5 +197,67 @@ func TestARevokedClientIsShutOutAtOnce(t *testing.T) {
 	laptops.until(func() bool { return laptop.seq >= seq })
 	if _, ok := laptop.leafOf(phone.uri); ok {
 		t.Error("the revoked client is still a member")
+	}
+}
+
+func TestAStreamEndsWhenItsOwnCertificateIsRevoked(t *testing.T) {
+	n := newNode(t, "alpha")
+	alice := newClient(t, n, "alice", "alice-laptop")
+	stream := alice.subscribe()
+	stream.live()
+	old := must(n.service.List(t.Context(), authority.Filter{Client: alice.uri}))(t)
+	resp := must(alice.api.Renew(t.Context(), connect.NewRequest(&api.RenewRequest{Csr: alice.csr()})))(t)
+	renewed := *alice
+	renewed.chain = resp.Msg.Chain
+	renewed.authenticate()
+	if len(old) != 1 {
+		t.Fatalf("alice has %d certificates", len(old))
+	}
+	if _, err := n.service.Revoke(t.Context(), old[0].Serial, "superseded"); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.ended(); code(err) != "revoked" {
+		t.Errorf("the old certificate's stream ended with %v", err)
+	}
+	if err := renewed.tryAuthenticate(); err != nil {
+		t.Errorf("with the new one: %v", err)
+	}
+}
+
+func TestAClientHasAFewTokensOnly(t *testing.T) {
+	n := newNode(t, "alpha")
+	alice := newClient(t, n, "alice", "alice-laptop")
+	first := alice.token
+	for range maxTokens {
+		alice.authenticate()
+	}
+	n.auth.mu.Lock()
+	sessions := len(n.auth.sessions)
+	n.auth.mu.Unlock()
+	if sessions != maxTokens {
+		t.Errorf("%d tokens, want %d", sessions, maxTokens)
+	}
+	if _, err := alice.api.Rooms(t.Context(), connect.NewRequest(&api.RoomsRequest{})); err != nil {
+		t.Errorf("the newest token: %v", err)
+	}
+	alice.token = first
+	if _, err := alice.api.Rooms(t.Context(), connect.NewRequest(&api.RoomsRequest{})); code(err) != "unauthenticated" {
+		t.Errorf("the oldest token: %v", err)
+	}
+}
+
+func TestAddressesOfOneNetworkShareALimit(t *testing.T) {
+	for _, c := range []struct{ a, b string }{
+		{"192.0.2.1:1", "192.0.2.1:2"},
+		{"192.0.2.1:1", "[::ffff:192.0.2.1]:1"},
+		{"[2001:db8:1:2::3]:1", "[2001:db8:1:2:ffff::9]:1"},
+		{"[fe80::1%eth0]:1", "[fe80::2%eth1]:1"},
+	} {
+		if network(c.a) != network(c.b) {
+			t.Errorf("%s and %s are %s and %s", c.a, c.b, network(c.a), network(c.b))
+		}
+	}
+	if network("192.0.2.1:1") == network("192.0.2.2:1") || network("[2001:db8:1:2::3]:1") == network("[2001:db8:1:3::3]:1") {
+		t.Error("two networks share a limit")
 	}
 }

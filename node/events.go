@@ -124,6 +124,15 @@ func (ls *listeners) end(client mimi.URI, err error) {
 	}
 }
 
+// look has all streams of a client see whether they may go on.
+func (ls *listeners) look(client mimi.URI) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	for l := range ls.byClient[client] {
+		l.tell(func(*news) {})
+	}
+}
+
 // count returns the number of open streams.
 func (ls *listeners) count() int {
 	ls.mu.Lock()

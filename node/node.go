@@ -309,14 +309,19 @@ func (n *Node) serveRemovals(ctx context.Context) error {
 			return nil
 		case <-n.removals:
 		}
-		if err := n.proposeAll(); err != nil {
+		began := time.Now()
+		err := n.proposeAll()
+		// A peer that changes its bundle all the time doesn't keep the rooms locked all the time.
+		pause := time.Since(began)
+		if err != nil {
 			n.log.Error("proposing removals", "err", err)
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(retryRemovals):
-				n.kickRemovals()
-			}
+			n.kickRemovals()
+			pause = retryRemovals
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
 		}
 	}
 }

@@ -28,7 +28,8 @@ func (n *Node) revoked(c *authority.Certificate) {
 		n.log.Error("reading the client's certificates", "client", c.Client, "err", err)
 	}
 	if len(valid) > 0 {
-		return // it was one of several
+		n.listeners.look(c.Client) // it was one of several; streams that were opened with it end
+		return
 	}
 	n.listeners.end(c.Client, refuse("revoked", "%s was revoked", c.Client))
 	if err := n.forgetClient(c.User, c.Client); err != nil {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -108,8 +109,8 @@ func (st *stream) run(ctx context.Context) error {
 		case <-st.l.wake:
 		}
 		news := st.l.take()
-		if news.ended != nil {
-			return news.ended
+		if err := cmp.Or(news.ended, st.n.auth.check(st.s)); err != nil {
+			return err
 		}
 		for _, domain := range slices.Sorted(maps.Keys(news.trust)) {
 			if err := st.add(&api.Event{Event: &api.Event_Trust{Trust: &api.TrustChange{Domain: domain}}}, 0); err != nil {
@@ -273,7 +274,7 @@ func (st *stream) flush() error {
 	if len(st.batch) == 0 {
 		return nil
 	}
-	if err := st.l.endedWith(); err != nil {
+	if err := cmp.Or(st.l.endedWith(), st.n.auth.check(st.s)); err != nil {
 		return err
 	}
 	if err := st.out.Send(&api.SubscribeResponse{Events: st.batch}); err != nil {
