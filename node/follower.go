@@ -13,6 +13,12 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
+// What a follower can't see: a commit removes leaves by their index or by reference to proposals, and only the hub has
+// the tree that says whose they are. So a follower goes on serving a room's entries to a client of its own that a commit
+// has removed, until the client says that it has left. They are ciphertexts of epochs that the client has no keys of, and
+// handshakes, which show who is in the room. A provider without users in the room gets nothing more from the hub, and a
+// revoked client nothing from anybody.
+
 // notify takes what a room's hub has ordered into this node's copy of the room's log. It is durable on return, and a
 // repetition changes nothing. Only the hub of a room may notify about it, and only of rooms that a client of this
 // node is in or joins.
@@ -154,6 +160,10 @@ func (c *change) followWelcome(w *mls.Welcome, seq uint64, fanout []byte) (bool,
 		if rec != nil && rec.claimedBy(c.r.uri.Domain()) {
 			c.queueWelcome(rec, seq, rest)
 			found = true
+			// A KeyPackage is for one Welcome: with more of them the hub could fill the client's queue.
+			used := *rec
+			used.provider = ""
+			c.batch.Set(refKey(prefixOwnRef, ref), codec.Marshal(used))
 		}
 	}
 	if found {

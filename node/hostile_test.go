@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -192,6 +193,19 @@ func TestWelcomesComeFromTheHubThatClaimedTheKeyPackage(t *testing.T) {
 	if err := p.Notify(t.Context(), alpha.cfg.Domain, alice.room, []federation.Sequenced{{Seq: 9, Fanout: welcome}}); err != nil {
 		t.Errorf("the Welcome of the right hub: %v", err)
 	}
+	again := codec.Marshal(&mimi.FanoutMessage{Timestamp: 1, Message: mls.NewMLSMessage(staged.Welcome()), RatchetTree: mimi.FullRatchetTree(staged.Tree())})
+	waiting := func() (n int) {
+		for k := range dump(t, beta.Node) {
+			if strings.HasPrefix("n/"+k, string(key(prefixWelcome, bob.uri))) { // dump leaves n/ out
+				n++
+			}
+		}
+		return n
+	}
+	have := waiting()
+	if err := p.Notify(t.Context(), alpha.cfg.Domain, alice.room, []federation.Sequenced{{Seq: 9, Fanout: again}}); err != nil || have == 0 || waiting() != have {
+		t.Errorf("another Welcome for the same KeyPackage: %v, %d wait after %d", err, waiting(), have)
+	}
 	hash := sha256.Sum256(welcome)
 	if stored := must(beta.store.Get(key(prefixFanout, alice.room, be64(9), hash[:])))(t); !bytes.Equal(stored, welcome) {
 		t.Error("the Welcome of the right hub isn't stored")
@@ -227,6 +241,30 @@ func TestAProviderCannotUseUpSomebodysKeyPackages(t *testing.T) {
 	for range 2 * claimBurst {
 		if err := c.allow("alpha.example", "alpha.example", "mimi://alpha.example/u/alice"); err != nil {
 			t.Fatalf("an own client: %v", err)
+		}
+	}
+}
+
+// TestOversizedSubmissionsAreRefused: the hub would take them, followers or clients wouldn't.
+func TestOversizedSubmissionsAreRefused(t *testing.T) {
+	n, laptop, _, _, _ := twoDevices(t)
+	before := dump(t, n.Node)
+	p := provider{n.Node}
+	message := laptop.seal("x")
+	message.Message.Private.Ciphertext = make([]byte, federation.MaxSubmitMessage)
+	_, _, err := laptop.submit(message)
+	if code(err) != "tooLarge" {
+		t.Errorf("a message of an own client: %v", err)
+	}
+	proposal := must(laptop.group.Propose(nil, removeLeaf(1)))(t)
+	proposal.Public.Content.AuthenticatedData = make([]byte, maxHandshake)
+	_, _, err = p.Update(t.Context(), "beta.example", laptop.room, codec.Marshal(&mimi.UpdateRequest{Bundle: mimi.HandshakeBundle{Message: proposal}}))
+	if e := reason(err); e == nil || e.code != "tooLarge" {
+		t.Errorf("a handshake: %v", err)
+	}
+	for k, v := range dump(t, n.Node) {
+		if before[k] != v {
+			t.Errorf("it changed %q", k)
 		}
 	}
 }

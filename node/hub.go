@@ -21,6 +21,10 @@ type submitter struct {
 	user, client mimi.URI // empty for a peer
 }
 
+// maxHandshake is the largest size in bytes of a commit, or of proposals that come together. What the hub makes of them
+// must pass to every follower (federation.MaxNotify) and client: what a follower refused, its clients would never get.
+const maxHandshake = 16 << 20
+
 // hubSender is the index of the hub's own entry in the external_senders of every room that it hosts.
 const hubSender = 0
 
@@ -185,6 +189,13 @@ func (n *Node) update(by submitter, uri mimi.URI, body []byte) (*mimi.UpdateRoom
 	m := req.Bundle.Message
 	if m == nil || m.Public == nil {
 		return nil, 0, refuse("malformed", "a handshake is a PublicMessage here")
+	}
+	size := len(codec.Marshal(m))
+	for _, p := range req.Bundle.MoreProposals {
+		size += len(codec.Marshal(p))
+	}
+	if size > maxHandshake {
+		return nil, 0, refuse("tooLarge", "a handshake of %d bytes, at most %d", size, maxHandshake)
 	}
 	hash := messageHash(m)
 	var resp *mimi.UpdateRoomResponse

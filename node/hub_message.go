@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/federation"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
@@ -17,6 +18,9 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 	r, err := n.hostedRoom(uri)
 	if err != nil {
 		return nil, 0, err
+	}
+	if len(body) > federation.MaxSubmitMessage { // for own clients as for peers
+		return nil, 0, refuse("tooLarge", "a message of %d bytes, at most %d", len(body), federation.MaxSubmitMessage)
 	}
 	var req mimi.SubmitMessageRequest
 	if err := decode(body, &req); err != nil {

@@ -164,8 +164,8 @@ func (m *memberRecord) UnmarshalMLS(r *codec.Reader) {
 	m.end = r.Uint64()
 }
 
-// refRecord says whose KeyPackage a KeyPackageRef names: a client's of this node, claimed by a hub of provider unless
-// that is empty, or, without client and user, one of another provider's.
+// refRecord says whose KeyPackage a KeyPackageRef names: a client's of this node, which only a hub of provider has
+// claimed and may send a Welcome for (nobody if that is empty), or, without client and user, one of another provider's.
 type refRecord struct {
 	client, user mimi.URI
 	provider     string
