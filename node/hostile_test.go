@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -266,5 +267,66 @@ func TestOversizedSubmissionsAreRefused(t *testing.T) {
 		if before[k] != v {
 			t.Errorf("it changed %q", k)
 		}
+	}
+}
+
+// TestAProviderAnswersClaimsWithItsUsersKeyPackagesOnly: others' would have the Welcome go to the wrong provider.
+func TestAProviderAnswersClaimsWithItsUsersKeyPackagesOnly(t *testing.T) {
+	alpha, beta, alice, bob, _, _ := twoNodes(t)
+	const carol = mimi.URI("mimi://beta.example/u/carol")
+	// Beta says that bob's client is carol's.
+	if _, err := beta.store.Commit(map[string][]byte{string(key(prefixDevice, carol, []byte(bob.uri))): {}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	before := dump(t, alpha.Node)
+	if resp, err := alice.claim(carol); code(err) != "unavailable" {
+		t.Errorf("the answer %+v, %v", resp, err)
+	}
+	for k, v := range dump(t, alpha.Node) {
+		if before[k] != v {
+			t.Errorf("it changed %q", k)
+		}
+	}
+}
+
+func TestAKeyPackagePublishedTwiceAtOnceIsHandedOutOnce(t *testing.T) {
+	n := newNode(t, "alpha")
+	alice, bob := newClient(t, n, "alice", "alice-laptop"), newClient(t, n, "bob", "bob-phone")
+	alice.createRoom()
+	seen := make(map[string]int)
+	for range 10 {
+		packages := bob.keyPackages(5)
+		var group sync.WaitGroup
+		for range 8 {
+			group.Go(func() {
+				_, err := bob.api.PublishKeyPackages(t.Context(), connect.NewRequest(&api.PublishKeyPackagesRequest{KeyPackages: packages}))
+				if err != nil && code(err) != "busy" {
+					t.Error(err)
+				}
+			})
+		}
+		done := make(chan struct{})
+		go func() { group.Wait(); close(done) }()
+		for running := true; running; {
+			select {
+			case <-done:
+				running = false
+			default:
+			}
+			resp := must(alice.claim(bob.user))(t)
+			for _, c := range resp.Clients {
+				if c.KeyPackage != nil {
+					seen[string(c.KeyPackage.Ref())]++
+				}
+			}
+		}
+	}
+	for ref, times := range seen {
+		if times != 1 {
+			t.Errorf("KeyPackage %x was handed out %d times", ref, times)
+		}
+	}
+	if len(seen) == 0 {
+		t.Error("nothing was claimed")
 	}
 }
