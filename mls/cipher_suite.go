@@ -27,6 +27,7 @@ import (
 	"io"
 	"log/slog"
 
+	"github.com/cloudflare/circl/sign/ed448"
 	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/parley-mls/parley/mls/codec"
@@ -35,20 +36,23 @@ import (
 // CipherSuite names the primitives of a group (RFC 9420, Section 17.1).
 type CipherSuite uint16
 
-// The cipher suites that this package implements. Suites 4 and 6 use Ed448, for which neither Go's TLS nor its X.509
-// has a use.
+// The cipher suites of RFC 9420, all of which this package implements. Suites 4 and 6 go with basic credentials only:
+// they sign with Ed448, which Go's X.509 doesn't have.
 const (
 	X25519_AES128GCM_SHA256_Ed25519        CipherSuite = 1
 	P256_AES128GCM_SHA256_P256             CipherSuite = 2
 	X25519_CHACHA20POLY1305_SHA256_Ed25519 CipherSuite = 3
+	X448_AES256GCM_SHA512_Ed448            CipherSuite = 4
 	P521_AES256GCM_SHA512_P521             CipherSuite = 5
+	X448_CHACHA20POLY1305_SHA512_Ed448     CipherSuite = 6
 	P384_AES256GCM_SHA384_P384             CipherSuite = 7
 )
 
 // CipherSuites returns the suites that this package implements.
 func CipherSuites() []CipherSuite {
 	return []CipherSuite{X25519_AES128GCM_SHA256_Ed25519, P256_AES128GCM_SHA256_P256,
-		X25519_CHACHA20POLY1305_SHA256_Ed25519, P521_AES256GCM_SHA512_P521, P384_AES256GCM_SHA384_P384}
+		X25519_CHACHA20POLY1305_SHA256_Ed25519, X448_AES256GCM_SHA512_Ed448, P521_AES256GCM_SHA512_P521,
+		X448_CHACHA20POLY1305_SHA512_Ed448, P384_AES256GCM_SHA384_P384}
 }
 
 // suiteParams are a suite's primitives. HPKE's identifiers are those of RFC 9180, Section 7.
@@ -57,13 +61,14 @@ type suiteParams struct {
 	kemID             uint16
 	kdfID             uint16
 	aeadID            uint16
-	kem               ecdh.Curve // nil: X25519, by circl
+	kem               ecdh.Curve // nil: X25519 or X448
 	kemKeySize        int        // Nsk
 	kemHash           func() hash.Hash
 	hash              func() hash.Hash
 	cryptoHash        crypto.Hash
 	hashSize, keySize int
-	curve             elliptic.Curve // of ECDSA; nil: Ed25519
+	curve             elliptic.Curve // of ECDSA; nil: Ed25519 or Ed448
+	ed448             bool
 	newAEAD           func(key []byte) (cipher.AEAD, error)
 }
 
@@ -78,16 +83,20 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 }
 
 var (
-	suite1 = suiteParams{"MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519", 0x0020, 1, 1, nil, 32, sha256.New,
-		sha256.New, crypto.SHA256, 32, 16, nil, newGCM}
-	suite2 = suiteParams{"MLS_128_DHKEMP256_AES128GCM_SHA256_P256", 0x0010, 1, 1, ecdh.P256(), 32, sha256.New,
-		sha256.New, crypto.SHA256, 32, 16, elliptic.P256(), newGCM}
-	suite3 = suiteParams{"MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519", 0x0020, 1, 3, nil, 32, sha256.New,
-		sha256.New, crypto.SHA256, 32, 32, nil, chacha20poly1305.New}
-	suite5 = suiteParams{"MLS_256_DHKEMP521_AES256GCM_SHA512_P521", 0x0012, 3, 2, ecdh.P521(), 66, sha512.New,
-		sha512.New, crypto.SHA512, 64, 32, elliptic.P521(), newGCM}
-	suite7 = suiteParams{"MLS_256_DHKEMP384_AES256GCM_SHA384_P384", 0x0011, 2, 2, ecdh.P384(), 48, sha512.New384,
-		sha512.New384, crypto.SHA384, 48, 32, elliptic.P384(), newGCM}
+	suite1 = suiteParams{"MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519", kemX25519, 1, 1, nil, 32, sha256.New,
+		sha256.New, crypto.SHA256, 32, 16, nil, false, newGCM}
+	suite2 = suiteParams{"MLS_128_DHKEMP256_AES128GCM_SHA256_P256", kemP256, 1, 1, ecdh.P256(), 32, sha256.New,
+		sha256.New, crypto.SHA256, 32, 16, elliptic.P256(), false, newGCM}
+	suite3 = suiteParams{"MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519", kemX25519, 1, 3, nil, 32, sha256.New,
+		sha256.New, crypto.SHA256, 32, 32, nil, false, chacha20poly1305.New}
+	suite4 = suiteParams{"MLS_256_DHKEMX448_AES256GCM_SHA512_Ed448", kemX448, 3, 2, nil, 56, sha512.New,
+		sha512.New, crypto.SHA512, 64, 32, nil, true, newGCM}
+	suite5 = suiteParams{"MLS_256_DHKEMP521_AES256GCM_SHA512_P521", kemP521, 3, 2, ecdh.P521(), 66, sha512.New,
+		sha512.New, crypto.SHA512, 64, 32, elliptic.P521(), false, newGCM}
+	suite6 = suiteParams{"MLS_256_DHKEMX448_CHACHA20POLY1305_SHA512_Ed448", kemX448, 3, 3, nil, 56, sha512.New,
+		sha512.New, crypto.SHA512, 64, 32, nil, true, chacha20poly1305.New}
+	suite7 = suiteParams{"MLS_256_DHKEMP384_AES256GCM_SHA384_P384", kemP384, 2, 2, ecdh.P384(), 48, sha512.New384,
+		sha512.New384, crypto.SHA384, 48, 32, elliptic.P384(), false, newGCM}
 )
 
 func (cs CipherSuite) lookup() *suiteParams {
@@ -98,8 +107,12 @@ func (cs CipherSuite) lookup() *suiteParams {
 		return &suite2
 	case X25519_CHACHA20POLY1305_SHA256_Ed25519:
 		return &suite3
+	case X448_AES256GCM_SHA512_Ed448:
+		return &suite4
 	case P521_AES256GCM_SHA512_P521:
 		return &suite5
+	case X448_CHACHA20POLY1305_SHA512_Ed448:
+		return &suite6
 	case P384_AES256GCM_SHA384_P384:
 		return &suite7
 	}
@@ -118,6 +131,9 @@ func (cs CipherSuite) params() *suiteParams {
 // Supported says whether this package implements the suite. The other methods panic if it doesn't, except String and
 // VerifyWithLabel.
 func (cs CipherSuite) Supported() bool { return cs.lookup() != nil }
+
+// X509 says whether certificates can have the suite's signature keys: Go's crypto/x509 has no Ed448.
+func (cs CipherSuite) X509() bool { return !cs.params().ed448 }
 
 // String returns the suite's registered name.
 func (cs CipherSuite) String() string {
@@ -255,13 +271,21 @@ func hkdfExpand(h func() hash.Hash, prk, info []byte, n int) []byte { // n is at
 	return out[:n:n]
 }
 
-// GenerateSignatureKey makes a key of the suite: an ed25519.PrivateKey or an *ecdsa.PrivateKey.
+// GenerateSignatureKey makes a key of the suite: an ed25519.PrivateKey, an ed448.PrivateKey of circl or an
+// *ecdsa.PrivateKey.
 func (cs CipherSuite) GenerateSignatureKey(rand io.Reader) (crypto.Signer, error) {
 	p := cs.params()
 	if p.curve == nil {
-		seed := make([]byte, ed25519.SeedSize)
+		size := ed25519.SeedSize
+		if p.ed448 {
+			size = ed448.SeedSize
+		}
+		seed := make([]byte, size)
 		if _, err := io.ReadFull(rand, seed); err != nil {
 			return nil, fmt.Errorf("mls: generate signature key: %w", err)
+		}
+		if p.ed448 {
+			return ed448.NewKeyFromSeed(seed), nil
 		}
 		return ed25519.NewKeyFromSeed(seed), nil
 	}
@@ -280,13 +304,17 @@ func (cs CipherSuite) GenerateSignatureKey(rand io.Reader) (crypto.Signer, error
 	return nil, errors.New("mls: generate signature key: the source of randomness repeats itself")
 }
 
-// SignaturePublicKey encodes a public key for MLS: 32 bytes for Ed25519, an uncompressed point for ECDSA
-// (RFC 9420, Section 5.1.1). It fails if the key isn't of the suite's type.
+// SignaturePublicKey encodes a public key for MLS: 32 bytes for Ed25519, 57 for Ed448, an uncompressed
+// point for ECDSA (RFC 9420, Section 5.1.1). It fails if the key isn't of the suite's type.
 func (cs CipherSuite) SignaturePublicKey(pub crypto.PublicKey) ([]byte, error) {
 	p := cs.params()
 	switch pub := pub.(type) {
 	case ed25519.PublicKey:
-		if p.curve == nil && len(pub) == ed25519.PublicKeySize {
+		if p.curve == nil && !p.ed448 && len(pub) == ed25519.PublicKeySize {
+			return append([]byte(nil), pub...), nil
+		}
+	case ed448.PublicKey:
+		if p.ed448 && len(pub) == ed448.PublicKeySize {
 			return append([]byte(nil), pub...), nil
 		}
 	case *ecdsa.PublicKey:
@@ -304,6 +332,12 @@ func (cs CipherSuite) SignaturePublicKey(pub crypto.PublicKey) ([]byte, error) {
 // ParseSignaturePublicKey decodes what SignaturePublicKey encodes.
 func (cs CipherSuite) ParseSignaturePublicKey(b []byte) (crypto.PublicKey, error) {
 	p := cs.params()
+	if p.ed448 {
+		if len(b) != ed448.PublicKeySize {
+			return nil, fmt.Errorf("%w: Ed448 key of %d bytes", ErrMalformed, len(b))
+		}
+		return ed448.PublicKey(append([]byte(nil), b...)), nil
+	}
 	if p.curve == nil {
 		if len(b) != ed25519.PublicKeySize {
 			return nil, fmt.Errorf("%w: Ed25519 key of %d bytes", ErrMalformed, len(b))
@@ -332,8 +366,9 @@ func labelled(label string, content []byte) []byte {
 	return w.Bytes()
 }
 
-// SignWithLabel signs content under a label (RFC 9420, Section 5.1.2). The signer's key must be of the suite. ECDSA
-// signatures are ASN.1 DER; Go's take their randomness from the system, whatever rand is.
+// SignWithLabel signs content under a label (RFC 9420, Section 5.1.2). The signer's key must be of the suite. Ed448
+// is the pure one with an empty context (RFC 8032, Section 5.2). ECDSA signatures are ASN.1 DER; Go's take their
+// randomness from the system, whatever rand is.
 func (cs CipherSuite) SignWithLabel(rand io.Reader, signer crypto.Signer, label string, content []byte) ([]byte, error) {
 	if _, err := cs.SignaturePublicKey(signer.Public()); err != nil {
 		return nil, err
@@ -365,6 +400,8 @@ func (cs CipherSuite) VerifyWithLabel(publicKey []byte, label string, content, s
 	switch pub := pub.(type) {
 	case ed25519.PublicKey:
 		ok = ed25519.Verify(pub, msg, signature)
+	case ed448.PublicKey:
+		ok = ed448.Verify(pub, msg, signature, "")
 	case *ecdsa.PublicKey:
 		ok = ecdsa.VerifyASN1(pub, cs.Hash(msg), signature)
 	}

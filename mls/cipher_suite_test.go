@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	gohpke "crypto/hpke"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,9 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+
+	circlhpke "github.com/cloudflare/circl/hpke"
+	"github.com/cloudflare/circl/sign/ed448"
 )
 
 func TestHPKEAgreesWithTheStandardLibrary(t *testing.T) {
@@ -88,6 +92,72 @@ func TestHPKEAgreesWithTheStandardLibrary(t *testing.T) {
 	}
 }
 
+// TestHPKEOverX448AgreesWithCircl is the same against circl, as the standard library has no X448.
+func TestHPKEOverX448AgreesWithCircl(t *testing.T) {
+	info, plain := []byte("info"), []byte("plaintext")
+	for cs, aead := range map[CipherSuite]circlhpke.AEAD{4: circlhpke.AEAD_AES256GCM, 6: circlhpke.AEAD_ChaCha20Poly1305} {
+		kem := circlhpke.KEM_X448_HKDF_SHA512.Scheme()
+		suite := circlhpke.NewSuite(circlhpke.KEM_X448_HKDF_SHA512, circlhpke.KDF_HKDF_SHA512, aead)
+		ikm := bytes.Repeat([]byte{byte(cs)}, kem.SeedSize())
+		pub, priv, err := cs.DeriveHPKEKey(ikm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pk, sk := kem.DeriveKeyPair(ikm)
+		b, _ := pk.MarshalBinary()
+		wantBytes(t, "derived public key", pub, b)
+		b, _ = sk.MarshalBinary()
+		wantBytes(t, "derived private key", priv, b)
+
+		receive := func(info, enc []byte) circlhpke.Opener {
+			r, err := suite.NewReceiver(sk, info)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, err := r.Setup(enc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return o
+		}
+		ct, err := cs.hpkeSeal(rand.Reader, pub, cs.hpkeRawInfo(info), plain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := receive(info, ct.KEMOutput).Open(ct.Ciphertext, nil)
+		if err != nil {
+			t.Fatalf("%v: %v", cs, err)
+		}
+		wantBytes(t, "opened by circl", got, plain)
+
+		sender, err := suite.NewSender(pk, info)
+		if err != nil {
+			t.Fatal(err)
+		}
+		enc, sealer, err := sender.Setup(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealed, err := sealer.Seal(plain, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err = cs.hpkeOpen(priv, nil, cs.hpkeRawInfo(info), HPKECiphertext{enc, sealed}); err != nil {
+			t.Fatalf("%v: %v", cs, err)
+		}
+		wantBytes(t, "sealed by circl", got, plain)
+
+		enc, sent, err := cs.externalInitSend(rand.Reader, pub)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantBytes(t, "external init secret", sent, receive(nil, enc).Export([]byte(externalInitContext), uint(cs.HashSize())))
+		if init, err := cs.externalInitReceive(ikm, enc); err != nil || !bytes.Equal(init, sent) {
+			t.Errorf("%v: joiner and member have different init secrets: %v", cs, err)
+		}
+	}
+}
+
 func TestBadHPKEKeysAreRefused(t *testing.T) {
 	for _, cs := range CipherSuites() {
 		pub, priv, err := cs.GenerateHPKEKey(rand.Reader)
@@ -145,6 +215,73 @@ func TestKeysThatNobodyCanEncryptToAreRefused(t *testing.T) {
 	}
 }
 
+func TestX448KeysThatNobodyCanEncryptToAreRefused(t *testing.T) {
+	const cs = X448_AES256GCM_SHA512_Ed448
+	refused := make(map[string]bool)
+	check := func(pub HPKEPublicKey) {
+		t.Helper()
+		_, err := cs.EncryptWithLabel(rand.Reader, pub, "x", nil, nil)
+		if (cs.checkHPKEPublicKey(pub) == nil) != (err == nil) {
+			t.Errorf("%x: check says %v, encryption %v", []byte(pub), cs.checkHPKEPublicKey(pub), err)
+		}
+		if err != nil {
+			refused[string(pub)] = true
+		}
+	}
+	for low := range 256 {
+		for _, middle := range []byte{0xfe, 0xff} { // about the prime 2^448 - 2^224 - 1
+			p := bytes.Repeat(HPKEPublicKey{0xff}, 56)
+			p[0], p[28] = byte(low), middle
+			check(p)
+		}
+		for _, middle := range []byte{0, 1} {
+			p := make(HPKEPublicKey, 56)
+			p[0], p[28] = byte(low), middle
+			check(p)
+		}
+		p := bytes.Repeat(HPKEPublicKey{0xff}, 56) // 2^448 - 2^224 and what follows
+		clear(p[:28])
+		p[0] = byte(low)
+		check(p)
+	}
+	if len(refused) != 5 {
+		t.Errorf("%d encodings refused, want 0, 1, p-1, p and p+1", len(refused))
+	}
+}
+
+func TestEd448IsPureWithoutContext(t *testing.T) {
+	const cs = X448_CHACHA20POLY1305_SHA512_Ed448
+	signer, err := cs.GenerateSignatureKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := signer.(ed448.PrivateKey)
+	pub, _ := cs.SignaturePublicKey(signer.Public())
+	msg := labelled("label", []byte("content"))
+	sig, err := cs.SignWithLabel(rand.Reader, signer, "label", []byte("content"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantBytes(t, "signature", sig, ed448.Sign(key, msg, ""))
+	for what, other := range map[string][]byte{"with a context": ed448.Sign(key, msg, "context"), "prehashed": ed448.SignPh(key, msg, ""), "cut": sig[1:]} {
+		if err := cs.VerifyWithLabel(pub, "label", []byte("content"), other); !errors.Is(err, ErrSignature) {
+			t.Errorf("signature %s: got %v, want ErrSignature", what, err)
+		}
+	}
+}
+
+func TestOnlyEd448HasNoCertificates(t *testing.T) {
+	for _, cs := range CipherSuites() {
+		signer, err := cs.GenerateSignatureKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := x509.MarshalPKIXPublicKey(signer.Public()); (err == nil) != cs.X509() {
+			t.Errorf("%v: X509 says %v, Go's X.509 %v", cs, cs.X509(), err)
+		}
+	}
+}
+
 func TestSignatureKeysBelongToTheirSuite(t *testing.T) {
 	for _, cs := range CipherSuites() {
 		signer, err := cs.GenerateSignatureKey(rand.Reader)
@@ -176,7 +313,7 @@ func TestSignatureKeysBelongToTheirSuite(t *testing.T) {
 			t.Errorf("%v: short key: got %v, want ErrMalformed", cs, err)
 		}
 		for _, other := range CipherSuites() {
-			same := other.params().curve == cs.params().curve
+			same := other.params().curve == cs.params().curve && other.params().ed448 == cs.params().ed448
 			if _, err := other.SignaturePublicKey(signer.Public()); (err == nil) != same {
 				t.Errorf("key of %v as one of %v: %v", cs, other, err)
 			}
@@ -189,8 +326,8 @@ func TestSignatureKeysBelongToTheirSuite(t *testing.T) {
 	if _, err := P256_AES128GCM_SHA256_P256.SignaturePublicKey(&p224.PublicKey); err == nil {
 		t.Error("P-224 key accepted")
 	}
-	if err := CipherSuite(4).VerifyWithLabel(nil, "", nil, nil); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("suite 4: got %v, want ErrUnsupported", err)
+	if err := CipherSuite(8).VerifyWithLabel(nil, "", nil, nil); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("suite 8: got %v, want ErrUnsupported", err)
 	}
 }
 

@@ -286,19 +286,21 @@ func FuzzApplyPath(f *testing.F) {
 }
 
 func TestHostileCiphertextsFail(t *testing.T) {
-	pub, priv, err := testSuite.GenerateHPKEKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ct, err := testSuite.EncryptWithLabel(rand.Reader, pub, "l", nil, []byte("p"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range ct.Ciphertext {
-		bad := HPKECiphertext{ct.KEMOutput, bytes.Clone(ct.Ciphertext)}
-		bad.Ciphertext[i] ^= 1
-		if _, err := testSuite.DecryptWithLabel(priv, "l", nil, bad); err == nil {
-			t.Errorf("ciphertext with byte %d changed opens", i)
+	for _, cs := range CipherSuites() {
+		pub, priv, err := cs.GenerateHPKEKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ct, err := cs.EncryptWithLabel(rand.Reader, pub, "l", nil, []byte("p"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range ct.Ciphertext {
+			bad := HPKECiphertext{ct.KEMOutput, bytes.Clone(ct.Ciphertext)}
+			bad.Ciphertext[i] ^= 1
+			if _, err := cs.DecryptWithLabel(priv, "l", nil, bad); err == nil {
+				t.Errorf("%v: ciphertext with byte %d changed opens", cs, i)
+			}
 		}
 	}
 }

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-
-	"github.com/cloudflare/circl/dh/x25519"
 )
 
 // HPKE in base mode (RFC 9180). Go's crypto/hpke draws its own randomness, hashes the info for each recipient and
@@ -63,66 +61,6 @@ func labeledExpand(h func() hash.Hash, prk, suiteID []byte, label string, info [
 	return hkdfExpand(h, prk, b, n)
 }
 
-// kemKey is a private key of a KEM: an *ecdh.PrivateKey, or an X25519 key for circl, whose X25519 takes half to two
-// thirds of the time (BenchmarkPrimitives); on the NIST curves Go's is faster or, on P-384, the constant-time one.
-type kemKey struct {
-	nist   *ecdh.PrivateKey
-	x25519 x25519.Key
-}
-
-func (p *suiteParams) newKEMKey(b []byte) (*kemKey, error) {
-	k := new(kemKey)
-	if p.kem == nil {
-		if copy(k.x25519[:], b) != x25519.Size || len(b) != x25519.Size {
-			return nil, errPrivateKey
-		}
-		return k, nil
-	}
-	nist, err := p.kem.NewPrivateKey(b)
-	if err != nil {
-		return nil, errPrivateKey // without the cause, which may quote the key
-	}
-	k.nist = nist
-	return k, nil
-}
-
-var (
-	errPrivateKey = errors.New("mls: HPKE private key is malformed")
-	errPublicKey  = fmt.Errorf("%w: HPKE public key", ErrMalformed)
-)
-
-func (k *kemKey) private() HPKEPrivateKey {
-	if k.nist == nil {
-		return k.x25519[:]
-	}
-	return k.nist.Bytes()
-}
-
-func (k *kemKey) public() HPKEPublicKey {
-	if k.nist == nil {
-		var pub x25519.Key
-		x25519.KeyGen(&pub, &k.x25519)
-		return pub[:]
-	}
-	return k.nist.PublicKey().Bytes()
-}
-
-// dh fails if pub isn't a point of the curve, or if the shared secret would be zero (RFC 9180, Section 7.1.4).
-func (k *kemKey) dh(pub []byte) ([]byte, error) {
-	if k.nist == nil {
-		var shared, peer x25519.Key
-		if copy(peer[:], pub) != x25519.Size || len(pub) != x25519.Size || !x25519.Shared(&shared, &k.x25519, &peer) {
-			return nil, errPublicKey
-		}
-		return shared[:], nil
-	}
-	pk, err := k.nist.Curve().NewPublicKey(pub)
-	if err != nil {
-		return nil, errPublicKey
-	}
-	return k.nist.ECDH(pk)
-}
-
 // GenerateHPKEKey makes a key pair of the suite's KEM.
 func (cs CipherSuite) GenerateHPKEKey(rand io.Reader) (HPKEPublicKey, HPKEPrivateKey, error) {
 	k, err := cs.generateKEMKey(rand)
@@ -132,7 +70,7 @@ func (cs CipherSuite) GenerateHPKEKey(rand io.Reader) (HPKEPublicKey, HPKEPrivat
 	return k.public(), k.private(), nil
 }
 
-func (cs CipherSuite) generateKEMKey(rand io.Reader) (*kemKey, error) {
+func (cs CipherSuite) generateKEMKey(rand io.Reader) (kemKey, error) {
 	ikm := make(secret, cs.params().kemKeySize)
 	if _, err := io.ReadFull(rand, ikm); err != nil {
 		return nil, fmt.Errorf("mls: generate HPKE key: %w", err)
@@ -149,7 +87,7 @@ func (cs CipherSuite) DeriveHPKEKey(ikm []byte) (HPKEPublicKey, HPKEPrivateKey, 
 	return k.public(), k.private(), nil
 }
 
-func (cs CipherSuite) deriveKEMKey(ikm []byte) (*kemKey, error) {
+func (cs CipherSuite) deriveKEMKey(ikm []byte) (kemKey, error) {
 	p := cs.params()
 	id := p.kemSuiteID()
 	prk := labeledExtract(p.kemHash, id, nil, "dkp_prk", ikm)
@@ -175,40 +113,6 @@ func (cs CipherSuite) hpkePublicOf(priv HPKEPrivateKey) (HPKEPublicKey, error) {
 		return nil, err
 	}
 	return k.public(), nil
-}
-
-// checkHPKEPublicKey says whether one can encrypt to pub: a point of the suite's KEM, of large order. A member whose key
-// isn't would keep everybody else from committing.
-func (cs CipherSuite) checkHPKEPublicKey(pub HPKEPublicKey) error {
-	p := cs.params()
-	if p.kem == nil {
-		if len(pub) != x25519.Size || x25519LowOrder(pub) {
-			return errPublicKey
-		}
-		return nil
-	}
-	if _, err := p.kem.NewPublicKey(pub); err != nil {
-		return errPublicKey
-	}
-	return nil
-}
-
-// x25519LowOrder says whether a public key is one of the points with which every shared secret is zero (RFC 7748,
-// Section 6.1): 0, 1, the two of order 8, and p-1, p and p+1. X25519 ignores the highest bit.
-func x25519LowOrder(pub []byte) bool {
-	b := [x25519.Size]byte(pub)
-	b[31] &= 0x7f
-	switch string(b[:]) {
-	case "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
-		"\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
-		"\xe0\xeb\x7a\x7c\x3b\x41\xb8\xae\x16\x56\xe3\xfa\xf1\x9f\xc4\x6a\xda\x09\x8d\xeb\x9c\x32\xb1\xfd\x86\x62\x05\x16\x5f\x49\xb8\x00",
-		"\x5f\x9c\x95\xbc\xa3\x50\x8c\x24\xb1\xd0\xb1\x55\x9c\x83\xef\x5b\x04\x44\x5c\xc4\x58\x1c\x8e\x86\xd8\x22\x4e\xdd\xd0\x9f\x11\x57",
-		"\xec\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
-		"\xed\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
-		"\xee\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f":
-		return true
-	}
-	return false
 }
 
 // encap and decap are RFC 9180, Section 4.1.

@@ -14,7 +14,7 @@ func TestEveryoneAgreesAfterRandomOperations(t *testing.T) {
 	for seed, cs := range CipherSuites() {
 		steps := 60
 		switch cs {
-		case P521_AES256GCM_SHA512_P521, P384_AES256GCM_SHA384_P384: // slow, above all under the race detector
+		case P521_AES256GCM_SHA512_P521, P384_AES256GCM_SHA384_P384, X448_AES256GCM_SHA512_Ed448, X448_CHACHA20POLY1305_SHA512_Ed448: // slow, above all under the race detector
 			steps = 15
 		}
 		t.Run(cs.String(), func(t *testing.T) {

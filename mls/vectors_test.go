@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/cloudflare/circl/sign/ed448"
+
 	"github.com/parley-mls/parley/mls/codec"
 )
 
@@ -98,6 +100,9 @@ func signerFrom(t testing.TB, cs CipherSuite, priv []byte) crypto.Signer {
 			t.Fatal(err)
 		}
 		return key
+	}
+	if cs.params().ed448 {
+		return ed448.NewKeyFromSeed(priv[:ed448.SeedSize])
 	}
 	return ed25519.NewKeyFromSeed(priv[:ed25519.SeedSize])
 }

@@ -34,7 +34,7 @@ type Config struct {
 	Gossip string `yaml:"gossip"`
 	// Peers are approved at every start, in addition to those approved with parley-node peers.
 	Peers []PeerConfig `yaml:"peers"`
-	// Suites are the cipher suites in which this node hosts rooms; empty means all that the mls package supports.
+	// Suites are the cipher suites in which this node hosts rooms; empty means all for whose keys there are certificates.
 	Suites []mls.CipherSuite `yaml:"suites"`
 	Limits Limits            `yaml:"limits"`
 	Log    LogConfig         `yaml:"log"`
@@ -146,10 +146,10 @@ func (c *Config) complete() error {
 		}
 	}
 	if len(c.Suites) == 0 {
-		c.Suites = mls.CipherSuites()
+		c.Suites = slices.DeleteFunc(mls.CipherSuites(), func(s mls.CipherSuite) bool { return !s.X509() })
 	}
 	for i, s := range c.Suites {
-		if !s.Supported() {
+		if !s.Supported() || !s.X509() {
 			return fmt.Errorf("suites[%d]: cipher suite %d is not supported", i, s)
 		}
 		if slices.Contains(c.Suites[:i], s) {
