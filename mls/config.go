@@ -37,6 +37,10 @@ type Config struct {
 	// MaxLifetime is the longest total lifetime of a new member's leaf, the same for all members (RFC 9420,
 	// Section 7.2); 0 means the constant of that name, less than 0 no limit.
 	MaxLifetime time.Duration
+	// NewMemberProposals accepts the Add proposals of clients who ask to be added (RFC 9420, Section 12.1.8); the next
+	// commit of pending proposals has them. It must be the same for all members. Verifier judges their
+	// credentials; Policy, which sees the sender of each committed proposal, has to judge who is authorized.
+	NewMemberProposals bool
 	// Policy, if set, sees every commit, own ones too, after the checks of RFC 9420 and before it is staged; an
 	// error refuses it. It is for rules that all members judge alike.
 	Policy func(*StagedInfo) error
@@ -58,9 +62,10 @@ type PublicConfig struct {
 	IgnoreLifetime bool
 	Verifier       CredentialVerifier
 	Components     map[ComponentID]Component
-	// MaxLifetime and Policy are as in Config.
-	MaxLifetime time.Duration
-	Policy      func(*StagedInfo) error
+	// MaxLifetime, NewMemberProposals and Policy are as in Config.
+	MaxLifetime        time.Duration
+	NewMemberProposals bool
+	Policy             func(*StagedInfo) error
 }
 
 const (
@@ -106,11 +111,13 @@ func (c *Config) padded(n int) int {
 }
 
 func (c *Config) rules() rules {
-	return rules{verifier: c.Verifier, components: c.Components, policy: c.Policy, maxLifetime: cmp.Or(c.MaxLifetime, MaxLifetime)}
+	return rules{verifier: c.Verifier, components: c.Components, policy: c.Policy, newMembers: c.NewMemberProposals,
+		maxLifetime: cmp.Or(c.MaxLifetime, MaxLifetime)}
 }
 
 func (c *PublicConfig) rules() rules {
-	r := rules{verifier: c.Verifier, components: c.Components, policy: c.Policy, maxLifetime: cmp.Or(c.MaxLifetime, MaxLifetime)}
+	r := rules{verifier: c.Verifier, components: c.Components, policy: c.Policy, newMembers: c.NewMemberProposals,
+		maxLifetime: cmp.Or(c.MaxLifetime, MaxLifetime)}
 	switch {
 	case c.IgnoreLifetime:
 	case c.Time != nil:

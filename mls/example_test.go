@@ -105,6 +105,33 @@ func ExamplePublicGroup() {
 	// true
 }
 
+// A client asks to be added, and a member's next commit does so.
+func ExampleNewMemberProposal() {
+	cfg := mls.Config{Verifier: acceptAll{}, NewMemberProposals: true}
+	aliceKey := must(suite.GenerateSignatureKey(rand.Reader))
+	bobKey := must(suite.GenerateSignatureKey(rand.Reader))
+	aliceStore, bobStore := batch{}, batch{}
+	alice := must(mls.NewGroup(cfg, aliceStore, mls.GroupOptions{
+		GroupID: []byte("a group"), Suite: suite, Credential: mls.BasicCredential([]byte("alice")), Signer: aliceKey,
+	}))
+	kp, secrets, err := mls.NewKeyPackage(mls.KeyPackageOptions{
+		Suite: suite, Credential: mls.BasicCredential([]byte("bob")), Signer: bobKey,
+	})
+	check(err)
+	request := must(mls.NewMemberProposal(rand.Reader, bobKey, kp, alice.GroupID(), alice.Epoch()))
+
+	if p, ok := must(alice.Receive(aliceStore, request)).(*mls.ReceivedProposal); ok {
+		fmt.Printf("%s asks to be added\n", p.Proposal.Add.KeyPackage.LeafNode.Credential.Identity)
+	}
+	commit := must(alice.Commit(aliceStore, mls.CommitOptions{TreeInWelcome: true}))
+	check(alice.Confirm(aliceStore))
+	bob := must(mls.JoinGroup(cfg, bobStore, bobKey, commit.Welcome(), kp, secrets, nil))
+	fmt.Println("bob is in epoch", bob.Epoch())
+	// Output:
+	// bob asks to be added
+	// bob is in epoch 1
+}
+
 // A group is restored from what its operations wrote.
 func ExampleLoadGroup() {
 	cfg := mls.Config{Verifier: acceptAll{}}

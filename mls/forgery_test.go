@@ -76,6 +76,14 @@ func (f *forgery) proposal(by *client, prop Proposal) *MLSMessage {
 	return NewMLSMessage(m)
 }
 
+// request makes a new member's proposal of itself, signed by signer.
+func (f *forgery) request(signer crypto.Signer, prop Proposal) *MLSMessage {
+	f.TB.Helper()
+	m, err := proposeFromOutside(testSuite, rand.Reader, signer, Sender{Type: SenderNewMemberProposal}, f.alice.GroupID(), f.alice.Epoch(), prop)
+	f.must(err)
+	return m
+}
+
 // update makes an Update of a member that edit may change before it is signed, by signer if there is one.
 func (f *forgery) update(by *client, signer crypto.Signer, edit func(*LeafNode)) Proposal {
 	f.TB.Helper()

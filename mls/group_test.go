@@ -75,7 +75,7 @@ func (appendComponent) Update(current []byte, updates [][]byte) ([]byte, error) 
 var testComponents = map[ComponentID]Component{0x8001: appendComponent{}, 0x8002: appendComponent{}}
 
 func testConfig() Config {
-	return Config{Verifier: testVerifier{}, Components: testComponents, PSK: func(id PreSharedKeyID) ([]byte, error) {
+	return Config{Verifier: testVerifier{}, Components: testComponents, NewMemberProposals: true, PSK: func(id PreSharedKeyID) ([]byte, error) {
 		if id.Type == PSKExternal && string(id.ID) == "shared" {
 			return []byte("a key that all know"), nil
 		}
@@ -157,7 +157,7 @@ type room struct {
 }
 
 func publicConfig() PublicConfig {
-	return PublicConfig{Verifier: testVerifier{}, Components: testComponents}
+	return PublicConfig{Verifier: testVerifier{}, Components: testComponents, NewMemberProposals: true}
 }
 
 func newRoom(t testing.TB, cs CipherSuite, ext Extensions) *room {

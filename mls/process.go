@@ -110,7 +110,8 @@ func (g *Group) receivePublic(b Batch, m *MLSMessage) (Received, error) {
 	if err := m.Public.verifyMembershipTag(g.suite(), g.secrets.membership, g.state.encoded); err != nil {
 		return nil, err
 	}
-	if err := g.state.verifyContent(ac); err != nil {
+	r := g.cfg.rules()
+	if err := g.state.verifyContent(&r, ac); err != nil {
 		return nil, err
 	}
 	return g.receiveHandshake(b, ac, hash, nil)

@@ -73,8 +73,12 @@ func walk(t *testing.T, cs CipherSuite, rnd *rand.Rand, steps int) {
 		case op == 7:
 			r.propose(c.Propose(c.store, sharedPSK()))
 		case op == 8 && len(r.members) < 14:
-			_, kp, _ := keyPackage(t, cs, name())
-			r.propose(c.Propose(c.store, add(kp))) // if committed, a member who never comes
+			newcomer, kp, _ := keyPackage(t, cs, name()) // if committed, a member who never comes
+			if rnd.IntN(2) == 0 {
+				r.propose(c.Propose(c.store, add(kp)))
+			} else {
+				r.propose(NewMemberProposal(c.cfg.rand(), newcomer.signer, kp, c.GroupID(), c.Epoch()))
+			}
 		case op == 9 && len(r.members) < 14:
 			clear(proposed)
 			r.join(name())

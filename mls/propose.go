@@ -138,9 +138,30 @@ func ExternalProposal(suite CipherSuite, rand io.Reader, signer crypto.Signer, s
 	if err != nil {
 		return nil, fmt.Errorf("mls: external proposal: %w", err)
 	}
+	return proposeFromOutside(suite, rand, signer, Sender{Type: SenderExternal, Index: senderIndex}, groupID, epoch, p)
+}
+
+// NewMemberProposal asks a group to add the client of a KeyPackage, which joins by the Welcome of the commit that does
+// (RFC 9420, Section 12.1.8). signer has the key of the KeyPackage's leaf; it fails with ErrSigner if it hasn't. The
+// group must accept such proposals, see Config.NewMemberProposals.
+func NewMemberProposal(rand io.Reader, signer crypto.Signer, kp *KeyPackage, groupID []byte, epoch uint64) (*MLSMessage, error) {
+	if !kp.CipherSuite.Supported() {
+		return nil, fmt.Errorf("mls: new member's proposal: %w: %v", ErrUnsupported, kp.CipherSuite)
+	}
+	pub, err := kp.CipherSuite.SignaturePublicKey(signer.Public())
+	if err != nil {
+		return nil, fmt.Errorf("mls: new member's proposal: signer: %w", err)
+	}
+	if !bytes.Equal(pub, kp.LeafNode.SignatureKey) {
+		return nil, fmt.Errorf("mls: new member's proposal: %w", ErrSigner)
+	}
+	return proposeFromOutside(kp.CipherSuite, rand, signer, Sender{Type: SenderNewMemberProposal}, groupID, epoch,
+		Proposal{Type: ProposalAdd, Add: &Add{KeyPackage: *kp}})
+}
+
+func proposeFromOutside(suite CipherSuite, rand io.Reader, signer crypto.Signer, sender Sender, groupID []byte, epoch uint64, p Proposal) (*MLSMessage, error) {
 	ac, err := signContent(suite, rand, signer, WireFormatPublicMessage, FramedContent{
-		GroupID: bytes.Clone(groupID), Epoch: epoch, Sender: Sender{Type: SenderExternal, Index: senderIndex},
-		ContentType: ContentProposal, Proposal: &p,
+		GroupID: bytes.Clone(groupID), Epoch: epoch, Sender: sender, ContentType: ContentProposal, Proposal: &p,
 	}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("mls: external proposal: %w", err)

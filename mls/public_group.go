@@ -115,8 +115,8 @@ func (s *StagedProposal) Proposal() PendingProposal { return s.entry.PendingProp
 // Known says that the proposal is pending already.
 func (s *StagedProposal) Known() bool { return s.known }
 
-// CheckProposal checks a proposal of a member or of an external sender, and changes nothing. Proposals of new members
-// are refused.
+// CheckProposal checks a proposal of a member, of an external sender or, if the configuration allows it, of a new
+// member, and changes nothing.
 func (g *PublicGroup) CheckProposal(m *PublicMessage) (*StagedProposal, error) {
 	s, err := g.checkProposal(m)
 	if err != nil {
@@ -141,7 +141,7 @@ func (g *PublicGroup) checkProposal(m *PublicMessage) (*StagedProposal, error) {
 	if len(g.state.pending) >= maxPending {
 		return nil, fmt.Errorf("%w: %d proposals pending", ErrMalformed, maxPending)
 	}
-	if err := g.state.verifyContent(ac); err != nil {
+	if err := g.state.verifyContent(&g.rules, ac); err != nil {
 		return nil, err
 	}
 	p := PendingProposal{Ref: ref, Sender: c.Sender, Proposal: *c.Proposal}
@@ -193,7 +193,7 @@ func (g *PublicGroup) checkCommit(m *PublicMessage) (*StagedPublic, error) {
 		return nil, err
 	}
 	ac := m.authenticated()
-	if err := g.state.verifyContent(ac); err != nil {
+	if err := g.state.verifyContent(&g.rules, ac); err != nil {
 		return nil, err
 	}
 	e, err := g.state.stage(&g.rules, ac)

@@ -15,6 +15,7 @@ type rules struct {
 	components map[ComponentID]Component
 	policy     func(*StagedInfo) error
 	now        func() time.Time // nil: lifetimes aren't compared with the time
+	newMembers bool             // may propose their own Add
 	// maxLifetime is the longest total lifetime of a new member's leaf.
 	maxLifetime time.Duration
 	// replay is set when what was judged before is computed again from the store: signatures, credentials and the
@@ -206,7 +207,7 @@ func (p *publicState) checkPlace(groupID []byte, epoch uint64) error {
 }
 
 // verifyContent checks the signature of a handshake message with the key of its sender (RFC 9420, Section 6.1).
-func (p *publicState) verifyContent(ac *AuthenticatedContent) error {
+func (p *publicState) verifyContent(r *rules, ac *AuthenticatedContent) error {
 	var key []byte
 	c := &ac.Content
 	switch c.Sender.Type {
@@ -233,8 +234,16 @@ func (p *publicState) verifyContent(ac *AuthenticatedContent) error {
 			return invalid("12.4.3.2", "new member's message is not a commit with a path")
 		}
 		key = c.Commit.Path.LeafNode.SignatureKey
+	case SenderNewMemberProposal:
+		if !r.newMembers {
+			return invalid("12.1.8", "proposals of new members are not accepted", ErrUnsupported)
+		}
+		if c.ContentType != ContentProposal || c.Proposal.Add == nil {
+			return invalid("6.1", "new member's message is not the proposal of an add")
+		}
+		key = c.Proposal.Add.KeyPackage.LeafNode.SignatureKey
 	default:
-		return invalid("12.1.8", "proposals of new members are not accepted", ErrUnsupported)
+		return invalid("6.1", "sender type %d", c.Sender.Type)
 	}
 	return ac.verifySignature(p.suite(), key, p.encoded)
 }

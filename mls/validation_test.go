@@ -37,6 +37,13 @@ func withKeyPackage(edit func(*KeyPackage)) func(*forgery) *MLSMessage {
 	}
 }
 
+func withRequest(edit func(*KeyPackage)) func(*forgery) *MLSMessage {
+	return func(f *forgery) *MLSMessage {
+		signer := newSigner(f.TB, testSuite)
+		return f.request(signer, f.keyPackage("new", signer, edit))
+	}
+}
+
 func withUpdate(edit func(*LeafNode)) func(*forgery) *MLSMessage {
 	return func(f *forgery) *MLSMessage { return f.proposal(f.carol, f.update(f.carol, nil, edit)) }
 }
@@ -285,7 +292,7 @@ var violations = []violation{
 		return m
 	}},
 	{"6.1", "commit of an external sender", everyone, nil, withFrame(func(m *PublicMessage) { m.Content.Sender = Sender{Type: SenderExternal} })},
-	{"12.1.8", "commit of a new member who proposes", everyone, ErrUnsupported, withFrame(func(m *PublicMessage) {
+	{"6.1", "commit of a new member who proposes", everyone, nil, withFrame(func(m *PublicMessage) {
 		m.Content.Sender = Sender{Type: SenderNewMemberProposal}
 	})},
 	{"12.4.3.2", "proposal of a new member who commits", everyone, nil, func(f *forgery) *MLSMessage {
@@ -293,10 +300,45 @@ var violations = []violation{
 		m.Public.Content.Sender = Sender{Type: SenderNewMemberCommit}
 		return m
 	}},
-	{"12.1.8", "proposal of a new member", everyone, ErrUnsupported, func(f *forgery) *MLSMessage {
-		m := f.proposal(f.alice, f.keyPackage("new", nil, nil))
-		m.Public.Content.Sender = Sender{Type: SenderNewMemberProposal}
+	{"6.1", "remove by a new member", everyone, nil, func(f *forgery) *MLSMessage { return f.request(newSigner(f.TB, testSuite), remove(1)) }},
+	{"", "request to be added that another signed", everyone, ErrSignature, func(f *forgery) *MLSMessage {
+		return f.request(newSigner(f.TB, testSuite), f.keyPackage("new", nil, nil))
+	}},
+	{"", "request to be added, signed with the group context", everyone, ErrSignature, func(f *forgery) *MLSMessage {
+		signer := newSigner(f.TB, testSuite)
+		m := f.request(signer, f.keyPackage("new", signer, nil))
+		m.Public.Content.Sender = Sender{Type: SenderMember}
+		ac, err := signContent(testSuite, f.alice.cfg.rand(), signer, WireFormatPublicMessage, m.Public.Content, f.alice.state.encoded)
+		f.must(err)
+		m.Public.Signature, m.Public.Content.Sender = ac.Signature, Sender{Type: SenderNewMemberProposal}
 		return m
+	}},
+	{"10.1", "request to be added: suite", everyone, nil, func(f *forgery) *MLSMessage {
+		c, kp, _ := keyPackage(f.TB, X25519_CHACHA20POLY1305_SHA256_Ed25519, "new")
+		return f.request(c.signer, add(kp))
+	}},
+	{"10.1", "request to be added: signature of the key package", everyone, ErrSignature, func(f *forgery) *MLSMessage {
+		c, kp, _ := keyPackage(f.TB, testSuite, "new")
+		kp.Signature = flip(kp.Signature)
+		return f.request(c.signer, add(kp))
+	}},
+	{"7.3", "request to be added: leaf's signature", everyone, ErrSignature, func(f *forgery) *MLSMessage {
+		c, kp, _ := keyPackage(f.TB, testSuite, "new")
+		kp.LeafNode.Signature = flip(kp.LeafNode.Signature)
+		return f.request(c.signer, add(kp))
+	}},
+	{"5.3.1", "request to be added: credential", everyone, nil, withRequest(func(kp *KeyPackage) { kp.LeafNode.Credential = BasicCredential([]byte("bad")) })},
+	{"7.2", "request to be added: lifetime too long", everyone, nil, withRequest(func(kp *KeyPackage) { kp.LeafNode.Lifetime = Lifetime{0, 1 << 62} })},
+	{"7.3", "request to be added: lifetime over", serverOnly, nil, withRequest(func(kp *KeyPackage) { kp.LeafNode.Lifetime = Lifetime{0, 1} })},
+	{"11.1", "request to be added: required capability", serverOnly, nil, withRequest(func(kp *KeyPackage) { kp.LeafNode.Capabilities.Proposals = nil })},
+	{"11.1", "committed request to be added: required capability", everyone, nil, func(f *forgery) *MLSMessage {
+		m := withRequest(func(kp *KeyPackage) { kp.LeafNode.Capabilities.Proposals = nil })(f)
+		return f.commit(forged{refs: [][]byte{f.slip(m)}, noPath: true})
+	}},
+	{"12.2", "committed request of a client that is a member", everyone, nil, func(f *forgery) *MLSMessage {
+		signer := newSigner(f.TB, testSuite)
+		m := f.request(signer, f.keyPackage("bob", signer, nil))
+		return f.commit(forged{refs: [][]byte{f.slip(m)}, noPath: true})
 	}},
 
 	// Commits.
@@ -492,7 +534,8 @@ func TestUnbrokenMessagesAreAccepted(t *testing.T) {
 		"extensions": withExtensions(func(e Extensions) Extensions {
 			return e.Remove(ExtensionExternalSenders)
 		}),
-		"component removed": commitOf(appRemove(0x8001)),
+		"request to be added": withRequest(func(*KeyPackage) {}),
+		"component removed":   commitOf(appRemove(0x8001)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newForgery(t)
