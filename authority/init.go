@@ -127,7 +127,7 @@ func initialise(dir string, o InitOptions) (Fingerprint, error) {
 		}
 	}
 	if err == nil {
-		if err = syncDir(made); err == nil {
+		if err = errors.Join(syncDir(made), syncDir(filepath.Dir(files[4].path))); err == nil {
 			err = os.Rename(made, dir) // replaces an empty directory
 		}
 	}

@@ -102,6 +102,11 @@ func ParseInvitation(s string) (Invitation, error) {
 	if err := mimi.ValidDomain(i.Domain); err != nil {
 		return Invitation{}, fmt.Errorf("%w: invitation: %w", ErrRequest, err)
 	}
+	for _, c := range []byte(i.Address + token) {
+		if c <= ' ' || c > '~' { // both are shown or sent as they are
+			return Invitation{}, fmt.Errorf("%w: invitation: address or token with byte %#x", ErrRequest, c)
+		}
+	}
 	if i.User, err = mimi.ParseURI(user); err != nil {
 		return Invitation{}, fmt.Errorf("%w: invitation: %w", ErrRequest, err)
 	}

@@ -43,7 +43,9 @@ func TestParseInvitationRefuses(t *testing.T) {
 	foreign.User = "mimi://beta.example/u/alice"
 	client := sampleInvitation()
 	client.User = "mimi://alpha.example/d/alice"
-	for _, bad := range []string{"", "parley:", "parley:AA", s[1:], s[:len(s)-1], s + "A", s[:20] + "x" + s[21:], strings.Repeat("x", 1<<20), s + s, client.String()} {
+	escape := sampleInvitation()
+	escape.Address = "\x1b[2Jnode:7441"
+	for _, bad := range []string{escape.String(), "", "parley:", "parley:AA", s[1:], s[:len(s)-1], s + "A", s[:20] + "x" + s[21:], strings.Repeat("x", 1<<20), s + s, client.String()} {
 		_, err := ParseInvitation(bad)
 		wantErr(t, err, ErrRequest)
 		if err != nil && len(bad) > 30 && strings.Contains(err.Error(), bad[10:30]) {

@@ -191,7 +191,22 @@ func TestRootsRollOverByAnnouncement(t *testing.T) {
 	}
 	put(bundle(1, nil, first), nil)
 	put(bundle(2, nil, second), ErrUntrusted) // not announced
+	node := func(h *hierarchy) []*x509.Certificate {
+		f := newForge(t, h)
+		f.names, f.extra = []name{dnsName("alpha.example"), uriName("mimi://alpha.example")}, [][]byte{h.intermediate.Raw, h.root.Raw}
+		f.edit = func(c *x509.Certificate) {
+			c.UnknownExtKeyUsage, c.ExtKeyUsage = nil, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+		}
+		certs, err := parseChain(f.chain())
+		ok(t, err)
+		return certs
+	}
+	_, err := trust.VerifyNode(node(second))
+	wantErr(t, err, ErrUnapproved)
 	put(bundle(2, second, first), nil)
+	// A peer that was away while both were in use has to get the next bundle from a node that shows the new root.
+	_, err = trust.VerifyNode(node(second))
+	ok(t, err)
 	put(bundle(3, nil, first, second), nil)
 	put(bundle(4, nil, second), nil)
 	put(bundle(5, nil, third), ErrUntrusted)

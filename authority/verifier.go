@@ -177,15 +177,20 @@ func chainKey(certs [][]byte) (key [sha256.Size]byte) {
 	return key
 }
 
-// chainCache keeps at least the last maxCached chains that were asked for. The zero value is ready for use.
+// chainCache keeps at least the chains that were asked for last, within the bounds of a generation. The zero value is ready for use.
 type chainCache struct {
 	mu       sync.Mutex
 	young    map[[sha256.Size]byte]*cachedChain // used since the last turn
 	old      map[[sha256.Size]byte]*cachedChain // used before
+	size     int                                // of the chains of young, bytes
 	capacity int                                // of one generation; 0: maxCached
 }
 
-const maxCached = 8192
+// The bounds of a generation. Anybody can make sound chains, and large ones.
+const (
+	maxCached      = 8192
+	maxCachedBytes = 16 << 20
+)
 
 func (c *chainCache) get(key [sha256.Size]byte) *cachedChain {
 	c.mu.Lock()
@@ -211,8 +216,13 @@ func (c *chainCache) add(key [sha256.Size]byte, ch *cachedChain) {
 	if capacity == 0 {
 		capacity = maxCached
 	}
-	if c.young == nil || len(c.young) >= capacity {
-		c.old, c.young = c.young, make(map[[sha256.Size]byte]*cachedChain)
+	if c.young == nil || len(c.young) >= capacity || c.size >= maxCachedBytes {
+		c.old, c.young, c.size = c.young, make(map[[sha256.Size]byte]*cachedChain), 0
+	}
+	if c.young[key] == nil {
+		for _, cert := range ch.certs {
+			c.size += len(cert.Raw)
+		}
 	}
 	c.young[key] = ch
 }

@@ -376,13 +376,22 @@ func bundleOf2(tb testing.TB, h *hierarchy, sequence int64, revoked ...*x509.Cer
 func TestChainCacheIsBounded(t *testing.T) {
 	c := chainCache{capacity: 4}
 	for i := range 100 {
-		c.put([32]byte{byte(i)}, &cachedChain{})
+		c.put([32]byte{byte(i)}, &cachedChain{chain: &chain{}})
 	}
 	if n := len(c.young) + len(c.old); n > 8 {
 		t.Errorf("%d entries", n)
 	}
 	if c.get([32]byte{99}) == nil || c.get([32]byte{0}) != nil {
 		t.Error("the cache doesn't keep the latest")
+	}
+	// Large chains are as bounded as many.
+	c = chainCache{}
+	large := &cachedChain{chain: &chain{certs: []*x509.Certificate{{Raw: make([]byte, maxCachedBytes/8)}}}}
+	for i := range 100 {
+		c.put([32]byte{byte(i)}, large)
+	}
+	if n := len(c.young) + len(c.old); n > 16 {
+		t.Errorf("%d large entries", n)
 	}
 }
 
