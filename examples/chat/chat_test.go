@@ -2,8 +2,11 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
+
+	"github.com/parley-mls/parley/node/client"
 )
 
 func TestWrongCallsAreUsageErrors(t *testing.T) {
@@ -48,6 +51,15 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 func TestControlCharactersAreNotPrinted(t *testing.T) {
 	if got := printable("a\x1b[31m\nb\u202ec"); strings.ContainsAny(got, "\x1b\n\u202e") {
 		t.Errorf("printed %q", got)
+	}
+	if got := errorText(errors.Join(errors.New("the hub's \x1b[2J words"), errors.New("more"))); got != "the hub's \uFFFD[2J words; more" {
+		t.Errorf("printed %q", got)
+	}
+	var out bytes.Buffer
+	s := session{out: &out}
+	s.print(client.Message{User: "mimi://alpha.example/u/alice", Flag: "untrusted", Data: []byte("hello")}, false)
+	if !strings.Contains(out.String(), "alice@alpha.example (untrusted): hello") {
+		t.Errorf("printed %q", out.String())
 	}
 	if got := printable("näh, 日本"); got != "näh, 日本" {
 		t.Errorf("printed %q", got)

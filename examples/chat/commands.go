@@ -156,7 +156,7 @@ func rooms(ctx context.Context, s *session, _ []string) error {
 		for _, r := range c.Rooms() {
 			state := fmt.Sprintf("%d people", len(r.Participants()))
 			if err := r.Frozen(); err != nil {
-				state = err.Error()
+				state = errorText(err)
 			} else if !r.Active() {
 				state = "left"
 			}
@@ -371,7 +371,7 @@ func (s *session) show(e client.Event, only mimi.URI) {
 		}
 	case client.Frozen:
 		if in(e.Room) {
-			fmt.Fprintf(s.out, "* %v\n", e.Err)
+			fmt.Fprintf(s.out, "* %s\n", errorText(e.Err))
 		}
 	}
 }
@@ -381,8 +381,15 @@ func (s *session) print(m client.Message, withRoom bool) {
 	if withRoom {
 		room = m.Room.ID() + " "
 	}
-	fmt.Fprintf(s.out, "%s %s%s@%s: %s\n", m.Time.Local().Format(time.TimeOnly), room, m.User.ID(), m.User.Domain(), printable(string(m.Data)))
+	flag := ""
+	if m.Flag != "" {
+		flag = " (" + m.Flag + ")"
+	}
+	fmt.Fprintf(s.out, "%s %s%s@%s%s: %s\n", m.Time.Local().Format(time.TimeOnly), room, m.User.ID(), m.User.Domain(), flag, printable(string(m.Data)))
 }
+
+// errorText is an error on one line; a hub's words may be in it.
+func errorText(err error) string { return printable(strings.ReplaceAll(err.Error(), "\n", "; ")) }
 
 // printable replaces what could steer a terminal.
 func printable(s string) string {

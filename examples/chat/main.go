@@ -92,7 +92,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			fmt.Fprint(stderr, usage)
 			return 2
 		}
-		fmt.Fprintf(stderr, "chat: %v\n", err)
+		fmt.Fprintf(stderr, "chat: %s\n", errorText(err))
 		return 1
 	}
 	return 0
