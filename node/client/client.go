@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/parley-mls/parley/authority"
@@ -104,7 +105,11 @@ type Client struct {
 	running context.Context    // guarded by mu: of Run, nil if it doesn't run
 	restart context.CancelFunc // guarded by mu: ends the present subscription
 	live    chan struct{}      // guarded by mu: closed while the subscription is live
+	joining map[mimi.URI]bool  // guarded by mu: rooms for which an external commit is being sent
 	acks    acks
+
+	apply func(*store.Batch) (wait func() error, err error) // of db
+	lost  atomic.Pointer[error]                             // why nothing can be done any more
 
 	workers sync.WaitGroup // one goroutine per room while Run runs
 	publish sync.Mutex     // held while KeyPackages are published
@@ -216,8 +221,8 @@ func newClient(o Options, db *store.Pebble, p profile) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{
-		o: o, log: o.Log, db: db, profile: p, signer: signer, trust: t, rooms: make(map[mimi.URI]*Room),
-		live: make(chan struct{}), acks: newAcks(),
+		o: o, log: o.Log, db: db, profile: p, signer: signer, trust: t, rooms: make(map[mimi.URI]*Room), joining: make(map[mimi.URI]bool),
+		live: make(chan struct{}), acks: newAcks(), apply: db.Apply,
 		config: mls.Config{
 			Rand: o.Rand, Time: o.Time, Verifier: t.verifier.ForClient(), Components: mimi.Components(),
 			Policy: mimi.RoomPolicy(t.verifier.IdentityOf),
@@ -249,8 +254,35 @@ func (c *Client) load() error {
 	return nil
 }
 
-// Close releases the state; Run must have returned. Channels of Events are closed.
+// giveUp has every later operation on a room fail with err, and Run return it. Locks of rooms may be held.
+func (c *Client) giveUp(err error) {
+	c.lost.CompareAndSwap(nil, &err)
+	c.resubscribe()
+}
+
+// gone returns why nothing can be done any more, nil if all is well.
+func (c *Client) gone() error {
+	if err := c.lost.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// abandon gives up and ends what waits. No lock may be held.
+func (c *Client) abandon(err error) {
+	c.giveUp(err)
+	for _, r := range c.Rooms() {
+		r.mu.Lock()
+		r.failAll(c.gone())
+		r.touch()
+		r.mu.Unlock()
+	}
+}
+
+// Close releases the state; Run must have returned. Operations that still wait fail with ErrClosed, and channels of
+// Events are closed.
 func (c *Client) Close() error {
+	c.abandon(fmt.Errorf("client: %w", ErrClosed))
 	c.events.close()
 	return errors.Join(c.session.close(), c.db.Close())
 }

@@ -28,6 +28,8 @@ var (
 	ErrQueued = errors.New("the message waits in the outbox")
 	// ErrRunning: another Run of the same Client is under way.
 	ErrRunning = errors.New("the client runs already")
+	// ErrClosed: Close was called.
+	ErrClosed = errors.New("the client is closed")
 	// ErrNoKeyPackages: no device of the user has a KeyPackage that fits.
 	ErrNoKeyPackages = errors.New("no device of the user can be added")
 )

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/base32"
@@ -84,7 +85,7 @@ func (c *Client) createRoom(ctx context.Context, name string) (*Room, error) {
 		c.pause(ctx, delay, nil)
 	}
 	var w waits
-	if err := w.apply(c.db, b); err != nil {
+	if err := w.apply(c, b); err != nil {
 		return nil, err
 	}
 	if err := w.wait(); err != nil {
@@ -173,7 +174,7 @@ func (c *Client) welcomed(w *waits, number uint64, room string, seq uint64, fano
 	}
 	if err != nil {
 		c.log.Warn("welcome refused", "room", room, "number", number, "err", err)
-		if err := w.apply(c.db, stored()); err != nil {
+		if err := w.apply(c, stored()); err != nil {
 			return nil, err
 		}
 	}
@@ -225,6 +226,9 @@ func (c *Client) enter(w *waits, b *store.Batch, uri mimi.URI, seq uint64, fanou
 	if err := c.checkRoom(uri, g); err != nil {
 		return nil, err
 	}
+	if err := c.checkMembers(g.Tree()); err != nil {
+		return nil, err
+	}
 	if again && g.Epoch() <= r.group.Epoch() {
 		return nil, fmt.Errorf("it leads to epoch %d, this client is in %d", g.Epoch(), r.group.Epoch())
 	}
@@ -242,10 +246,26 @@ func (c *Client) enter(w *waits, b *store.Batch, uri mimi.URI, seq uint64, fanou
 	return events, nil
 }
 
+// checkMembers refuses a group with a member whose certificate isn't from the provider that it names: no hub that checks
+// what it accepts has such a group, but a node that forges one does. Members who are expired or revoked, or of a
+// provider that isn't known here, are flagged later.
+func (c *Client) checkMembers(tree *mls.RatchetTree) error {
+	for i, l := range tree.Leaves() {
+		_, err := c.trust.verifier.Verify(l.Credential.Certificates, authority.PurposeClient)
+		if f := flagOf(err); f == flagDistrust {
+			return fmt.Errorf("leaf %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
 // become makes g the room's group from the entry after seq on, and writes the batch. mu is held.
 func (r *Room) become(w *waits, b *store.Batch, g *mls.Group, seq uint64) error {
 	if s := r.staged; s != nil && s.job != nil && !s.hold {
 		r.jobs = slices.Insert(r.jobs, 0, s.job)
+	}
+	if r.leaving != nil {
+		r.leaving.finish(fmt.Errorf("client: leave %s: this client entered the room anew", r.uri))
 	}
 	r.group, r.header, r.frozen, r.staged, r.leaving, r.stray = g, header{cursor: seq}, nil, nil, nil, 0
 	r.saveHeader(b)
@@ -253,7 +273,7 @@ func (r *Room) become(w *waits, b *store.Batch, g *mls.Group, seq uint64) error 
 	r.judgeLocked()
 	r.schedule()
 	r.touch()
-	return w.apply(r.c.db, b)
+	return w.apply(r.c, b)
 }
 
 // joinAttempts bounds how often an external commit is made anew after other commits won.
@@ -262,6 +282,13 @@ const joinAttempts = 16
 // Join makes this client a member of a room in which its user is a participant, by an external commit (RFC 9420,
 // Section 12.4.3.2). If it is a member already, nothing happens; a frozen room is entered anew.
 func (c *Client) Join(ctx context.Context, room mimi.URI) (*Room, error) {
+	for !c.beginJoin(room) { // one that a crash interrupted is under way
+		c.pause(ctx, minRetry, nil)
+		if ended(ctx) {
+			return nil, fmt.Errorf("client: join %s: %w", room, ctx.Err())
+		}
+	}
+	defer c.endJoin(room)
 	if r, err := c.Room(room); err == nil {
 		r.mu.Lock()
 		usable := r.usable() == nil
@@ -284,6 +311,23 @@ func (c *Client) Join(ctx context.Context, room mimi.URI) (*Room, error) {
 		c.pause(ctx, time.Duration(10+mathrand.N(90))*time.Millisecond, nil)
 	}
 	return nil, fmt.Errorf("client: join %s: other commits came first %d times", room, joinAttempts)
+}
+
+// beginJoin returns false if an external commit to the room is being sent; if it returns true, endJoin must follow.
+func (c *Client) beginJoin(room mimi.URI) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.joining[room] {
+		return false
+	}
+	c.joining[room] = true
+	return true
+}
+
+func (c *Client) endJoin(room mimi.URI) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.joining, room)
 }
 
 // prepareJoin fetches what an external commit needs, verifies it, and stores the commit before it is sent.
@@ -333,6 +377,9 @@ func (c *Client) prepareJoin(ctx context.Context, room mimi.URI) (*mls.PendingJo
 			o.Proposals = append(o.Proposals, mls.Proposal{Type: mls.ProposalRemove, Remove: &mls.Remove{Removed: i}})
 		}
 	}
+	if err := c.judged(ctx, func() error { return c.checkMembers(tree) }); err != nil {
+		return nil, err
+	}
 	pending, err := mls.ExternalJoin(c.config, o)
 	if err != nil {
 		return nil, err
@@ -340,7 +387,7 @@ func (c *Client) prepareJoin(ctx context.Context, room mimi.URI) (*mls.PendingJo
 	b := new(store.Batch)
 	b.Set([]byte(prefixJoin+string(room)), codec.Marshal(pending))
 	var w waits
-	if err := w.apply(c.db, b); err != nil {
+	if err := w.apply(c, b); err != nil {
 		return nil, err
 	}
 	return pending, w.wait()
@@ -380,7 +427,7 @@ func (c *Client) forgetJoin(room mimi.URI) error {
 	var w waits
 	b := new(store.Batch)
 	b.Delete([]byte(prefixJoin + string(room)))
-	if err := w.apply(c.db, b); err != nil {
+	if err := w.apply(c, b); err != nil {
 		return err
 	}
 	return w.wait()
@@ -395,6 +442,10 @@ func (c *Client) confirmJoin(room mimi.URI, p *mls.PendingJoin, seq uint64) (*Ro
 	}
 	var w waits
 	r.mu.Lock()
+	if !fresh && r.usable() == nil && r.group.Epoch() >= p.Epoch() { // a Welcome was faster
+		r.mu.Unlock()
+		return r, c.forgetJoin(room)
+	}
 	b := new(store.Batch)
 	b.Delete([]byte(prefixJoin + string(room)))
 	err = r.clearGroup(b)
@@ -423,28 +474,38 @@ func (c *Client) confirmJoin(room mimi.URI, p *mls.PendingJoin, seq uint64) (*Ro
 	return r, nil
 }
 
-// resumeJoins finds out what became of external commits whose answers a crash lost.
+// resumeJoins has it found out what became of external commits whose answers a crash lost. It doesn't wait for that,
+// which may take until the hub of another provider is back.
 func (c *Client) resumeJoins(ctx context.Context) error {
-	pending := make(map[mimi.URI]*mls.PendingJoin)
+	pending, stored := make(map[mimi.URI]*mls.PendingJoin), make(map[mimi.URI][]byte)
 	err := store.ScanPrefix(c.db, []byte(prefixJoin), func(key, value []byte) bool {
 		p, err := mls.LoadPendingJoin(c.config, c.signer, value)
 		if err != nil {
 			c.log.Warn("stored external commit is damaged", "room", string(key), "err", err)
 			return true
 		}
-		pending[mimi.URI(key)] = p
+		pending[mimi.URI(key)], stored[mimi.URI(key)] = p, bytes.Clone(value)
 		return true
 	})
 	if err != nil {
 		return fmt.Errorf("client: read external commits: %w", err)
 	}
 	for room, p := range pending {
-		if _, err := c.finishJoin(ctx, room, p); err != nil {
-			if ended(ctx) {
-				return err
-			}
-			c.log.Warn("join failed", "room", room, "err", err)
+		if !c.beginJoin(room) {
+			continue
 		}
+		// A Join that just ended has settled it: confirmed a second time, the group would begin with keys that were used.
+		key := []byte(prefixJoin + string(room))
+		if now, err := c.db.Get(key); err != nil || !bytes.Equal(now, stored[room]) {
+			c.endJoin(room)
+			continue
+		}
+		c.workers.Go(func() {
+			defer c.endJoin(room)
+			if _, err := c.finishJoin(ctx, room, p); err != nil && !ended(ctx) {
+				c.log.Warn("join failed", "room", room, "err", err)
+			}
+		})
 	}
 	return nil
 }

@@ -67,7 +67,7 @@ func (c *Client) publishKeyPackages(ctx context.Context, replace bool) error {
 		req.KeyPackages = append(req.KeyPackages, codec.Marshal(kp))
 	}
 	var w waits
-	if err := w.apply(c.db, b); err != nil {
+	if err := w.apply(c, b); err != nil {
 		return err
 	}
 	if err := w.wait(); err != nil {
@@ -97,7 +97,7 @@ func (c *Client) dropExpired() error {
 		return nil
 	}
 	var w waits
-	if err := w.apply(c.db, b); err != nil {
+	if err := w.apply(c, b); err != nil {
 		return err
 	}
 	return w.wait()

@@ -147,13 +147,23 @@ func (r *Room) clearGroup(b *store.Batch) error {
 // waits collects what has to become durable before anyone is told about it.
 type waits []func() error
 
-// apply writes a batch and notes what to wait for.
-func (w *waits) apply(db *store.Pebble, b *store.Batch) error {
-	wait, err := db.Apply(b)
+// apply writes a batch and notes what to wait for. If either fails, what is in memory may be ahead of what a restart
+// would find, so the client gives up: a ratchet that goes on from memory and again from the store uses keys twice.
+func (w *waits) apply(c *Client, b *store.Batch) error {
+	wait, err := c.apply(b)
 	if err != nil {
-		return fmt.Errorf("client: write the state: %w", err)
+		err = fmt.Errorf("client: write the state: %w", err)
+		c.giveUp(err)
+		return err
 	}
-	*w = append(*w, wait)
+	*w = append(*w, func() error {
+		err := wait()
+		if err != nil {
+			err = fmt.Errorf("client: sync the state: %w", err)
+			c.giveUp(err)
+		}
+		return err
+	})
 	return nil
 }
 
@@ -162,7 +172,7 @@ func (w *waits) wait() error {
 	var first error
 	for _, f := range *w {
 		if err := f(); err != nil && first == nil {
-			first = fmt.Errorf("client: sync the state: %w", err)
+			first = err
 		}
 	}
 	*w = nil

@@ -49,7 +49,7 @@ func (r *Room) Leave(ctx context.Context) error {
 		}
 	}
 	r.saveHeader(b)
-	err := w.apply(r.c.db, b)
+	err := w.apply(r.c, b)
 	r.touch()
 	r.mu.Unlock()
 	if err != nil {
@@ -92,6 +92,11 @@ func (r *Room) leaveDue() bool {
 	return !r.leaving.answered || r.leaving.epoch != r.group.Epoch()
 }
 
+// leavePending says whether proposals to leave were made in this epoch and not refused: the hub may have them. mu is held.
+func (r *Room) leavePending() bool {
+	return r.leaving != nil && r.leaving.request != nil && r.leaving.epoch == r.group.Epoch()
+}
+
 // sendLeave sends the proposals, the same bytes at every attempt within an epoch.
 func (r *Room) sendLeave(ctx context.Context) error {
 	r.mu.Lock()
@@ -130,9 +135,11 @@ func (r *Room) sendLeave(ctx context.Context) error {
 	}
 	if err != nil {
 		r.header.leaving, r.leaving = false, nil
+		r.schedule()
 		b := new(store.Batch)
+		b.Delete(r.key(roomLeave))
 		r.saveHeader(b)
-		if e := w.apply(r.c.db, b); e != nil {
+		if e := w.apply(r.c, b); e != nil {
 			return e
 		}
 		err = fmt.Errorf("client: leave %s: %w", r.uri, err)
@@ -149,17 +156,20 @@ func (l *leaving) finish(err error) {
 	l.done = nil
 }
 
-// proposeLeave makes the proposals for the present epoch. mu is held.
+// proposeLeave makes the proposals for the present epoch. The room's group doesn't note them before they come in the log:
+// nothing takes pending proposals back if the hub refuses them. mu is held.
 func (r *Room) proposeLeave(w *waits, l *leaving) error {
 	props, err := r.c.removal(r.group, r.c.User())
 	if err != nil {
 		return err
 	}
-	b := new(store.Batch)
-	state := b.Prefixed(r.key(roomGroup))
+	g, err := r.copyGroup()
+	if err != nil {
+		return err
+	}
 	var messages []*mls.MLSMessage
 	for _, p := range props {
-		m, err := r.group.Propose(state, p)
+		m, err := g.Propose(nil, p)
 		if err != nil {
 			return err
 		}
@@ -169,9 +179,10 @@ func (r *Room) proposeLeave(w *waits, l *leaving) error {
 		Message: messages[0], MoreProposals: messages[1:],
 	}})
 	l.epoch, l.answered, l.accepted = r.group.Epoch(), false, false
+	b := new(store.Batch)
 	b.Set(r.key(roomLeave), slices.Concat(binary.BigEndian.AppendUint64(nil, l.epoch), l.request))
 	r.schedule()
-	return w.apply(r.c.db, b)
+	return w.apply(r.c, b)
 }
 
 // loadLeaving restores proposals to leave of the present epoch, to be sent again as they were.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/parley-mls/parley/authority"
@@ -195,10 +196,26 @@ func (c *Client) renew(ctx context.Context) error {
 		return err
 	}
 	c.log.Info("credential renewed", "client", p.Client)
-	for _, r := range c.Rooms() {
-		r.enqueue(&job{build: r.buildCredential, done: make(chan error, 1)})
-	}
+	c.renewLeaves()
 	return c.publishKeyPackages(ctx, true)
+}
+
+// renewLeaves has the rooms take the present credential over where the own leaf has another one: after a renewal, if
+// what was to follow it got lost in a restart, and after a Welcome for an older KeyPackage.
+func (c *Client) renewLeaves() {
+	cred := c.credential()
+	for _, r := range c.Rooms() {
+		r.mu.Lock()
+		waits := slices.ContainsFunc(r.jobs, func(j *job) bool { return j.renewal }) ||
+			r.staged != nil && r.staged.job != nil && r.staged.job.renewal
+		if r.usable() == nil && !waits {
+			if m, ok := r.group.Member(r.group.OwnLeaf()); ok && !m.Leaf.Credential.Equal(cred) {
+				r.jobs = append(r.jobs, &job{build: r.buildCredential, done: make(chan error, 1), renewal: true})
+				r.touch()
+			}
+		}
+		r.mu.Unlock()
+	}
 }
 
 // lifetime is that of a KeyPackage: it ends with the credential.

@@ -40,7 +40,7 @@ func (r *Room) receive(w *waits, seq uint64, fanout []byte) ([]Event, error) {
 	}
 	r.header.cursor = seq
 	r.saveHeader(e.state)
-	if err := w.apply(r.c.db, e.state); err != nil {
+	if err := w.apply(r.c, e.state); err != nil {
 		return nil, err
 	}
 	r.schedule()

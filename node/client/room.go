@@ -130,6 +130,9 @@ func (r *Room) await(ctx context.Context, done func() bool) error {
 		if ok {
 			return nil
 		}
+		if err := r.c.gone(); err != nil {
+			return err
+		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
@@ -140,6 +143,9 @@ func (r *Room) await(ctx context.Context, done func() bool) error {
 
 // usable says why nothing can be done in the room, nil if it can. mu is held.
 func (r *Room) usable() error {
+	if err := r.c.gone(); err != nil {
+		return err
+	}
 	switch {
 	case r.frozen != nil:
 		return r.frozen
@@ -367,7 +373,7 @@ func (r *Room) judgeLeaf(l *mls.LeafNode) {
 // held says whether messages must wait: proposals are to be committed before (RFC 9420, Section 12.4), or a member
 // other than this client isn't trusted at present. mu is held.
 func (r *Room) held() bool {
-	if len(r.group.Pending()) > 0 {
+	if len(r.group.Pending()) > 0 || r.leavePending() {
 		return true
 	}
 	own := r.c.ID()
@@ -389,9 +395,9 @@ func (r *Room) schedule() {
 	}
 }
 
-// removalPending says whether a pending proposal removes this client, which then can't commit. mu is held.
+// removalPending says whether a pending proposal removes this client, or one that it made may do so; it can't commit then. mu is held.
 func (r *Room) removalPending() bool {
-	return slices.ContainsFunc(r.group.Pending(), func(p mls.PendingProposal) bool {
+	return r.leavePending() || slices.ContainsFunc(r.group.Pending(), func(p mls.PendingProposal) bool {
 		return p.Proposal.Remove != nil && p.Proposal.Remove.Removed == r.group.OwnLeaf()
 	})
 }

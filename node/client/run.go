@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/parley-mls/parley/federation/mimi"
-	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/node/api"
 	"github.com/parley-mls/parley/node/store"
 )
@@ -22,8 +21,8 @@ const (
 )
 
 // Run keeps the client connected: authenticated, its KeyPackages published, subscribed. It processes what arrives, in
-// order, and sends what waits. It returns when ctx ends, with its error, and with ErrRevoked if the device was
-// revoked. All else it tries again.
+// order, and sends what waits. It returns when ctx ends, with its error, with ErrRevoked if the device was revoked, and
+// if the state can't be written: the client has to be opened again then. All else it tries again.
 func (c *Client) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -53,9 +52,14 @@ func (c *Client) Run(ctx context.Context) error {
 		switch {
 		case ended(ctx):
 			return ctx.Err()
+		case c.gone() != nil:
+			c.abandon(c.gone())
+			return c.gone()
 		case revoked(err):
 			c.log.Error("this device was revoked", "client", c.ID())
-			return fmt.Errorf("client: %w: %w", ErrRevoked, err)
+			err = fmt.Errorf("client: %w: %w", ErrRevoked, err)
+			c.abandon(err)
+			return err
 		case again:
 			delay = 0
 			continue
@@ -77,6 +81,9 @@ func (c *Client) connect(ctx context.Context) (again bool, err error) {
 	c.mu.Lock()
 	c.restart = cancel
 	c.mu.Unlock()
+	if err := c.gone(); err != nil { // before restart was there to end this
+		return false, err
+	}
 	defer func() {
 		c.mu.Lock()
 		select {
@@ -90,7 +97,7 @@ func (c *Client) connect(ctx context.Context) (again bool, err error) {
 	if err := c.refreshTrust(stream); err != nil {
 		return false, err
 	}
-	if err := c.resumeJoins(stream); err != nil {
+	if err := c.resumeJoins(ctx); err != nil {
 		return false, err
 	}
 	c.keepHouse(stream)
@@ -106,7 +113,7 @@ func (c *Client) resubscribe() {
 	}
 }
 
-// keepHouse renews the credential and publishes KeyPackages if it is time. Failing isn't the end of the connection.
+// keepHouse renews the credential and publishes KeyPackages if it is time, and has the rooms follow. Failing isn't the end of the connection.
 func (c *Client) keepHouse(ctx context.Context) {
 	due, err := c.renewalDue()
 	if err == nil && due {
@@ -115,6 +122,7 @@ func (c *Client) keepHouse(ctx context.Context) {
 	if err != nil && !ended(ctx) {
 		c.log.Warn("renewing the credential failed", "err", err)
 	}
+	c.renewLeaves()
 	if err := c.publishKeyPackages(ctx, false); err != nil && !ended(ctx) {
 		c.log.Warn("publishing key packages failed", "err", err)
 	}
@@ -291,20 +299,24 @@ func (c *Client) sendAcks(ctx context.Context) error {
 		c.acks.sent[uri] = cursor
 	}
 	var w waits
-	b := new(store.Batch)
 	for _, r := range left {
-		r.mu.Lock()
-		if r.header.left {
-			r.header.told = true
-			b.Set(r.key(roomHeader), codec.Marshal(r.header))
+		if err := r.noteTold(&w); err != nil {
+			return err
 		}
-		r.mu.Unlock()
-	}
-	if b.Len() == 0 {
-		return nil
-	}
-	if err := w.apply(c.db, b); err != nil {
-		return err
 	}
 	return w.wait()
+}
+
+// noteTold notes that the node knows that this client left, unless it is back meanwhile. The header is written under
+// the lock, so that it doesn't replace a later one.
+func (r *Room) noteTold(w *waits) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.header.left {
+		return nil
+	}
+	r.header.told = true
+	b := new(store.Batch)
+	r.saveHeader(b)
+	return w.apply(r.c, b)
 }

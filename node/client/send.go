@@ -116,7 +116,7 @@ func (r *Room) queue(w *waits, text []byte) (*outgoing, error) {
 		}
 	}
 	b.Set(r.key64(roomOutbox, o.number), codec.Marshal(o))
-	if err := w.apply(r.c.db, b); err != nil {
+	if err := w.apply(r.c, b); err != nil {
 		return nil, err
 	}
 	r.nextOut++
@@ -150,7 +150,7 @@ func (r *Room) sendMessage(ctx context.Context) error {
 		err := r.seal(b, o)
 		if err == nil {
 			b.Set(r.key64(roomOutbox, o.number), codec.Marshal(o))
-			err = w.apply(r.c.db, b)
+			err = w.apply(r.c, b)
 		}
 		if err != nil {
 			r.mu.Unlock()
@@ -189,21 +189,30 @@ func (r *Room) submitted(w *waits, hash [sha256.Size]byte, res *mimi.SubmitMessa
 	switch {
 	case err == nil && res.Code == mimi.SubmitAccepted:
 		r.sent(b, hash, seq)
-		return w.apply(r.c.db, b)
-	case err == nil && res.Code == mimi.SubmitEpochTooOld:
+		return w.apply(r.c, b)
+	case err == nil && res.Code == mimi.SubmitEpochTooOld && res.CurrentEpoch > epochOf(o.submit):
 		// These bytes are in no log and never will be: encrypt anew in the epoch that the hub is in.
 		b.Delete(r.key(roomSealed, hash[:]...))
 		o.submit, o.notBefore = nil, res.CurrentEpoch
 		b.Set(r.key64(roomOutbox, o.number), codec.Marshal(o))
-		return w.apply(r.c.db, b)
+		return w.apply(r.c, b)
 	case err == nil:
-		err = &Refused{Code: "notAllowed"}
+		err = &Refused{Code: res.Code.String()}
 	}
 	b.Delete(r.key(roomSealed, hash[:]...))
 	b.Delete(r.key64(roomOutbox, o.number))
 	r.outbox = r.outbox[1:]
 	o.finish(0, fmt.Errorf("client: send to %s: %w", r.uri, err))
-	return w.apply(r.c.db, b)
+	return w.apply(r.c, b)
+}
+
+// epochOf returns the epoch in which a SubmitMessageRequest of this client was encrypted.
+func epochOf(submit []byte) uint64 {
+	var req mimi.SubmitMessageRequest
+	if err := codec.Unmarshal(submit, &req); err != nil || req.Message == nil || req.Message.Private == nil {
+		return 0
+	}
+	return req.Message.Private.Epoch
 }
 
 // sent takes a message that the hub has out of the outbox. mu is held.
@@ -270,7 +279,7 @@ func (r *Room) SealMessage(text []byte) (submit []byte, err error) {
 		b := new(store.Batch)
 		o := &outgoing{text: append([]byte{}, text...)}
 		if err = r.seal(b, o); err == nil {
-			submit, err = o.submit, w.apply(r.c.db, b)
+			submit, err = o.submit, w.apply(r.c, b)
 		}
 	}
 	r.mu.Unlock()

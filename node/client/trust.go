@@ -25,6 +25,7 @@ type trust struct {
 	now      func() time.Time
 	verifier *authority.Verifier
 
+	putting sync.Mutex // held while bundles are replaced, so that an older answer never comes after a newer one
 	mu      sync.RWMutex
 	bundles map[string]*authority.Bundle // guarded by mu, by domain
 }
@@ -91,6 +92,8 @@ func (t *trust) putOwn(db *store.Pebble, raw []byte) error {
 // put replaces all bundles; the first error leaves them as they were. A bundle of a peer that isn't given any more is
 // forgotten: the operator has withdrawn the approval.
 func (t *trust) put(db *store.Pebble, bundles []*authority.Bundle, raw [][]byte) error {
+	t.putting.Lock()
+	defer t.putting.Unlock()
 	next := make(map[string]*authority.Bundle)
 	changes := make(map[string][]byte)
 	for i, b := range bundles {
@@ -99,8 +102,9 @@ func (t *trust) put(db *store.Pebble, bundles []*authority.Bundle, raw [][]byte)
 			if err := t.anchored(b); err != nil {
 				return err
 			}
-		} else if old := t.bundle(domain); old != nil && b.Sequence() < old.Sequence() {
-			return fmt.Errorf("client: trust bundle of %s has number %d, after %d", domain, b.Sequence(), old.Sequence())
+		} else if old := t.bundle(domain); old != nil && b.Sequence() < old.Sequence() && sharesRoot(b, old) {
+			next[domain] = old // numbers begin anew only with another root, which the operator has approved instead
+			continue
 		}
 		next[domain] = b
 		changes[prefixBundle+domain] = raw[i]
@@ -122,6 +126,11 @@ func (t *trust) put(db *store.Pebble, bundles []*authority.Bundle, raw [][]byte)
 	t.bundles = next
 	t.mu.Unlock()
 	return nil
+}
+
+func sharesRoot(a, b *authority.Bundle) bool {
+	known := b.Fingerprints()
+	return slices.ContainsFunc(a.Fingerprints(), func(f authority.Fingerprint) bool { return slices.Contains(known, f) })
 }
 
 // verifyNode is the check of the node's TLS certificate: its chain ends in a root of the own provider, and it is for
@@ -154,6 +163,13 @@ func (t *trust) verifyNode(chain []*x509.Certificate) error {
 	if err != nil {
 		return fmt.Errorf("certificate of the node of %s: %w", t.domain, err)
 	}
+	if b := t.bundle(t.domain); b != nil {
+		for _, c := range chain {
+			if b.Revoked(fmt.Sprintf("%x", c.SerialNumber)) {
+				return fmt.Errorf("certificate of the node of %s: %w", t.domain, authority.ErrRevoked)
+			}
+		}
+	}
 	return nil
 }
 
@@ -169,6 +185,10 @@ const (
 // flag says what is wrong with a member's credential at present; "" if nothing is.
 func (t *trust) flag(cred mls.Credential) string {
 	_, err := t.verifier.Verify(cred.Certificates, authority.PurposeClient)
+	return flagOf(err)
+}
+
+func flagOf(err error) string {
 	switch {
 	case err == nil:
 		return ""

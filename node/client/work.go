@@ -27,6 +27,15 @@ type job struct {
 	done      chan error // has room for one
 	attempts  int
 	notBefore time.Time
+	renewal   bool // of the own credential
+}
+
+// finish tells who waits, once.
+func (j *job) finish(err error) {
+	select {
+	case j.done <- err:
+	default:
+	}
 }
 
 // errDone says that a job has nothing left to do.
@@ -175,14 +184,17 @@ func (r *Room) next() (step func(context.Context) error, at time.Time) {
 // failAll ends what waits in a room in which nothing can be done. mu is held.
 func (r *Room) failAll(err error) {
 	for _, j := range r.jobs {
-		j.done <- err
+		j.finish(err)
 	}
 	r.jobs = nil
 	if r.staged != nil && r.staged.job != nil {
-		r.staged.job.done <- err
+		r.staged.job.finish(err)
 		r.staged.job = nil
 	}
-	if r.frozen != nil {
+	if r.leaving != nil {
+		r.leaving.finish(err)
+	}
+	if r.frozen != nil && r.c.gone() == nil {
 		return // the outbox stays: Join may bring the room back
 	}
 	for _, o := range r.outbox {
@@ -220,9 +232,9 @@ func (r *Room) stageJob(context.Context) error {
 	_, err := r.stage(&w, j, false)
 	if errors.Is(err, errDone) {
 		err = nil
-		j.done <- nil
+		j.finish(nil)
 	} else if err != nil {
-		j.done <- err
+		j.finish(err)
 	}
 	r.touch()
 	r.mu.Unlock()
@@ -260,7 +272,7 @@ func (r *Room) stage(w *waits, j *job, hold bool) (*staged, error) {
 	s := &staged{request: updateRequest(pc), hold: hold, job: j}
 	b.Set(r.key(roomStaged), codec.Marshal(s))
 	r.staged = s
-	return s, w.apply(r.c.db, b)
+	return s, w.apply(r.c, b)
 }
 
 // updateRequest is the UpdateRequest of a commit: with its Welcome, GroupInfo and ratchet tree, all in full.
@@ -338,7 +350,7 @@ func (r *Room) answered(w *waits, s *staged, res *mimi.UpdateRoomResponse, err e
 	}
 	b.Delete(r.key(roomStaged))
 	r.staged = nil
-	if e := w.apply(r.c.db, b); e != nil {
+	if e := w.apply(r.c, b); e != nil {
 		return e
 	}
 	r.schedule()
@@ -346,7 +358,7 @@ func (r *Room) answered(w *waits, s *staged, res *mimi.UpdateRoomResponse, err e
 	switch {
 	case j == nil:
 	case res == nil || j.attempts >= maxRefusals:
-		j.done <- fmt.Errorf("client: change %s: %w", r.uri, err)
+		j.finish(fmt.Errorf("client: change %s: %w", r.uri, err))
 	default:
 		j.attempts++
 		j.notBefore = time.Now().Add(time.Duration(j.attempts) * 100 * time.Millisecond)
@@ -368,10 +380,10 @@ func (r *Room) settled(b *store.Batch, confirmed bool) {
 	switch {
 	case j == nil:
 	case confirmed:
-		j.done <- nil
+		j.finish(nil)
 	case s.hold:
 	case j.attempts >= maxAttempts:
-		j.done <- fmt.Errorf("client: change %s: other commits came first %d times", r.uri, j.attempts)
+		j.finish(fmt.Errorf("client: change %s: other commits came first %d times", r.uri, j.attempts))
 	default:
 		j.attempts++
 		r.jobs = slices.Insert(r.jobs, 0, j)
