@@ -19,11 +19,9 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/hmac"
-	"crypto/sha256"
-	"crypto/sha512"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"log/slog"
 
@@ -63,9 +61,8 @@ type suiteParams struct {
 	aeadID            uint16
 	kem               ecdh.Curve // nil: X25519 or X448
 	kemKeySize        int        // Nsk
-	kemHash           func() hash.Hash
-	hash              func() hash.Hash
-	cryptoHash        crypto.Hash
+	kemHash           crypto.Hash
+	hash              crypto.Hash
 	hashSize, keySize int
 	curve             elliptic.Curve // of ECDSA; nil: Ed25519 or Ed448
 	ed448             bool
@@ -83,20 +80,20 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 }
 
 var (
-	suite1 = suiteParams{"MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519", kemX25519, 1, 1, nil, 32, sha256.New,
-		sha256.New, crypto.SHA256, 32, 16, nil, false, newGCM}
-	suite2 = suiteParams{"MLS_128_DHKEMP256_AES128GCM_SHA256_P256", kemP256, 1, 1, ecdh.P256(), 32, sha256.New,
-		sha256.New, crypto.SHA256, 32, 16, elliptic.P256(), false, newGCM}
-	suite3 = suiteParams{"MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519", kemX25519, 1, 3, nil, 32, sha256.New,
-		sha256.New, crypto.SHA256, 32, 32, nil, false, chacha20poly1305.New}
-	suite4 = suiteParams{"MLS_256_DHKEMX448_AES256GCM_SHA512_Ed448", kemX448, 3, 2, nil, 56, sha512.New,
-		sha512.New, crypto.SHA512, 64, 32, nil, true, newGCM}
-	suite5 = suiteParams{"MLS_256_DHKEMP521_AES256GCM_SHA512_P521", kemP521, 3, 2, ecdh.P521(), 66, sha512.New,
-		sha512.New, crypto.SHA512, 64, 32, elliptic.P521(), false, newGCM}
-	suite6 = suiteParams{"MLS_256_DHKEMX448_CHACHA20POLY1305_SHA512_Ed448", kemX448, 3, 3, nil, 56, sha512.New,
-		sha512.New, crypto.SHA512, 64, 32, nil, true, chacha20poly1305.New}
-	suite7 = suiteParams{"MLS_256_DHKEMP384_AES256GCM_SHA384_P384", kemP384, 2, 2, ecdh.P384(), 48, sha512.New384,
-		sha512.New384, crypto.SHA384, 48, 32, elliptic.P384(), false, newGCM}
+	suite1 = suiteParams{"MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519", kemX25519, 1, 1, nil, 32, crypto.SHA256,
+		crypto.SHA256, 32, 16, nil, false, newGCM}
+	suite2 = suiteParams{"MLS_128_DHKEMP256_AES128GCM_SHA256_P256", kemP256, 1, 1, ecdh.P256(), 32, crypto.SHA256,
+		crypto.SHA256, 32, 16, elliptic.P256(), false, newGCM}
+	suite3 = suiteParams{"MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519", kemX25519, 1, 3, nil, 32, crypto.SHA256,
+		crypto.SHA256, 32, 32, nil, false, chacha20poly1305.New}
+	suite4 = suiteParams{"MLS_256_DHKEMX448_AES256GCM_SHA512_Ed448", kemX448, 3, 2, nil, 56, crypto.SHA512,
+		crypto.SHA512, 64, 32, nil, true, newGCM}
+	suite5 = suiteParams{"MLS_256_DHKEMP521_AES256GCM_SHA512_P521", kemP521, 3, 2, ecdh.P521(), 66, crypto.SHA512,
+		crypto.SHA512, 64, 32, elliptic.P521(), false, newGCM}
+	suite6 = suiteParams{"MLS_256_DHKEMX448_CHACHA20POLY1305_SHA512_Ed448", kemX448, 3, 3, nil, 56, crypto.SHA512,
+		crypto.SHA512, 64, 32, nil, true, chacha20poly1305.New}
+	suite7 = suiteParams{"MLS_256_DHKEMP384_AES256GCM_SHA384_P384", kemP384, 2, 2, ecdh.P384(), 48, crypto.SHA384,
+		crypto.SHA384, 48, 32, elliptic.P384(), false, newGCM}
 )
 
 func (cs CipherSuite) lookup() *suiteParams {
@@ -148,17 +145,8 @@ func (cs CipherSuite) HashSize() int { return cs.params().hashSize }
 
 // Hash returns the suite's hash of b.
 func (cs CipherSuite) Hash(b []byte) []byte {
-	switch cs.params().cryptoHash {
-	case crypto.SHA256:
-		h := sha256.Sum256(b)
-		return h[:]
-	case crypto.SHA384:
-		h := sha512.Sum384(b)
-		return h[:]
-	default:
-		h := sha512.Sum512(b)
-		return h[:]
-	}
+	p := cs.params()
+	return sum(p.hash, make([]byte, 0, p.hashSize), b)
 }
 
 // RefHash names value by its hash (RFC 9420, Section 5.2). The label is used as it is.
@@ -170,9 +158,8 @@ func (cs CipherSuite) RefHash(label string, value []byte) []byte {
 }
 
 func (cs CipherSuite) mac(key secret, data []byte) []byte {
-	h := hmac.New(cs.params().hash, key)
-	h.Write(data)
-	return h.Sum(nil)
+	p := cs.params()
+	return hmacSum(p.hash, make([]byte, 0, p.hashSize), key, data)
 }
 
 func (cs CipherSuite) verifyMAC(key secret, data, tag []byte) bool {
@@ -192,13 +179,11 @@ func (cs CipherSuite) extract(salt, ikm []byte) secret {
 //	    opaque context<V>;
 //	} KDFLabel;
 func (cs CipherSuite) expandWithLabel(s secret, label string, context []byte, n int) secret {
-	var w codec.Writer
-	w.Uint16(uint16(n))
-	w.Length(len(labelPrefix) + len(label))
-	w.Raw([]byte(labelPrefix))
-	w.Raw([]byte(label))
-	w.Opaque(context)
-	return hkdfExpand(cs.params().hash, s, w.Bytes(), n)
+	b := binary.BigEndian.AppendUint16(make([]byte, 0, 64), uint16(n))
+	b = codec.AppendLength(b, len(labelPrefix)+len(label))
+	b = append(append(b, labelPrefix...), label...)
+	b = codec.AppendLength(b, len(context))
+	return hkdfExpand(cs.params().hash, s, n, b, context)
 }
 
 const labelPrefix = "MLS 1.0 "
@@ -244,31 +229,6 @@ func (cs CipherSuite) aeadOpen(key, nonce secret, aad, ciphertext []byte) ([]byt
 		return nil, ErrDecrypt
 	}
 	return plain, nil
-}
-
-// hkdfExtract and hkdfExpand are RFC 5869.
-func hkdfExtract(h func() hash.Hash, salt, ikm []byte) []byte {
-	m := hmac.New(h, salt)
-	m.Write(ikm)
-	return m.Sum(nil)
-}
-
-func hkdfExpand(h func() hash.Hash, prk, info []byte, n int) []byte { // n is at most 255 hashes
-	m := hmac.New(h, prk)
-	out := make([]byte, 0, n+m.Size())
-	var last []byte
-	for counter := byte(1); len(out) < n; counter++ {
-		if counter > 1 {
-			m.Reset()
-		}
-		m.Write(last)
-		m.Write(info)
-		m.Write([]byte{counter})
-		start := len(out)
-		out = m.Sum(out)
-		last = out[start:]
-	}
-	return out[:n:n]
 }
 
 // GenerateSignatureKey makes a key of the suite: an ed25519.PrivateKey, an ed448.PrivateKey of circl or an
@@ -376,7 +336,7 @@ func (cs CipherSuite) SignWithLabel(rand io.Reader, signer crypto.Signer, label 
 	p, msg := cs.params(), labelled(label, content)
 	opts := crypto.Hash(0)
 	if p.curve != nil {
-		msg, opts = cs.Hash(msg), p.cryptoHash
+		msg, opts = cs.Hash(msg), p.hash
 	}
 	sig, err := signer.Sign(rand, msg, opts)
 	if err != nil {

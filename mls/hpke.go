@@ -1,12 +1,11 @@
 package mls
 
 import (
+	"crypto"
 	"crypto/ecdh"
-	"crypto/hmac"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 )
 
@@ -42,23 +41,12 @@ func (p *suiteParams) kemSuiteID() []byte {
 }
 
 // labeledExtract and labeledExpand are RFC 9180, Section 4.
-func labeledExtract(h func() hash.Hash, suiteID, salt []byte, label string, ikm []byte) []byte {
-	m := hmac.New(h, salt)
-	m.Write([]byte("HPKE-v1"))
-	m.Write(suiteID)
-	m.Write([]byte(label))
-	m.Write(ikm)
-	return m.Sum(nil)
+func labeledExtract(h crypto.Hash, suiteID, salt []byte, label string, ikm []byte) []byte {
+	return hkdfExtract(h, salt, []byte("HPKE-v1"), suiteID, []byte(label), ikm)
 }
 
-func labeledExpand(h func() hash.Hash, prk, suiteID []byte, label string, info []byte, n int) []byte {
-	b := make([]byte, 0, 2+7+len(suiteID)+len(label)+len(info))
-	b = binary.BigEndian.AppendUint16(b, uint16(n))
-	b = append(b, "HPKE-v1"...)
-	b = append(b, suiteID...)
-	b = append(b, label...)
-	b = append(b, info...)
-	return hkdfExpand(h, prk, b, n)
+func labeledExpand(h crypto.Hash, prk, suiteID []byte, label string, info []byte, n int) []byte {
+	return hkdfExpand(h, prk, n, []byte{byte(n >> 8), byte(n)}, []byte("HPKE-v1"), suiteID, []byte(label), info)
 }
 
 // GenerateHPKEKey makes a key pair of the suite's KEM.
@@ -150,7 +138,7 @@ func (p *suiteParams) kemShared(dh, enc, pub []byte) []byte {
 	id := p.kemSuiteID()
 	prk := labeledExtract(p.kemHash, id, nil, "eae_prk", dh)
 	kemContext := append(append(make([]byte, 0, len(enc)+len(pub)), enc...), pub...)
-	return labeledExpand(p.kemHash, prk, id, "shared_secret", kemContext, p.kemHash().Size())
+	return labeledExpand(p.kemHash, prk, id, "shared_secret", kemContext, p.kemHash.Size())
 }
 
 // hpkeKey derives the key and the first nonce (RFC 9180, Section 5.1).

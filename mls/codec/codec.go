@@ -66,17 +66,19 @@ func (w *Writer) Uint64(v uint64) { w.b = binary.BigEndian.AppendUint64(w.b, v) 
 func (w *Writer) Raw(b []byte) { w.b = append(w.b, b...) }
 
 // Length writes a vector's length. It panics past MaxVector, which no value that fits in a message reaches.
-func (w *Writer) Length(n int) {
+func (w *Writer) Length(n int) { w.b = AppendLength(w.b, n) }
+
+// AppendLength is Length for a slice.
+func AppendLength(b []byte, n int) []byte {
 	switch {
 	case n < 1<<6:
-		w.b = append(w.b, byte(n))
+		return append(b, byte(n))
 	case n < 1<<14:
-		w.b = binary.BigEndian.AppendUint16(w.b, uint16(n)|0x4000)
+		return binary.BigEndian.AppendUint16(b, uint16(n)|0x4000)
 	case n <= MaxVector:
-		w.b = binary.BigEndian.AppendUint32(w.b, uint32(n)|0x80000000)
-	default:
-		panic("codec: vector longer than 2^30-1 bytes")
+		return binary.BigEndian.AppendUint32(b, uint32(n)|0x80000000)
 	}
+	panic("codec: vector longer than 2^30-1 bytes")
 }
 
 // Opaque writes opaque<V>.
