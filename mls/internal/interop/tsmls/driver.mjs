@@ -1,0 +1,231 @@
+// Drives clients of ts-mls for the test in this folder: one JSON object a line in, one out, byte strings in base64.
+// A client keeps its KeyPackage, its state in a group, and the state that its staged commit leads to.
+import { createInterface } from "node:readline"
+import * as mls from "ts-mls"
+import { p256, p384, p521 } from "@noble/curves/nist.js"
+import { decodeProposal } from "ts-mls/proposal.js"
+import { encodeGroupContext } from "ts-mls/groupContext.js"
+import { signGroupInfo } from "ts-mls/groupInfo.js"
+import { encodeLeafNodeTBS } from "ts-mls/leafNode.js"
+import { signWithLabel } from "ts-mls/crypto/signature.js"
+import { updateLeafKey } from "ts-mls/privateKeyPath.js"
+import { decodeRatchetTree, encodeRatchetTree } from "ts-mls/ratchetTree.js"
+import { encode } from "ts-mls/codec/tlsEncoder.js"
+import { decodeVarLenData, varLenDataEncoder } from "ts-mls/codec/variableLength.js"
+
+const clients = new Map()
+const bytes = (s) => new Uint8Array(Buffer.from(s ?? "", "base64"))
+const base64 = (b) => b && Buffer.from(b).toString("base64")
+
+function decode(decoder, b) {
+  const [value, n] = decoder(b, 0) ?? []
+  if (n !== b.length) throw new Error("does not decode")
+  return value
+}
+
+const message = (wireformat, field, value) =>
+  base64(mls.encodeMlsMessage({ version: "mls10", wireformat, [field]: value }))
+const welcome = (value) => value && message("mls_welcome", "welcome", value)
+const groupInfo = (value) => message("mls_group_info", "groupInfo", value)
+const received = (s) => decode(mls.decodeMlsMessage, bytes(s))
+const tree = (s) => (s ? decode(decodeRatchetTree, bytes(s)) : undefined)
+const extensions = (list) => (list ?? []).map((e) => ({ extensionType: named(e.Type), extensionData: bytes(e.Data) }))
+const proposals = (list) => (list ?? []).map((p) => decode(decodeProposal, bytes(p)))
+
+function named(type) {
+  const known = Object.entries(mls.defaultExtensionTypes).find(([, v]) => v === type)
+  return known ? known[0] : type
+}
+
+function psks(list) {
+  return Object.fromEntries((list ?? []).map((p) => [mls.bytesToBase64(bytes(p.ID)), bytes(p.Secret)]))
+}
+
+// signatureKey makes a key pair. ts-mls gives ECDSA keys as compressed points; RFC 9420, Section 5.1.1, has uncompressed
+// ones, which it takes.
+async function signatureKey(suite, algorithm) {
+  const keys = await suite.signature.keygen()
+  const curve = { P256: p256, P384: p384, P521: p521 }[algorithm]
+  if (curve) keys.publicKey = curve.Point.fromBytes(keys.publicKey).toBytes(false)
+  return keys
+}
+
+// describe makes a GroupInfo for external joiners. ts-mls writes the bare key into the external_pub extension; in
+// RFC 9420, Section 12.4.3.2, it is a vector and so has its length before it.
+async function describe(c, state, withTree) {
+  const make = withTree ? mls.createGroupInfoWithExternalPubAndRatchetTree : mls.createGroupInfoWithExternalPub
+  const { signature, ...info } = await make(state, [], c.suite)
+  for (const e of info.extensions)
+    if (e.extensionType === "external_pub") e.extensionData = encode(varLenDataEncoder)(e.extensionData)
+  return groupInfo(await signGroupInfo(info, state.signaturePrivateKey, c.suite.signature))
+}
+
+// readsExternalPub returns the suite for a joinGroupExternal, which takes the extension's data for the bare key too.
+function readsExternalPub(suite, info) {
+  const data = info.extensions.find((e) => e.extensionType === "external_pub")?.extensionData
+  const importPublicKey = (k) =>
+    suite.hpke.importPublicKey(data && Buffer.compare(k, data) === 0 ? decode(decodeVarLenData, k) : k)
+  return { ...suite, hpke: { ...suite.hpke, importPublicKey } }
+}
+
+// stage keeps a commit's new state until confirm, and answers with the commit and what goes with it.
+async function stage(c, commit, w, state) {
+  c.staged = state
+  return {
+    Message: base64(mls.encodeMlsMessage(commit)),
+    Welcome: welcome(w),
+    GroupInfo: await describe(c, state, false),
+    Tree: base64(encodeRatchetTree(state.ratchetTree)),
+  }
+}
+
+const ops = {
+  async suites() {
+    return { Suites: Object.values(mls.ciphersuites) }
+  },
+
+  async keyPackage(c, r) {
+    const name = Object.entries(mls.ciphersuites).find(([, v]) => v === r.Suite)[0]
+    const suite = mls.getCiphersuiteFromName(name)
+    c.suite = await mls.getCiphersuiteImpl(suite)
+    c.psks = psks(r.PSKs)
+    const now = BigInt(Math.floor(Date.now() / 1000))
+    const { publicPackage, privatePackage } = await mls.generateKeyPackageWithKey(
+      { credentialType: "basic", identity: bytes(r.Identity) },
+      { ...mls.defaultCapabilities(), ...r.Capabilities },
+      { notBefore: now - 3600n, notAfter: now + 86400n * 28n },
+      extensions(r.Extensions),
+      await signatureKey(c.suite, suite.signature),
+      c.suite,
+      extensions(r.LeafExtensions),
+    )
+    Object.assign(c, { keyPackage: publicPackage, keys: privatePackage })
+    return { Message: message("mls_key_package", "keyPackage", publicPackage) }
+  },
+
+  async create(c, r) {
+    c.state = await mls.createGroup(bytes(r.GroupID), c.keyPackage, c.keys, extensions(r.Extensions), c.suite)
+  },
+
+  async join(c, r) {
+    const m = received(r.Welcome)
+    const index = mls.makePskIndex(undefined, c.psks)
+    c.state = await mls.joinGroup(m.welcome, c.keyPackage, c.keys, index, c.suite, tree(r.Tree))
+  },
+
+  async externalJoin(c, r) {
+    const info = received(r.GroupInfo).groupInfo
+    const { publicMessage, newState } = await mls.joinGroupExternal(
+      info, c.keyPackage, c.keys, r.Resync ?? false, readsExternalPub(c.suite, info), tree(r.Tree), undefined, bytes(r.AAD))
+    return stage(c, { version: "mls10", wireformat: "mls_public_message", publicMessage }, undefined, newState)
+  },
+
+  async propose(c, r) {
+    const [p] = proposals([r.Proposal])
+    const { newState, message: m } = await mls.createProposal(c.state, !r.Private, p, c.suite, bytes(r.AAD))
+    c.state = newState
+    return { Message: base64(mls.encodeMlsMessage(m)) }
+  },
+
+  // ts-mls has no call that makes an Update: the leaf is built here and its key put in place before the commit.
+  async update(c, r) {
+    const keys = await c.suite.hpke.generateKeyPair()
+    const own = c.state.privatePath.leafIndex
+    const { hpkePublicKey, signaturePublicKey, credential, capabilities, extensions } = c.state.ratchetTree[2 * own].leaf
+    const leaf = { hpkePublicKey, signaturePublicKey, credential, capabilities, leafNodeSource: "update", extensions }
+    leaf.hpkePublicKey = await c.suite.hpke.exportPublicKey(keys.publicKey)
+    const tbs = encodeLeafNodeTBS({ ...leaf, groupId: c.state.groupContext.groupId, leafIndex: own })
+    leaf.signature = await signWithLabel(c.state.signaturePrivateKey, "LeafNodeTBS", tbs, c.suite.signature)
+    const p = { proposalType: "update", update: { leafNode: leaf } }
+    const { newState, message: m } = await mls.createProposal(c.state, !r.Private, p, c.suite)
+    c.state = newState
+    c.update = await c.suite.hpke.exportPrivateKey(keys.privateKey)
+    return { Message: base64(mls.encodeMlsMessage(m)) }
+  },
+
+  async commit(c, r) {
+    const context = { state: c.state, cipherSuite: c.suite, pskIndex: mls.makePskIndex(c.state, c.psks) }
+    const { newState, welcome, commit } = await mls.createCommit(context, {
+      wireAsPublicMessage: !r.Private,
+      extraProposals: proposals(r.Proposals),
+      ratchetTreeExtension: r.TreeInWelcome ?? false,
+      authenticatedData: bytes(r.AAD),
+    })
+    return stage(c, commit, welcome, newState)
+  },
+
+  async confirm(c) {
+    c.state = c.staged
+    c.staged = c.update = undefined
+  },
+
+  async drop(c) {
+    c.staged = undefined
+  },
+
+  async process(c, r) {
+    let state = c.state
+    const own = state.privatePath.leafIndex
+    let kind, updates, removes // of what was received: what it is, whether it applies this client's Update, a Remove of it
+    const run = (answer) =>
+      mls.processMessage(received(r.Message), state, mls.makePskIndex(state, c.psks), (m) => {
+        const has = (f) => m.kind === "commit" && m.proposals.some(f)
+        kind = m.kind
+        updates = has((p) => p.proposal.proposalType === "update" && p.senderLeafIndex === own)
+        removes = has((p) => p.proposal.proposalType === "remove" && p.proposal.remove.removed === own)
+        return answer
+      }, c.suite)
+    if (c.update) {
+      await run("reject").catch(() => {})
+      if (updates) state = { ...state, privatePath: updateLeafKey(state.privatePath, c.update) }
+    }
+    let out
+    try {
+      out = await run("accept")
+    } catch (e) {
+      // ts-mls looks for its key in the path when a commit removes it and adds somebody at its leaf (RFC 9420,
+      // Sections 12.1.3 and 12.3: the Remove empties the leaf before the Add fills it, and there is nothing to read).
+      if (!removes) throw e
+      out = { newState: { ...state, groupActiveState: { kind: "removedFromGroup" } } }
+    }
+    c.state = out.newState
+    if (out.kind === "applicationMessage") return { Kind: "application", Data: base64(out.message) }
+    if (kind === "commit") c.staged = c.update = undefined
+    return { Kind: kind }
+  },
+
+  async send(c, r) {
+    const { newState, privateMessage } = await mls.createApplicationMessage(c.state, bytes(r.Data), c.suite, bytes(r.AAD))
+    c.state = newState
+    return { Message: message("mls_private_message", "privateMessage", privateMessage) }
+  },
+
+  async groupInfo(c, r) {
+    return { GroupInfo: await describe(c, c.state, r.WithTree), Tree: base64(encodeRatchetTree(c.state.ratchetTree)) }
+  },
+
+  async status(c) {
+    const s = c.state
+    const secret = await mls.mlsExporter(s.keySchedule.exporterSecret, "interop", bytes("Y29udGV4dA=="), 32, c.suite)
+    return {
+      Active: s.groupActiveState.kind,
+      Leaf: s.privatePath.leafIndex,
+      Context: base64(encodeGroupContext(s.groupContext)),
+      Authenticator: base64(s.keySchedule.epochAuthenticator),
+      Exported: base64(secret),
+      Pending: Object.keys(s.unappliedProposals).length,
+    }
+  },
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  let answer
+  try {
+    const r = JSON.parse(line)
+    if (!clients.has(r.Client)) clients.set(r.Client, {})
+    answer = (await ops[r.Op](clients.get(r.Client), r)) ?? {}
+  } catch (e) {
+    answer = { Error: `${e?.name ?? "error"}: ${e?.message ?? e}` }
+  }
+  process.stdout.write(JSON.stringify(answer) + "\n")
+}

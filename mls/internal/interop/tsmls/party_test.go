@@ -1,0 +1,345 @@
+package tsmls
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"fmt"
+
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// party is a client of either implementation. What goes in and comes out is what the wire has, MLSMessages and
+// ratchet trees in their encodings.
+type party interface {
+	name() string
+	keyPackage(o options) ([]byte, error) // comes first
+	create(groupID []byte, ext mls.Extensions) error
+	join(welcome, tree []byte) error
+	externalJoin(groupInfo, tree []byte, resync bool) (*commit, error)
+	propose(p mls.Proposal, private bool) ([]byte, error)
+	proposeUpdate(private bool) ([]byte, error)
+	commit(o commitOptions) (*commit, error)
+	confirm() error
+	drop() error
+	process(message []byte) (kind string, data []byte, err error)
+	send(aad, data []byte) ([]byte, error)
+	groupInfo(withTree bool) (info, tree []byte, err error)
+	status() (*status, error)
+}
+
+type options struct {
+	suite          mls.CipherSuite
+	identity       string
+	extensions     []mls.ExtensionType // further ones in the capabilities
+	leafExtensions mls.Extensions
+	psks           []psk
+}
+
+type commitOptions struct {
+	proposals     []mls.Proposal
+	private       bool
+	treeInWelcome bool
+	aad           []byte
+}
+
+// commit is a commit that was made and what goes with it.
+type commit struct{ message, welcome, groupInfo, tree []byte }
+
+// status is what members must have in common, and what they have not.
+type status struct {
+	context, authenticator, exported []byte
+	leaf                             mls.LeafIndex
+	active                           bool
+	pending                          int
+}
+
+// The kinds of what a message turned out to be.
+const (
+	application = "application"
+	proposal    = "proposal"
+	committed   = "commit"
+)
+
+// tsClient is a client of ts-mls.
+type tsClient struct {
+	node *node
+	id   string
+}
+
+func (c *tsClient) call(op string, r request) (answer, error) {
+	c.node.t.Helper()
+	r.Op, r.Client = op, c.id
+	return c.node.call(r)
+}
+
+func (c *tsClient) name() string { return c.id }
+
+func (c *tsClient) keyPackage(o options) ([]byte, error) {
+	r := request{Suite: uint16(o.suite), Identity: []byte(o.identity), LeafExtensions: o.leafExtensions, PSKs: o.psks}
+	if len(o.extensions) > 0 {
+		r.Capabilities = map[string]any{"extensions": o.extensions}
+	}
+	a, err := c.call("keyPackage", r)
+	return a.Message, err
+}
+
+func (c *tsClient) create(groupID []byte, ext mls.Extensions) error {
+	_, err := c.call("create", request{GroupID: groupID, Extensions: ext})
+	return err
+}
+
+func (c *tsClient) join(welcome, tree []byte) error {
+	_, err := c.call("join", request{Welcome: welcome, Tree: tree})
+	return err
+}
+
+func (c *tsClient) externalJoin(groupInfo, tree []byte, resync bool) (*commit, error) {
+	a, err := c.call("externalJoin", request{GroupInfo: groupInfo, Tree: tree, Resync: resync})
+	return &commit{message: a.Message, groupInfo: a.GroupInfo, tree: a.Tree}, err
+}
+
+func (c *tsClient) propose(p mls.Proposal, private bool) ([]byte, error) {
+	a, err := c.call("propose", request{Proposal: codec.Marshal(p), Private: private})
+	return a.Message, err
+}
+
+func (c *tsClient) proposeUpdate(private bool) ([]byte, error) {
+	a, err := c.call("update", request{Private: private})
+	return a.Message, err
+}
+
+func (c *tsClient) commit(o commitOptions) (*commit, error) {
+	r := request{Private: o.private, TreeInWelcome: o.treeInWelcome, AAD: o.aad}
+	for _, p := range o.proposals {
+		r.Proposals = append(r.Proposals, codec.Marshal(p))
+	}
+	a, err := c.call("commit", r)
+	return &commit{message: a.Message, welcome: a.Welcome, groupInfo: a.GroupInfo, tree: a.Tree}, err
+}
+
+func (c *tsClient) confirm() error {
+	_, err := c.call("confirm", request{})
+	return err
+}
+
+func (c *tsClient) drop() error {
+	_, err := c.call("drop", request{})
+	return err
+}
+
+func (c *tsClient) process(message []byte) (string, []byte, error) {
+	a, err := c.call("process", request{Message: message})
+	return a.Kind, a.Data, err
+}
+
+func (c *tsClient) send(aad, data []byte) ([]byte, error) {
+	a, err := c.call("send", request{AAD: aad, Data: data})
+	return a.Message, err
+}
+
+func (c *tsClient) groupInfo(withTree bool) (info, tree []byte, err error) {
+	a, err := c.call("groupInfo", request{WithTree: withTree})
+	return a.GroupInfo, a.Tree, err
+}
+
+func (c *tsClient) status() (*status, error) {
+	a, err := c.call("status", request{})
+	return &status{context: a.Context, authenticator: a.Authenticator, exported: a.Exported, leaf: mls.LeafIndex(a.Leaf),
+		active: a.Active == "active", pending: a.Pending}, err
+}
+
+// ourClient is a client of this module. Its state is kept in memory.
+type ourClient struct {
+	*mls.Group
+	id      string
+	o       options
+	config  mls.Config
+	signer  crypto.Signer
+	kp      *mls.KeyPackage
+	secrets *mls.KeyPackageSecrets
+	joining *mls.PendingJoin
+}
+
+// everyone is an authentication service that believes all.
+type everyone struct{}
+
+func (everyone) VerifyCredential(mls.Credential, []byte, mls.CipherSuite) error { return nil }
+func (everyone) ValidSuccessor(_, _ mls.Credential) error                       { return nil }
+func (everyone) Identity(c mls.Credential) ([]byte, error)                      { return c.Identity, nil }
+
+func (c *ourClient) name() string { return c.id }
+
+func (c *ourClient) capabilities() mls.Capabilities {
+	capabilities := mls.DefaultCapabilities()
+	capabilities.Extensions = append(capabilities.Extensions, c.o.extensions...)
+	return capabilities
+}
+
+func (c *ourClient) keyPackage(o options) ([]byte, error) {
+	c.o = o
+	c.config = mls.Config{Verifier: everyone{}, NewMemberProposals: true, PSK: func(id mls.PreSharedKeyID) ([]byte, error) {
+		for _, p := range o.psks {
+			if bytes.Equal(p.ID, id.ID) {
+				return p.Secret, nil
+			}
+		}
+		return nil, fmt.Errorf("no PSK %q", id.ID)
+	}}
+	var err error
+	if c.signer, err = o.suite.GenerateSignatureKey(rand.Reader); err != nil {
+		return nil, err
+	}
+	c.kp, c.secrets, err = mls.NewKeyPackage(mls.KeyPackageOptions{Suite: o.suite, Credential: mls.BasicCredential([]byte(o.identity)),
+		Signer: c.signer, Capabilities: c.capabilities(), LeafExtensions: o.leafExtensions})
+	if err != nil {
+		return nil, err
+	}
+	return codec.Marshal(mls.NewMLSMessage(c.kp)), nil
+}
+
+func (c *ourClient) create(groupID []byte, ext mls.Extensions) (err error) {
+	c.Group, err = mls.NewGroup(c.config, nil, mls.GroupOptions{GroupID: groupID, Suite: c.o.suite,
+		Credential: mls.BasicCredential([]byte(c.o.identity)), Signer: c.signer, Extensions: ext,
+		Capabilities: c.capabilities(), LeafExtensions: c.o.leafExtensions})
+	return err
+}
+
+func parseMessage(b []byte) (*mls.MLSMessage, error) {
+	var m mls.MLSMessage
+	err := codec.Unmarshal(b, &m)
+	return &m, err
+}
+
+func parseTree(b []byte) (*mls.RatchetTree, error) {
+	if b == nil {
+		return nil, nil
+	}
+	return mls.ParseRatchetTree(b)
+}
+
+func (c *ourClient) join(welcome, tree []byte) error {
+	m, err := parseMessage(welcome)
+	if err != nil {
+		return err
+	}
+	t, err := parseTree(tree)
+	if err != nil {
+		return err
+	}
+	c.Group, err = mls.JoinGroup(c.config, nil, c.signer, m.Welcome, c.kp, c.secrets, t)
+	return err
+}
+
+func (c *ourClient) externalJoin(groupInfo, tree []byte, resync bool) (*commit, error) {
+	m, err := parseMessage(groupInfo)
+	if err != nil {
+		return nil, err
+	}
+	t, err := parseTree(tree)
+	if err != nil {
+		return nil, err
+	}
+	o := mls.ExternalJoinOptions{GroupInfo: m.GroupInfo, Tree: t, Credential: mls.BasicCredential([]byte(c.o.identity)),
+		Signer: c.signer, Capabilities: c.capabilities(), LeafExtensions: c.o.leafExtensions}
+	if resync {
+		o.Proposals = []mls.Proposal{remove(c.OwnLeaf())}
+	}
+	if c.joining, err = mls.ExternalJoin(c.config, o); err != nil {
+		return nil, err
+	}
+	return &commit{message: codec.Marshal(c.joining.Message()), groupInfo: codec.Marshal(mls.NewMLSMessage(c.joining.GroupInfo())),
+		tree: codec.Marshal(c.joining.Tree())}, nil
+}
+
+func (c *ourClient) propose(p mls.Proposal, private bool) ([]byte, error) {
+	m, err := c.Propose(nil, p)
+	return encoded(m, err)
+}
+
+func (c *ourClient) proposeUpdate(private bool) ([]byte, error) {
+	m, err := c.ProposeUpdate(nil, mls.UpdateOptions{})
+	return encoded(m, err)
+}
+
+func encoded(m *mls.MLSMessage, err error) ([]byte, error) {
+	if err != nil {
+		return nil, err
+	}
+	return codec.Marshal(m), nil
+}
+
+func (c *ourClient) commit(o commitOptions) (*commit, error) {
+	p, err := c.Commit(nil, mls.CommitOptions{Proposals: o.proposals, TreeInWelcome: o.treeInWelcome, AAD: o.aad})
+	if err != nil {
+		return nil, err
+	}
+	out := &commit{message: codec.Marshal(p.Message()), groupInfo: codec.Marshal(mls.NewMLSMessage(p.GroupInfo())), tree: codec.Marshal(p.Tree())}
+	if w := p.Welcome(); w != nil {
+		out.welcome = codec.Marshal(mls.NewMLSMessage(w))
+	}
+	return out, nil
+}
+
+func (c *ourClient) confirm() (err error) {
+	if c.joining == nil {
+		return c.Confirm(nil)
+	}
+	c.Group, err = c.joining.Confirm(nil)
+	c.joining = nil
+	return err
+}
+
+func (c *ourClient) drop() error { return c.Drop(nil) }
+
+func (c *ourClient) process(message []byte) (string, []byte, error) {
+	m, err := parseMessage(message)
+	if err != nil {
+		return "", nil, err
+	}
+	got, err := c.Receive(nil, m)
+	if err != nil {
+		return "", nil, err
+	}
+	switch got := got.(type) {
+	case *mls.ApplicationMessage:
+		return application, got.Data, nil
+	case *mls.ReceivedProposal:
+		return proposal, nil, nil
+	case *mls.StagedCommit:
+		return committed, nil, c.Apply(nil, got)
+	}
+	return "", nil, fmt.Errorf("received as %T", got)
+}
+
+func (c *ourClient) send(aad, data []byte) ([]byte, error) {
+	m, err := c.Encrypt(nil, aad, data)
+	return encoded(m, err)
+}
+
+func (c *ourClient) groupInfo(withTree bool) (info, tree []byte, err error) {
+	gi, err := c.GroupInfo(withTree, true)
+	if err != nil {
+		return nil, nil, err
+	}
+	return codec.Marshal(mls.NewMLSMessage(gi)), codec.Marshal(c.Tree()), nil
+}
+
+func (c *ourClient) status() (*status, error) {
+	exported, err := c.Export("interop", []byte("context"), 32)
+	return &status{context: codec.Marshal(c.Context()), authenticator: c.EpochAuthenticator(), exported: exported,
+		leaf: c.OwnLeaf(), active: c.Active(), pending: len(c.Pending())}, err
+}
+
+func add(kp []byte) mls.Proposal {
+	m, err := parseMessage(kp)
+	if err != nil {
+		panic(err)
+	}
+	return mls.Proposal{Type: mls.ProposalAdd, Add: &mls.Add{KeyPackage: *m.KeyPackage}}
+}
+
+func remove(i mls.LeafIndex) mls.Proposal {
+	return mls.Proposal{Type: mls.ProposalRemove, Remove: &mls.Remove{Removed: i}}
+}

@@ -1,0 +1,284 @@
+package tsmls
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/parley-mls/parley/mls"
+)
+
+// kind says whose client a party is.
+type kind string
+
+const (
+	ours   kind = "go"
+	theirs kind = "ts"
+)
+
+func (k kind) other() kind {
+	if k == ours {
+		return theirs
+	}
+	return ours
+}
+
+// room is a group with members of both kinds, and with a PublicGroup that follows what can be followed.
+type room struct {
+	t       *testing.T
+	node    *node
+	id      string
+	options options // of all clients, without the identity
+	count   int     // of clients
+	members []party
+	gone    []party // were removed
+	server  *mls.PublicGroup
+}
+
+func newRoom(t *testing.T, n *node, id string, creator kind, o options, ext mls.Extensions) *room {
+	t.Helper()
+	r := &room{t: t, node: n, id: id, options: o}
+	p, _ := r.client(creator)
+	r.must(p, "create", p.create([]byte(id), ext))
+	r.members = []party{p}
+	r.follow(p.groupInfo(false))
+	r.check()
+	return r
+}
+
+func (r *room) must(p party, action string, err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatalf("%s: %s: %v", p.name(), action, err)
+	}
+}
+
+// client makes a client with its KeyPackage.
+func (r *room) client(k kind) (party, []byte) {
+	r.t.Helper()
+	r.count++
+	id := fmt.Sprintf("%s %s%d", r.id, k, r.count)
+	var p party = &ourClient{id: id}
+	if k == theirs {
+		p = &tsClient{id: id, node: r.node}
+	}
+	o := r.options
+	o.identity = id
+	kp, err := p.keyPackage(o)
+	r.must(p, "key package", err)
+	return p, kp
+}
+
+// follow begins to follow the group at the epoch of a GroupInfo.
+func (r *room) follow(info, tree []byte, err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	m, t := r.parse(info, tree)
+	cfg := mls.PublicConfig{Verifier: everyone{}, NewMemberProposals: true}
+	if r.server, err = mls.NewPublicGroup(cfg, nil, m.GroupInfo, t); err != nil {
+		r.t.Fatalf("following: %v", err)
+	}
+}
+
+func (r *room) parse(message, tree []byte) (*mls.MLSMessage, *mls.RatchetTree) {
+	r.t.Helper()
+	m, err := parseMessage(message)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	t, err := parseTree(tree)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return m, t
+}
+
+// commit has a member make a commit that all apply, and gives it back with the members in agreement.
+func (r *room) commit(by party, o commitOptions) *commit {
+	r.t.Helper()
+	c, err := by.commit(o)
+	r.must(by, "commit", err)
+	r.accept(by, c)
+	return c
+}
+
+func (r *room) accept(by party, c *commit) {
+	r.t.Helper()
+	if m, t := r.parse(c.message, c.tree); m.Public != nil {
+		gi, _ := r.parse(c.groupInfo, nil)
+		s, err := r.server.CheckCommit(m.Public)
+		r.must(by, "commit at the server", err)
+		r.must(by, "GroupInfo at the server", s.CheckGroupInfo(gi.GroupInfo))
+		r.must(by, "tree at the server", s.CheckTree(t))
+		r.must(by, "server", r.server.Apply(nil, s, gi.GroupInfo))
+	} else {
+		r.follow(c.groupInfo, c.tree, nil)
+	}
+	for _, p := range r.members {
+		if p == by {
+			continue
+		}
+		got, _, err := p.process(c.message)
+		r.must(p, "commit of "+by.name(), err)
+		if got != committed {
+			r.t.Fatalf("%s: commit of %s processed as %s", p.name(), by.name(), got)
+		}
+	}
+	r.must(by, "confirm", by.confirm())
+	r.members = slices.DeleteFunc(r.members, func(p party) bool {
+		removed := !r.status(p).active
+		if removed {
+			r.gone = append(r.gone, p)
+		}
+		return removed
+	})
+	if !slices.Contains(r.members, by) {
+		r.members = append(r.members, by)
+	}
+	r.check()
+}
+
+// add has a member add new clients in one commit, and lets them join.
+func (r *room) add(by party, treeInWelcome bool, kinds ...kind) []party {
+	r.t.Helper()
+	var joiners []party
+	o := commitOptions{treeInWelcome: treeInWelcome}
+	for _, k := range kinds {
+		p, kp := r.client(k)
+		joiners = append(joiners, p)
+		o.proposals = append(o.proposals, add(kp))
+	}
+	r.welcome(r.commit(by, o), treeInWelcome, joiners...)
+	return joiners
+}
+
+func (r *room) welcome(c *commit, treeInWelcome bool, joiners ...party) {
+	r.t.Helper()
+	if treeInWelcome {
+		c.tree = nil
+	}
+	for _, p := range joiners {
+		r.must(p, "join", p.join(c.welcome, c.tree))
+		r.members = append(r.members, p)
+	}
+	r.check()
+}
+
+// join lets a new client join by external commit, with a GroupInfo of another member.
+func (r *room) join(k kind, from party, treeInGroupInfo bool) party {
+	r.t.Helper()
+	p, _ := r.client(k)
+	r.external(p, from, treeInGroupInfo, false)
+	return p
+}
+
+// resync lets a member replace itself by an external commit.
+func (r *room) resync(p, from party) {
+	r.t.Helper()
+	r.members = slices.DeleteFunc(r.members, func(o party) bool { return o == p })
+	r.external(p, from, false, true)
+}
+
+func (r *room) external(p, from party, treeInGroupInfo, resync bool) {
+	r.t.Helper()
+	info, tree, err := from.groupInfo(treeInGroupInfo)
+	r.must(from, "GroupInfo", err)
+	if treeInGroupInfo {
+		tree = nil
+	}
+	c, err := p.externalJoin(info, tree, resync)
+	r.must(p, "external join", err)
+	r.accept(p, c)
+}
+
+// propose hands a proposal to all but its sender.
+func (r *room) propose(by party, message []byte, err error) {
+	r.t.Helper()
+	r.must(by, "propose", err)
+	if m, _ := r.parse(message, nil); m.Public != nil {
+		s, err := r.server.CheckProposal(m.Public)
+		r.must(by, "proposal at the server", err)
+		r.must(by, "server", r.server.ApplyProposal(nil, s))
+	}
+	for _, p := range r.members {
+		if p == by {
+			continue
+		}
+		got, _, err := p.process(message)
+		r.must(p, "proposal of "+by.name(), err)
+		if got != proposal {
+			r.t.Fatalf("%s: proposal of %s processed as %s", p.name(), by.name(), got)
+		}
+	}
+}
+
+func (r *room) status(p party) *status {
+	r.t.Helper()
+	s, err := p.status()
+	if our, ok := p.(*ourClient); ok && !our.Active() {
+		return &status{} // it has no secrets any more
+	}
+	r.must(p, "status", err)
+	return s
+}
+
+// check compares what the members and the server have of the epoch.
+func (r *room) check() {
+	r.t.Helper()
+	var first *status
+	for _, p := range r.members {
+		s := r.status(p)
+		if first == nil {
+			first = s
+		}
+		if !bytes.Equal(s.context, first.context) || !bytes.Equal(s.authenticator, first.authenticator) || !bytes.Equal(s.exported, first.exported) {
+			r.t.Fatalf("%s disagrees with %s in epoch %d", p.name(), r.members[0].name(), r.server.Epoch())
+		}
+	}
+	if !bytes.Equal(encodedContext(r.server), first.context) {
+		r.t.Fatalf("the server at epoch %d disagrees with %s", r.server.Epoch(), r.members[0].name())
+	}
+}
+
+// talk has every member send two messages, which all others read in the wrong order, and no former member at all.
+func (r *room) talk() {
+	r.t.Helper()
+	for _, from := range r.members {
+		var messages [2][]byte
+		for i := range messages {
+			m, err := from.send([]byte("aad"), fmt.Appendf(nil, "%s in %d: %d", from.name(), r.server.Epoch(), i))
+			r.must(from, "send", err)
+			messages[1-i] = m
+		}
+		for i, m := range messages {
+			r.read(from, m, fmt.Sprintf("%s in %d: %d", from.name(), r.server.Epoch(), 1-i))
+		}
+	}
+}
+
+func (r *room) read(from party, message []byte, want string) {
+	r.t.Helper()
+	for _, to := range r.members {
+		if to == from {
+			continue
+		}
+		got, data, err := to.process(message)
+		r.must(to, "message of "+from.name(), err)
+		if got != application || string(data) != want {
+			r.t.Fatalf("%s: %s %q, want %q", to.name(), got, data, want)
+		}
+		if _, _, err := to.process(message); err == nil {
+			r.t.Fatalf("%s reads a message of %s twice", to.name(), from.name())
+		}
+	}
+	for _, p := range r.gone {
+		if _, _, err := p.process(message); err == nil {
+			r.t.Fatalf("%s was removed and reads a message of %s", p.name(), from.name())
+		}
+	}
+}
+
+func (r *room) leaf(p party) mls.LeafIndex { return r.status(p).leaf }

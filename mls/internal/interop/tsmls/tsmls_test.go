@@ -1,0 +1,90 @@
+package tsmls
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+func encodedContext(g *mls.PublicGroup) []byte { return codec.Marshal(g.Context()) }
+
+// suites are those of both implementations.
+func suites(t *testing.T) []mls.CipherSuite {
+	t.Helper()
+	a, err := startNode(t).call(request{Op: "suites"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(mls.CipherSuites(), func(cs mls.CipherSuite) bool { return !slices.Contains(a.Suites, uint16(cs)) })
+}
+
+func TestEverySuiteIsTheSameInBoth(t *testing.T) {
+	for _, cs := range suites(t) {
+		t.Run(cs.String(), func(t *testing.T) {
+			t.Parallel()
+			n := startNode(t)
+			for _, creator := range []kind{ours, theirs} {
+				r := newRoom(t, n, string(creator)+" creates", creator, options{suite: cs}, nil)
+				a := r.members[0]
+				b := r.add(a, true, creator.other())[0]
+				c := r.add(b, false, creator)[0]
+				r.talk()
+				d := r.join(creator.other(), a, true)
+				for _, p := range []party{c, d} {
+					m, err := p.proposeUpdate(false)
+					r.propose(p, m, err)
+				}
+				r.commit(b, commitOptions{})
+				r.commit(c, commitOptions{proposals: []mls.Proposal{remove(r.leaf(d))}})
+				r.talk()
+				r.join(creator, b, false)
+				r.commit(a, commitOptions{})
+				r.talk()
+			}
+		})
+	}
+}
+
+// eachCreator runs a test in groups of the first suite that we create, and in groups that they do.
+func eachCreator(t *testing.T, f func(t *testing.T, n *node, o options, creator kind)) {
+	for _, creator := range []kind{ours, theirs} {
+		t.Run("created by "+string(creator), func(t *testing.T) {
+			t.Parallel()
+			f(t, startNode(t), options{suite: mls.X25519_AES128GCM_SHA256_Ed25519}, creator)
+		})
+	}
+}
+
+func TestMembersOfBothAgreeThroughTheLifeOfAGroup(t *testing.T) {
+	eachCreator(t, func(t *testing.T, n *node, o options, creator kind) {
+		r := newRoom(t, n, "room", creator, o, nil)
+		a := r.members[0]
+		b := r.add(a, true, creator.other())[0]
+		r.talk()
+		c := r.add(b, false, creator)[0]
+		d := r.add(a, false, creator.other())[0]
+		r.talk()
+		more := r.add(c, true, creator, creator.other(), creator, creator.other()) // unmerged leaves
+		for _, p := range []party{a, b, more[2], more[3], c, d} {
+			r.commit(p, commitOptions{aad: []byte("aad")})
+		}
+		r.talk()
+
+		for _, by := range []party{a, b} {
+			for _, p := range []party{c, d} {
+				m, err := p.proposeUpdate(false)
+				r.propose(p, m, err)
+			}
+			_, kp := r.client(creator)
+			m, err := d.propose(add(kp), false)
+			r.propose(d, m, err)
+			m, err = c.propose(remove(r.leaf(more[0])), false)
+			r.propose(c, m, err)
+			more = more[1:]
+			r.commit(by, commitOptions{})
+			r.talk()
+		}
+	})
+}
