@@ -35,7 +35,11 @@ func bigGroup(tb testing.TB, n int) (alice, bob *Group) {
 		es := testSuite.epochSecretsFrom(epochSecret)
 		g := &Group{cfg: benchConfig(), own: i, active: true, private: tt.private[i], signers: make(map[string]crypto.Signer),
 			state: newPublicState(ctx, fresh(tb, tt.RatchetTree), es.confirmationTag(testSuite, ctx.ConfirmedTranscriptHash))}
-		g.start(es)
+		sealers, err := g.cfg.newSealers()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		g.start(es, sealers)
 		if err := g.AddSigner(tt.signers[i]); err != nil {
 			tb.Fatal(err)
 		}

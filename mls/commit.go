@@ -71,12 +71,16 @@ func (g *Group) Commit(b Batch, o CommitOptions) (*PendingCommit, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mls: commit: %w", err)
 	}
-	orDiscard(b).Set(key1(keyStaged), codec.Marshal(c))
 	g.staged = c
+	g.saveStaged(orDiscard(b))
 	if c.signer != nil {
 		g.signers[string(c.evolution.info.PathLeaf.SignatureKey)] = c.signer
 	}
 	return c, nil
+}
+
+func (g *Group) saveStaged(b Batch) {
+	g.sealer.seal(b).Set(key1(keyStaged), codec.Marshal(g.staged))
 }
 
 func (g *Group) commit(o CommitOptions) (*PendingCommit, error) {
@@ -444,7 +448,11 @@ func (g *Group) Confirm(b Batch) error {
 	if err := c.evolution.fits(&g.state); err != nil {
 		return fmt.Errorf("mls: confirm: %w", err)
 	}
-	g.advance(orDiscard(b), c.evolution, c.secrets, c.private, c.hash)
+	sealers, err := g.cfg.newSealers()
+	if err != nil {
+		return fmt.Errorf("mls: confirm: %w", err)
+	}
+	g.advance(orDiscard(b), c.evolution, c.secrets, c.private, c.hash, sealers)
 	return nil
 }
 
@@ -463,7 +471,7 @@ func (g *Group) Drop(b Batch) error {
 }
 
 // advance moves the group to the next epoch and writes what changes.
-func (g *Group) advance(b Batch, e *evolution, es *epochSecrets, private *treePrivate, commit [sha256.Size]byte) {
+func (g *Group) advance(b Batch, e *evolution, es *epochSecrets, private *treePrivate, commit [sha256.Size]byte, sealers epochSealers) {
 	before := g.extensionEpochs()
 	g.retire(b, e, commit)
 	for _, p := range g.state.pending {
@@ -475,7 +483,8 @@ func (g *Group) advance(b Batch, e *evolution, es *epochSecrets, private *treePr
 	}
 	g.state.adopt(e)
 	g.private = private
-	g.start(es)
+	g.sealer.erase()
+	g.start(es, sealers)
 	saveNodes(b, g.state.tree)
 	after := g.extensionEpochs()
 	if !before[g.state.extEpoch] {

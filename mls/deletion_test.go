@@ -19,7 +19,7 @@ func (gone goneSecrets) check(t *testing.T, who string, s *memStore) {
 		if len(v) == 0 {
 			t.Fatalf("%s: no %s to look for", who, name)
 		}
-		for k, stored := range s.m {
+		for k, stored := range unsealed(s.m) {
 			if strings.Contains(stored, string(v)) {
 				t.Errorf("%s: %s is still in entry %q", who, name, k)
 			}

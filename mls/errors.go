@@ -67,6 +67,10 @@ const redacted = "[redacted]"
 // secret is key material. It doesn't show itself in formatted output, logs or JSON.
 type secret []byte
 
+// erase overwrites the secret in memory. The runtime may have moved it or left copies on stacks, and ciphers keep their
+// key schedules: those go when the memory is used again.
+func (s secret) erase() { clear(s) }
+
 func (secret) String() string               { return redacted }
 func (secret) GoString() string             { return redacted }
 func (secret) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }

@@ -182,8 +182,11 @@ func (p *PendingJoin) Confirm(b Batch) (*Group, error) {
 	if _, err := g.signer(); err != nil {
 		return nil, fmt.Errorf("mls: confirm join: %w", err)
 	}
-	es := *p.secrets
-	g.start(&es)
+	sealers, err := p.cfg.newSealers()
+	if err != nil {
+		return nil, fmt.Errorf("mls: confirm join: %w", err)
+	}
+	g.start(p.secrets.clone(), sealers)
 	g.saveAll(orDiscard(b))
 	return g, nil
 }
@@ -205,7 +208,7 @@ func LoadPendingJoin(cfg Config, signer crypto.Signer, b []byte) (*PendingJoin, 
 		secrets: new(epochSecrets), private: new(treePrivate),
 	}
 	r := codec.NewReader(b)
-	if f := r.Uint16(); r.Err() == nil && f != stateFormat {
+	if f := r.Uint16(); r.Err() == nil && !knownFormat(f) {
 		return nil, fmt.Errorf("mls: load pending join: %w: state format %d", ErrUnsupported, f)
 	}
 	p.message.UnmarshalMLS(r)

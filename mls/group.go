@@ -34,6 +34,7 @@ type Group struct {
 	messages *secretTree
 	past     []*pastEpoch // oldest first
 	staged   *PendingCommit
+	sealer   *sealer                  // seals the epoch's stored state; nil if it is of format 1
 	signers  map[string]crypto.Signer // by signature key: the own leaf's, and one that will replace it
 }
 
@@ -91,7 +92,11 @@ func NewGroup(cfg Config, b Batch, o GroupOptions) (*Group, error) {
 		cfg: cfg, state: newPublicState(ctx, tree, tag), active: true,
 		private: newTreePrivate(0, secrets.EncryptionKey), signers: make(map[string]crypto.Signer),
 	}
-	g.start(es)
+	sealers, err := cfg.newSealers()
+	if err != nil {
+		return nil, fmt.Errorf("mls: new group: %w", err)
+	}
+	g.start(es, sealers)
 	if _, err := g.state.roster(cfg.Verifier); err != nil { // the credential names no client
 		return nil, fmt.Errorf("mls: new group: %w", err)
 	}
@@ -102,9 +107,10 @@ func NewGroup(cfg Config, b Batch, o GroupOptions) (*Group, error) {
 	return g, nil
 }
 
-// start takes the secrets of the epoch that the public state is in.
-func (g *Group) start(es *epochSecrets) {
+// start takes the secrets of the epoch that the public state is in, and what seals them in the store.
+func (g *Group) start(es *epochSecrets, s epochSealers) {
 	g.messages = newSecretTree(g.suite(), g.state.tree.Size(), es.encryption)
+	g.messages.sealer, g.sealer = s.messages, s.state
 	es.encryption = nil
 	g.secrets = es
 }
@@ -118,12 +124,15 @@ func (g *Group) saveAll(b Batch) {
 
 // saveEpoch writes what every epoch has anew.
 func (g *Group) saveEpoch(b Batch) {
-	b.Set(key1(keyHeader), codec.Marshal(&header{
+	state := g.sealer.seal(b)
+	state.Set(key1(keyHeader), codec.Marshal(&header{
 		kind: kindGroup, slots: g.state.tree.Size(), context: g.state.context, extEpoch: g.state.extEpoch,
 		confirmationTag: g.state.confirmationTag, own: g.own, active: g.active, secrets: g.secrets,
 	}))
 	if g.active {
-		b.Set(key1(keyPrivate), codec.Marshal(g.private))
+		g.sealer.save(b, key1(keyStateSeal))
+		g.messages.sealer.save(b, key64(keyEpochSeal, g.state.context.Epoch))
+		state.Set(key1(keyPrivate), codec.Marshal(g.private))
 		saveSecrets(b, g.state.context.Epoch, g.messages)
 	}
 }
@@ -145,7 +154,7 @@ func LoadGroup(cfg Config, signer crypto.Signer, state iter.Seq2[[]byte, []byte]
 	if !g.active {
 		return g, nil
 	}
-	g.secrets = in.header.secrets
+	g.secrets, g.sealer = in.header.secrets, in.stateSeal
 	g.private = new(treePrivate)
 	if err := codec.Unmarshal(in.private, g.private); err != nil {
 		return nil, fmt.Errorf("mls: load state: private keys: %w", err)

@@ -2,6 +2,7 @@ package mls
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/parley-mls/parley/mls/codec"
 )
@@ -198,6 +199,15 @@ type epochSecrets struct {
 func (e *epochSecrets) fields() []*secret {
 	return []*secret{&e.senderData, &e.encryption, &e.exporter, &e.external, &e.confirmation, &e.membership,
 		&e.resumption, &e.authenticator, &e.init}
+}
+
+// clone copies the secrets, so that erasing the ones leaves the others.
+func (e *epochSecrets) clone() *epochSecrets {
+	c := new(epochSecrets)
+	for i, s := range e.fields() {
+		*c.fields()[i] = slices.Clone(*s)
+	}
+	return c
 }
 
 // MarshalMLS implements codec.Marshaler, for the client's encrypted store.

@@ -71,7 +71,7 @@ func (g *Group) retire(b Batch, next *evolution, commit [sha256.Size]byte) {
 			}
 			b.Set(keyLeaf(epoch, i), enc)
 		}
-		b.Set(key64(keyPast, epoch), codec.Marshal(e))
+		g.savePast(b, e)
 		g.past = append(g.past, e)
 	} else {
 		deleteSecrets(b, e.context.Epoch, e.tree)
@@ -80,6 +80,11 @@ func (g *Group) retire(b Batch, next *evolution, commit [sha256.Size]byte) {
 		g.forget(b, g.past[0])
 		g.past = slices.Clone(g.past[1:])
 	}
+}
+
+// savePast writes what is kept of a past epoch besides its secret tree and leaves.
+func (g *Group) savePast(b Batch, e *pastEpoch) {
+	e.tree.sealer.seal(b).Set(key64(keyPast, e.context.Epoch), codec.Marshal(e))
 }
 
 // forget deletes a past epoch from the store, except for its GroupContext extensions, which others may share.

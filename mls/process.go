@@ -143,7 +143,7 @@ func (g *Group) receiveHandshake(b Batch, ac *AuthenticatedContent, hash [sha256
 		return nil, err
 	}
 	g.deleteKey(b, step)
-	g.state.addPending(b, &pendingEntry{PendingProposal: p})
+	g.state.addPending(g.sealer.seal(b), &pendingEntry{PendingProposal: p})
 	return &ReceivedProposal{PendingProposal: p, AAD: c.AuthenticatedData}, nil
 }
 
@@ -285,13 +285,17 @@ func (g *Group) Apply(b Batch, s *StagedCommit) error {
 	if err := s.evolution.fits(&g.state); err != nil {
 		return fmt.Errorf("mls: apply: %w", err)
 	}
+	sealers, err := g.cfg.newSealers()
+	if err != nil {
+		return fmt.Errorf("mls: apply: %w", err)
+	}
 	b = orDiscard(b)
 	g.deleteKey(b, s.step)
 	if s.evolution.info.SelfRemoved {
 		g.leave(b, s.evolution)
 		return nil
 	}
-	g.advance(b, s.evolution, s.secrets, s.private, s.hash)
+	g.advance(b, s.evolution, s.secrets, s.private, s.hash, sealers)
 	return nil
 }
 
@@ -309,9 +313,13 @@ func (g *Group) leave(b Batch, e *evolution) {
 	}
 	b.Delete(key1(keyStaged))
 	b.Delete(key1(keyPrivate))
+	if g.sealer != nil {
+		b.Delete(key1(keyStateSeal))
+		g.sealer.erase()
+	}
 	g.state.adopt(e)
 	g.active = false
-	g.staged, g.past, g.secrets, g.messages, g.private = nil, nil, nil, nil, nil
+	g.staged, g.past, g.secrets, g.messages, g.private, g.sealer = nil, nil, nil, nil, nil, nil
 	clear(g.signers)
 	saveNodes(b, g.state.tree)
 	g.state.saveExtensions(b)

@@ -100,7 +100,7 @@ func (g *Group) propose(b Batch, prop Proposal, private HPKEPrivateKey) (*MLSMes
 	if err != nil {
 		return nil, err
 	}
-	g.state.addPending(orDiscard(b), &pendingEntry{
+	g.state.addPending(g.sealer.seal(orDiscard(b)), &pendingEntry{
 		PendingProposal: PendingProposal{Ref: ac.ref(g.suite()), Sender: sender, Proposal: prop}, private: private,
 	})
 	return NewMLSMessage(m), nil

@@ -62,6 +62,7 @@ type secretTree struct {
 	ratchets map[ratchetID]*ratchet
 	version  uint64 // counts the changes, so that a step knows whether it was computed from this state
 	dirty    map[string]struct{}
+	sealer   *sealer // seals the stored form; nil in a state of format 1
 }
 
 // newSecretTree starts a secret tree for a ratchet tree of so many leaf slots.

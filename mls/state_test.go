@@ -10,7 +10,8 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
-// dump is the state that a store must have, computed from the group in memory and not from what operations wrote.
+// dump is the state that a store must have, computed from the group in memory and not from what operations wrote. It
+// isn't sealed.
 func dump(g *Group) map[string]string {
 	s := newMemStore()
 	dumpPublic(s, &g.state)
@@ -20,6 +21,7 @@ func dump(g *Group) map[string]string {
 		return s.m
 	}
 	s.Set(key1(keyPrivate), codec.Marshal(g.private))
+	g.sealer.save(s, key1(keyStateSeal))
 	dumpSecrets(s, g.Epoch(), g.messages)
 	for _, e := range g.past {
 		s.Set(key64(keyPast, e.context.Epoch), codec.Marshal(e))
@@ -52,6 +54,7 @@ func dumpPublic(s *memStore, p *publicState) {
 }
 
 func dumpSecrets(s *memStore, epoch uint64, st *secretTree) {
+	st.sealer.save(s, key64(keyEpochSeal, epoch))
 	for _, k := range st.keys() {
 		s.Set(append(key64(keySecret, epoch), k...), st.entry(string(k)))
 	}
@@ -66,8 +69,32 @@ func dumpServer(g *PublicGroup) map[string]string {
 	return s.m
 }
 
+// unsealed returns a state with the seals opened that its keys open, and its header without the format; what isn't
+// sealed stays as it is.
+func unsealed(m map[string]string) map[string]string {
+	out := make(map[string]string, len(m))
+	for k, v := range m {
+		key := m[string(key1(keyStateSeal))]
+		if k[0] == keySecret || k[0] == keyPast {
+			key = m[string(keyEpochSeal)+k[1:9]]
+		}
+		if s, err := sealerOf(secret(key)); err == nil {
+			if plain, err := s.open([]byte(k), []byte(v)); err == nil {
+				v = string(plain)
+			}
+		}
+		if k[0] == keyHeader {
+			v = v[2:]
+		}
+		out[k] = v
+	}
+	return out
+}
+
+// sameState compares states apart from their formats and seals.
 func sameState(t testing.TB, what string, got, want map[string]string) {
 	t.Helper()
+	got, want = unsealed(got), unsealed(want)
 	for k, v := range want {
 		if g, ok := got[k]; !ok {
 			t.Errorf("%s: entry %q is missing", what, k)
@@ -386,7 +413,7 @@ func TestDamagedStateIsRefused(t *testing.T) {
 			load(s, alice.signer)
 		}
 	}
-	for _, k := range []string{"h", "k"} {
+	for _, k := range []string{"h", "k", "y", "z" + string(key64(keySecret, alice.Epoch())[1:])} {
 		s := alice.store.clone()
 		delete(s.m, k)
 		if _, err := LoadGroup(testConfig(), alice.signer, s.all()); err == nil {

@@ -13,19 +13,23 @@ import (
 
 // A group's state is a set of key/value pairs. An operation writes what it changes into the caller's Batch, and
 // nothing if it fails; the caller makes the batch durable before it lets a message out. The keys are at most 64 bytes
-// and relative to the group: the caller puts its own prefix before them. Values hold secrets; they are for an
-// encrypted store.
+// and relative to the group: the caller puts its own prefix before them.
 //
-//	h                  header: format, GroupContext without its extensions, confirmation tag, own leaf, epoch secrets
-//	k                  private keys of the ratchet tree
-//	c                  the staged own commit
+//	h  y               header: format, GroupContext without its extensions, confirmation tag, own leaf, epoch secrets
+//	k  y               private keys of the ratchet tree
+//	c  y               the staged own commit
 //	g                  PublicGroup: the GroupInfo
 //	t node             a node of the ratchet tree
-//	p number           a pending proposal
+//	p number  y        a pending proposal
 //	x epoch            GroupContext extensions, by the epoch that brought them
-//	s epoch key        an entry of an epoch's secret tree
-//	e epoch            a past epoch
+//	s epoch key  z     an entry of an epoch's secret tree
+//	e epoch  z         a past epoch
 //	l epoch leaf       a past epoch's leaf that the current tree doesn't have any more
+//	y                  the key that seals a member's entries marked y
+//	z epoch            the key that seals the epoch's entries marked z
+//
+// Nothing is sealed in the state of a PublicGroup or of a former member, which has no secrets, nor in format 1, which
+// has neither y nor z; see seal.go.
 const (
 	keyHeader     = 'h'
 	keyPrivate    = 'k'
@@ -37,10 +41,15 @@ const (
 	keySecret     = 's'
 	keyPast       = 'e'
 	keyPastLeaf   = 'l'
+	keyStateSeal  = 'y'
+	keyEpochSeal  = 'z'
 )
 
-// stateFormat is the version of the format above, the first field of the header.
-const stateFormat = 1
+// stateFormat is the version of the format above, the first field of the header. Format 1 differs in that nothing is
+// sealed.
+const stateFormat = 2
+
+func knownFormat(f uint16) bool { return f == 1 || f == stateFormat }
 
 // The kinds of state, the header's second field.
 const (
@@ -117,7 +126,7 @@ func (h *header) MarshalMLS(w *codec.Writer) {
 
 // UnmarshalMLS implements codec.Unmarshaler.
 func (h *header) UnmarshalMLS(r *codec.Reader) {
-	if f := r.Uint16(); r.Err() == nil && f != stateFormat {
+	if f := r.Uint16(); r.Err() == nil && !knownFormat(f) {
 		r.Fail(fmt.Errorf("%w: state format %d", ErrUnsupported, f))
 		return
 	}
@@ -185,20 +194,36 @@ type entries struct {
 	secrets    map[uint64][][2][]byte
 	past       map[uint64][]byte
 	leaves     map[uint64]map[LeafIndex]*LeafNode // nil: blank
+	stateSeal  *sealer
+	epochSeals map[uint64]*sealer
 }
+
+type entry struct{ key, value []byte }
 
 func readEntries(state iter.Seq2[[]byte, []byte]) (*entries, error) {
 	e := &entries{
 		nodes: make(map[NodeIndex][]byte), extensions: make(map[uint64]Extensions), secrets: make(map[uint64][][2][]byte),
-		past: make(map[uint64][]byte), leaves: make(map[uint64]map[LeafIndex]*LeafNode),
+		past: make(map[uint64][]byte), leaves: make(map[uint64]map[LeafIndex]*LeafNode), epochSeals: make(map[uint64]*sealer),
 	}
+	var sealed []entry // until the keys are known
 	for k, v := range state {
 		if len(k) == 0 {
 			return nil, fmt.Errorf("%w: empty key", errState)
 		}
+		if want, ok := keyLength[k[0]]; !ok || len(k)-1 < want || len(k)-1 > want && k[0] != keySecret {
+			return nil, fmt.Errorf("mls: load state: entry %x: %w: key", k, errState)
+		}
+		switch k[0] {
+		case keyHeader, keyPrivate, keyStaged, keyPending, keySecret, keyPast:
+			sealed = append(sealed, entry{slices.Clone(k), slices.Clone(v)})
+			continue
+		}
 		if err := e.add(k[0], k[1:], v); err != nil {
 			return nil, fmt.Errorf("mls: load state: entry %x: %w", k, err)
 		}
+	}
+	if err := e.unseal(sealed); err != nil {
+		return nil, err
 	}
 	if e.header == nil {
 		return nil, fmt.Errorf("%w: no header", errState)
@@ -209,12 +234,10 @@ func readEntries(state iter.Seq2[[]byte, []byte]) (*entries, error) {
 
 // keyLength is how many bytes follow the first one in the keys of a kind; at least that many for the secret tree's.
 var keyLength = map[byte]int{keyHeader: 0, keyPrivate: 0, keyStaged: 0, keyGroupInfo: 0, keyNode: 4, keyPending: 4,
-	keyExtensions: 8, keySecret: 8, keyPast: 8, keyPastLeaf: 12}
+	keyExtensions: 8, keySecret: 8, keyPast: 8, keyPastLeaf: 12, keyStateSeal: 0, keyEpochSeal: 8}
 
 func (e *entries) add(kind byte, k, v []byte) error {
-	if want, ok := keyLength[kind]; !ok || len(k) < want || len(k) > want && kind != keySecret {
-		return fmt.Errorf("%w: key", errState)
-	}
+	var err error
 	switch kind {
 	case keyHeader:
 		e.header = new(header)
@@ -255,8 +278,12 @@ func (e *entries) add(kind byte, k, v []byte) error {
 			}
 		}
 		e.leaves[epoch][i] = leaf
+	case keyStateSeal:
+		e.stateSeal, err = sealerOf(slices.Clone(v))
+	case keyEpochSeal:
+		e.epochSeals[binary.BigEndian.Uint64(k)], err = sealerOf(slices.Clone(v))
 	}
-	return nil
+	return err
 }
 
 // publicState rebuilds the public part.
@@ -292,27 +319,38 @@ func (e *entries) publicState() (publicState, error) {
 }
 
 func (e *entries) secretTree(cs CipherSuite, epoch uint64, slots uint32) (*secretTree, error) {
-	return loadSecretTree(cs, slots, func(yield func(k, v []byte) bool) {
+	st, err := loadSecretTree(cs, slots, func(yield func(k, v []byte) bool) {
 		for _, kv := range e.secrets[epoch] {
 			if !yield(kv[0], kv[1]) {
 				return
 			}
 		}
 	})
+	if err != nil {
+		return nil, err
+	}
+	st.sealer = e.epochSeals[epoch]
+	return st, nil
 }
 
 // saveSecrets writes what changed in an epoch's secret tree.
 func saveSecrets(b Batch, epoch uint64, st *secretTree) {
 	prefix := key64(keySecret, epoch)
+	b = st.sealer.seal(b)
 	st.drain(
 		func(k, v []byte) { b.Set(append(slices.Clip(prefix), k...), v) },
 		func(k []byte) { b.Delete(append(slices.Clip(prefix), k...)) },
 	)
 }
 
+// deleteSecrets deletes an epoch's secret tree and the key that seals it.
 func deleteSecrets(b Batch, epoch uint64, st *secretTree) {
 	prefix := key64(keySecret, epoch)
 	for _, k := range st.keys() {
 		b.Delete(append(slices.Clip(prefix), k...))
+	}
+	if st.sealer != nil {
+		b.Delete(key64(keyEpochSeal, epoch))
+		st.sealer.erase()
 	}
 }

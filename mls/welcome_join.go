@@ -76,7 +76,11 @@ func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, key
 		cfg: cfg, state: *state, own: own, active: true,
 		private: private, signers: make(map[string]crypto.Signer),
 	}
-	g.start(es)
+	sealers, err := cfg.newSealers()
+	if err != nil {
+		return nil, err
+	}
+	g.start(es, sealers)
 	if err := g.AddSigner(signer); err != nil {
 		return nil, err
 	}
