@@ -8,45 +8,62 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
-// FuzzReceive has an insider send handshake contents at will, well signed and tagged: members and server refuse them
-// or apply them, they don't panic, and what is refused changes nothing.
+// FuzzReceive has an insider send contents at will, well framed: members and server refuse them or apply them, they don't
+// panic, and what is refused changes nothing. In a PublicMessage the contents are signed; those of a PrivateMessage come
+// with their signature.
 func FuzzReceive(f *testing.F) {
 	fixture := newForgery(f)
 	for _, v := range violations {
 		m := v.message(newForgery(f))
+		if m.Public == nil {
+			continue
+		}
 		c := &m.Public.Content
 		var w codec.Writer
 		c.marshalBody(&w)
-		f.Add(byte(c.ContentType), byte(c.Sender.Type), uint32(c.Sender.Leaf), w.Bytes())
+		f.Add(false, byte(c.ContentType), byte(c.Sender.Type), uint32(c.Sender.Leaf), w.Bytes())
+		marshalAuth(&w, c.ContentType, m.Public.Signature, m.Public.ConfirmationTag)
+		w.Uint32(0)
+		f.Add(true, byte(c.ContentType), byte(0), uint32(0), w.Bytes())
 	}
-	bob := fixture.bob
+	ac := fixture.sign(fixture.alice, FramedContent{Sender: Sender{Type: SenderMember}, ContentType: ContentApplication, ApplicationData: []byte("x")})
+	var w codec.Writer
+	w.Opaque([]byte("x"))
+	w.Opaque(ac.Signature)
+	f.Add(true, byte(ContentApplication), byte(0), uint32(0), w.Bytes())
+	alice, bob := fixture.alice, fixture.bob
 	before, stored := dump(bob.Group), maps.Clone(bob.store.m)
 	server := dumpServer(fixture.server)
-	f.Fuzz(func(t *testing.T, contentType, senderType byte, leaf uint32, body []byte) {
-		alice := fixture.alice
-		c := FramedContent{GroupID: alice.GroupID(), Epoch: alice.Epoch(), ContentType: ContentType(contentType),
-			Sender: Sender{Type: SenderType(senderType), Leaf: LeafIndex(leaf), Index: leaf}}
-		r := codec.NewReader(body)
-		c.unmarshalBody(r)
-		if r.Finish() != nil || c.ContentType == ContentApplication {
-			return
-		}
-		ac, err := signContent(testSuite, rand.Reader, alice.signer, WireFormatPublicMessage, c, alice.state.encoded)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ac.ConfirmationTag = make([]byte, 32)
-		m, err := protectPublic(testSuite, ac, alice.secrets.membership, alice.state.encoded)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if c.ContentType == ContentCommit {
-			_, _ = fixture.server.CheckCommit(m)
+	f.Fuzz(func(t *testing.T, private bool, contentType, senderType byte, leaf uint32, body []byte) {
+		var m *MLSMessage
+		if private {
+			m = sealed(t, alice, ContentType(contentType), LeafIndex(leaf), body)
 		} else {
-			_, _ = fixture.server.CheckProposal(m)
+			c := FramedContent{GroupID: alice.GroupID(), Epoch: alice.Epoch(), ContentType: ContentType(contentType),
+				Sender: Sender{Type: SenderType(senderType), Leaf: LeafIndex(leaf), Index: leaf}}
+			r := codec.NewReader(body)
+			c.unmarshalBody(r)
+			if r.Finish() != nil || c.ContentType == ContentApplication {
+				return
+			}
+			ac, err := signContent(testSuite, rand.Reader, alice.signer, WireFormatPublicMessage, c, alice.state.encoded)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ac.ConfirmationTag = make([]byte, 32)
+			p, err := protectPublic(testSuite, ac, alice.secrets.membership, alice.state.encoded)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.ContentType == ContentCommit {
+				_, _ = fixture.server.CheckCommit(p)
+			} else {
+				_, _ = fixture.server.CheckProposal(p)
+			}
+			sameState(t, "server", dumpServer(fixture.server), server)
+			m = NewMLSMessage(p)
 		}
-		sameState(t, "server", dumpServer(fixture.server), server)
-		if _, err := bob.Receive(bob.store, NewMLSMessage(m)); err != nil {
+		if _, err := bob.Receive(bob.store, m); err != nil {
 			sameState(t, "bob", dump(bob.Group), before)
 			sameState(t, "bob's store", bob.store.m, stored)
 			return
@@ -56,71 +73,75 @@ func FuzzReceive(f *testing.F) {
 	})
 }
 
-// FuzzLoadGroup replaces an entry of a client's state.
-func FuzzLoadGroup(f *testing.F) {
+// sealed encrypts a content with the first key of a leaf, which isn't used up by that.
+func sealed(t testing.TB, by *client, typ ContentType, leaf LeafIndex, content []byte) *MLSMessage {
+	t.Helper()
+	m := &PrivateMessage{GroupID: by.GroupID(), Epoch: by.Epoch(), ContentType: typ}
+	step, err := by.messages.peek(leaf, kindOf(typ), 0, ratchetLimits{})
+	if err != nil { // a leaf that isn't in the tree
+		step = &ratchetStep{key: make(secret, testSuite.aeadKeySize()), nonce: make(secret, testSuite.aeadNonceSize())}
+	}
+	if m.Ciphertext, err = testSuite.aeadSeal(step.key, step.nonce, m.contentAAD(), content); err != nil {
+		t.Fatal(err)
+	}
+	k, n := senderDataKey(testSuite, by.secrets.senderData, m.Ciphertext)
+	if m.EncryptedSenderData, err = testSuite.aeadSeal(k, n, m.senderDataAAD(), codec.Marshal(senderData{leaf: leaf})); err != nil {
+		t.Fatal(err)
+	}
+	return NewMLSMessage(m)
+}
+
+// FuzzLoad replaces an entry of a client's and of a server's state, or an external commit that was stored: what can be
+// known to be damaged is refused, and what is loaded works without panic.
+func FuzzLoad(f *testing.F) {
 	fixture := newForgery(f)
 	alice := fixture.alice
-	if _, err := alice.Commit(alice.store, CommitOptions{}); err != nil {
-		f.Fatal(err)
-	}
-	for k, v := range alice.store.m {
-		f.Add([]byte(k), []byte(v))
-	}
-	f.Fuzz(func(t *testing.T, k, v []byte) {
-		s := alice.store.clone()
-		s.Set(k, v)
-		g, err := LoadGroup(testConfig(), alice.signer, s.all())
-		if err != nil || !g.Active() {
-			return
-		}
-		_, _ = g.Encrypt(s, nil, []byte("x"))
-		_ = g.Drop(s)
-		_, _ = g.Commit(s, CommitOptions{})
-		_ = g.Confirm(s)
-	})
-}
-
-// FuzzLoadPublicGroup replaces an entry of a server's state.
-func FuzzLoadPublicGroup(f *testing.F) {
-	fixture := newForgery(f)
 	m := fixture.commit(forged{})
-	for k, v := range fixture.store.m {
-		f.Add([]byte(k), []byte(v))
-	}
-	f.Fuzz(func(t *testing.T, k, v []byte) {
-		s := fixture.store.clone()
-		s.Set(k, v)
-		g, err := LoadPublicGroup(publicConfig(), s.all())
-		if err != nil {
-			return
-		}
-		if staged, err := g.CheckCommit(m.Public); err == nil {
-			_ = g.Apply(s, staged, g.GroupInfo())
-		}
-	})
-}
-
-// FuzzLoadPendingJoin decodes a stored external commit.
-func FuzzLoadPendingJoin(f *testing.F) {
-	fixture := newForgery(f)
-	gi, err := fixture.alice.GroupInfo(true, true)
-	if err != nil {
-		f.Fatal(err)
-	}
+	fixture.must(second(alice.Commit(alice.store, CommitOptions{})))
+	gi, err := fixture.bob.GroupInfo(true, true)
+	fixture.must(err)
 	signer := newSigner(f, testSuite)
 	p, err := ExternalJoin(testConfig(), ExternalJoinOptions{GroupInfo: gi, Credential: BasicCredential([]byte("eve")), Signer: signer})
-	if err != nil {
-		f.Fatal(err)
+	fixture.must(err)
+	for k, v := range alice.store.m {
+		f.Add(byte(0), []byte(k), []byte(v))
 	}
-	f.Add(codec.Marshal(p))
-	f.Fuzz(func(t *testing.T, in []byte) {
-		p, err := LoadPendingJoin(testConfig(), signer, in)
-		if err != nil {
-			return
+	for k, v := range fixture.store.m {
+		f.Add(byte(1), []byte(k), []byte(v))
+	}
+	f.Add(byte(2), []byte{}, codec.Marshal(p))
+	f.Fuzz(func(t *testing.T, what byte, k, v []byte) {
+		switch what % 3 {
+		case 0:
+			s := alice.store.clone()
+			s.Set(k, v)
+			g, err := LoadGroup(testConfig(), alice.signer, s.all())
+			if err != nil || !g.Active() {
+				return
+			}
+			_, _ = g.Encrypt(s, nil, []byte("x"))
+			_ = g.Drop(s)
+			_, _ = g.Commit(s, CommitOptions{})
+			_ = g.Confirm(s)
+		case 1:
+			s := fixture.store.clone()
+			s.Set(k, v)
+			g, err := LoadPublicGroup(publicConfig(), s.all())
+			if err != nil {
+				return
+			}
+			if staged, err := g.CheckCommit(m.Public); err == nil {
+				_ = g.Apply(s, staged, g.GroupInfo())
+			}
+		case 2:
+			p, err := LoadPendingJoin(testConfig(), signer, v)
+			if err != nil {
+				return
+			}
+			if string(codec.Marshal(p)) != string(v) {
+				t.Error("decoded and encoded gives something else")
+			}
+			_, _ = p.Confirm(nil)
 		}
-		if string(codec.Marshal(p)) != string(in) {
-			t.Error("decoded and encoded gives something else")
-		}
-		_, _ = p.Confirm(nil)
 	})
 }
