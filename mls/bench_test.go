@@ -1,8 +1,6 @@
 package mls
 
 import (
-	"crypto"
-	"fmt"
 	"testing"
 
 	"github.com/parley-mls/parley/mls/codec"
@@ -14,243 +12,228 @@ type countingBatch struct{ bytes int }
 func (c *countingBatch) Set(k, v []byte) { c.bytes += len(k) + len(v) }
 func (c *countingBatch) Delete(k []byte) { c.bytes += len(k) }
 
-func benchConfig() Config { return Config{Verifier: anyCredential{}, Components: testComponents} }
+// benchOp is an operation that is measured: for a kind of group, what to do before each run and how to run it, which
+// returns the bytes that it puts on the wire or takes from it.
+type benchOp struct {
+	name  string
+	setup func(tb testing.TB, g *benchGroup) (prepare func(), run func(b Batch) (wire int))
+}
 
-// bigGroup is two members' view of a group of n whose tree has no blank node: everybody committed once, alice last and
-// bob before her.
-func bigGroup(tb testing.TB, n int) (alice, bob *Group) {
-	tt := newTestTree(tb, testSuite, n)
-	at := LeafIndex(n / 2)
-	for i := 1; i < n; i++ {
-		tt.commit(tb, LeafIndex(i))
+func size(m codec.Marshaler) int { return len(codec.Marshal(m)) }
+
+// welcomeSize is the size of what a commit sends to the group and to new members.
+func commitSize(c *PendingCommit) int {
+	n := size(c.Message())
+	if w := c.Welcome(); w != nil {
+		n += size(w)
 	}
-	tt.commit(tb, at)
-	tt.commit(tb, 0)
-	ctx := GroupContext{Version: MLS10, CipherSuite: testSuite, GroupID: tt.groupID, TreeHash: tt.Hash(testSuite), ConfirmedTranscriptHash: []byte{}}
-	epochSecret, err := testSuite.randomSecret(tt.rand)
+	return n
+}
+
+var benchOps = []benchOp{
+	{"KeyPackage", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+		m := benchMembersOf(tb, g, 1)[0]
+		return nil, func(Batch) int {
+			kp, _, err := NewKeyPackage(KeyPackageOptions{Suite: testSuite, Credential: m.cred, Signer: m.signer})
+			must(tb, err)
+			return size(kp)
+		}
+	}},
+	{"Add", benchAdd(CommitOptions{ForcePath: true})},
+	{"AddWithoutPath", benchAdd(CommitOptions{})},
+	{"AddAll", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+		o := CommitOptions{ForcePath: true}
+		for _, m := range benchMembersOf(tb, g, g.n-1) {
+			o.Proposals = append(o.Proposals, add(m.kp))
+		}
+		alone := benchGroupOf(tb, benchKind{1, fullTree, g.x509})
+		var alice *Group
+		return func() { alice = alone.member(tb, 0) }, func(b Batch) int { return commitAndMerge(tb, alice, b, o) }
+	}},
+	{"Update", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+		alice := g.member(tb, 0)
+		return nil, func(b Batch) int { return commitAndMerge(tb, alice, b, CommitOptions{}) }
+	}},
+	{"ProcessUpdate", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+		i := 0
+		return benchProcess(tb, g, func() LeafIndex { // evenly spread
+			i++
+			return LeafIndex(1 + (2*(i%32)+1)*(g.n-1)/64)
+		})
+	}},
+	{"ProcessUpdateNearest", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+		return benchProcess(tb, g, func() LeafIndex { return 1 })
+	}},
+	{"Follow", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+		alice := g.member(tb, 0)
+		c, err := alice.Commit(nil, CommitOptions{})
+		must(tb, err)
+		var server *PublicGroup
+		return func() { server = g.server() }, func(b Batch) int {
+			s, err := server.CheckCommit(c.Message().Public)
+			must(tb, err)
+			must(tb, s.CheckGroupInfo(c.GroupInfo()))
+			must(tb, server.Apply(b, s, c.GroupInfo()))
+			return size(c.Message()) + size(c.GroupInfo())
+		}
+	}},
+	{"Join", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+		j := newBenchJoin(tb, g)
+		return nil, func(b Batch) int {
+			j.join(tb, b)
+			return len(j.tree) + len(j.welcome)
+		}
+	}},
+	{"Send", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+		alice, data := g.member(tb, 0), make([]byte, 100)
+		return nil, func(b Batch) int {
+			m, err := alice.Encrypt(b, nil, data)
+			must(tb, err)
+			return size(m)
+		}
+	}},
+	{"Receive", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+		alice, bob, data := g.member(tb, 0), g.member(tb, LeafIndex(g.n/2)), make([]byte, 100)
+		var m *MLSMessage
+		return func() {
+				var err error
+				m, err = alice.Encrypt(nil, nil, data)
+				must(tb, err)
+			}, func(b Batch) int {
+				_, err := bob.Receive(b, m)
+				must(tb, err)
+				return 0
+			}
+	}},
+	{"Save", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+		alice := g.member(tb, 0)
+		return nil, func(b Batch) int {
+			alice.saveAll(b)
+			return 0
+		}
+	}},
+	{"Load", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+		alice, store := g.member(tb, 0), newMemStore()
+		alice.messages = newSecretTree(testSuite, alice.state.tree.Size(), make(secret, testSuite.HashSize()))
+		alice.saveAll(store)
+		return nil, func(Batch) int {
+			_, err := LoadGroup(g.config(), g.signers[0], store.all())
+			must(tb, err)
+			return 0
+		}
+	}},
+}
+
+func must(tb testing.TB, err error) {
 	if err != nil {
+		tb.Helper()
 		tb.Fatal(err)
 	}
-	view := func(i LeafIndex) *Group {
-		es := testSuite.epochSecretsFrom(epochSecret)
-		g := &Group{cfg: benchConfig(), own: i, active: true, private: tt.private[i], signers: make(map[string]crypto.Signer),
-			state: newPublicState(ctx, fresh(tb, tt.RatchetTree), es.confirmationTag(testSuite, ctx.ConfirmedTranscriptHash))}
-		sealers, err := g.cfg.newSealers()
-		if err != nil {
-			tb.Fatal(err)
-		}
-		g.start(es, sealers)
-		if err := g.AddSigner(tt.signers[i]); err != nil {
-			tb.Fatal(err)
-		}
-		g.saveAll(discard{})
-		return g
-	}
-	return view(0), view(at)
 }
 
-func forSizes(b *testing.B, f func(b *testing.B, alice, bob *Group)) {
-	for _, n := range []int{2, 10, 100, 1000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			alice, bob := bigGroup(b, n)
-			b.ReportAllocs()
-			f(b, alice, bob)
-		})
+// benchMembersOf returns n clients that aren't in the group, whose KeyPackages are validated.
+func benchMembersOf(tb testing.TB, g *benchGroup, n int) []benchMember {
+	members, err := benchMembers(1<<20, n, g.x509)
+	must(tb, err)
+	return members
+}
+
+func commitAndMerge(tb testing.TB, g *Group, b Batch, o CommitOptions) int {
+	c, err := g.Commit(b, o)
+	must(tb, err)
+	must(tb, g.Confirm(b))
+	return commitSize(c)
+}
+
+// benchAdd adds one client to a group that is as it was before each time.
+func benchAdd(o CommitOptions) func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+	return func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
+		o := o
+		o.Proposals = []Proposal{add(benchMembersOf(tb, g, 1)[0].kp)}
+		var alice *Group
+		return func() { alice = g.member(tb, 0) }, func(b Batch) int { return commitAndMerge(tb, alice, b, o) }
 	}
 }
 
-func size(m codec.Marshaler) float64 { return float64(len(codec.Marshal(m))) }
-
-func BenchmarkAdd(b *testing.B) {
-	forSizes(b, func(b *testing.B, alice, _ *Group) {
-		kp, _, err := NewKeyPackage(KeyPackageOptions{Suite: testSuite, Credential: BasicCredential([]byte("new")), Signer: newSigner(b, testSuite)})
-		if err != nil {
-			b.Fatal(err)
-		}
-		var c *PendingCommit
-		for b.Loop() {
-			if c, err = alice.Commit(nil, CommitOptions{Proposals: []Proposal{add(kp)}}); err != nil {
-				b.Fatal(err)
-			}
-			if err := alice.Drop(nil); err != nil {
-				b.Fatal(err)
-			}
-		}
-		b.ReportMetric(size(c.Message()), "commit-B")
-		b.ReportMetric(size(c.Welcome()), "welcome-B")
-	})
+// benchProcess has members receive and apply the same update.
+func benchProcess(tb testing.TB, g *benchGroup, next func() LeafIndex) (func(), func(Batch) int) {
+	c, err := g.member(tb, 0).Commit(nil, CommitOptions{})
+	must(tb, err)
+	var m *Group
+	return func() { m = g.member(tb, next()) }, func(b Batch) int {
+		r, err := m.Receive(b, c.Message())
+		must(tb, err)
+		must(tb, m.Apply(b, r.(*StagedCommit)))
+		return 0
+	}
 }
 
-func BenchmarkUpdate(b *testing.B) {
-	forSizes(b, func(b *testing.B, alice, _ *Group) {
-		var c *PendingCommit
-		var err error
-		var stored countingBatch
-		n := 0
-		for b.Loop() {
-			if c, err = alice.Commit(&stored, CommitOptions{}); err != nil {
-				b.Fatal(err)
-			}
-			if err := alice.Confirm(&stored); err != nil {
-				b.Fatal(err)
-			}
-			n++
-		}
-		b.ReportMetric(size(c.Message()), "commit-B")
-		b.ReportMetric(float64(stored.bytes/n), "stored-B/op")
-	})
+// benchJoin is what a new member gets.
+type benchJoin struct {
+	benchMember
+	group         *benchGroup
+	tree, welcome []byte
 }
 
-func BenchmarkProcessUpdate(b *testing.B) {
-	forSizes(b, func(b *testing.B, alice, bob *Group) {
-		var stored countingBatch
-		n := 0
-		for b.Loop() {
-			b.StopTimer()
-			c, err := alice.Commit(nil, CommitOptions{})
-			if err != nil {
-				b.Fatal(err)
-			}
-			if err := alice.Confirm(nil); err != nil {
-				b.Fatal(err)
-			}
-			b.StartTimer()
-			r, err := bob.Receive(&stored, c.Message())
-			if err != nil {
-				b.Fatal(err)
-			}
-			if err := bob.Apply(&stored, r.(*StagedCommit)); err != nil {
-				b.Fatal(err)
-			}
-			n++
-		}
-		b.ReportMetric(float64(stored.bytes/n), "stored-B/op")
-	})
+func newBenchJoin(tb testing.TB, g *benchGroup) *benchJoin {
+	j := &benchJoin{benchMember: benchMembersOf(tb, g, 1)[0], group: g}
+	c, err := g.member(tb, 0).Commit(nil, CommitOptions{Proposals: []Proposal{add(j.kp)}})
+	must(tb, err)
+	j.tree, j.welcome = codec.Marshal(c.Tree()), codec.Marshal(c.Welcome())
+	return j
 }
 
-func BenchmarkJoin(b *testing.B) {
-	forSizes(b, func(b *testing.B, alice, _ *Group) {
-		signer := newSigner(b, testSuite)
-		kp, secrets, err := NewKeyPackage(KeyPackageOptions{Suite: testSuite, Credential: BasicCredential([]byte("new")), Signer: signer})
-		if err != nil {
-			b.Fatal(err)
-		}
-		c, err := alice.Commit(nil, CommitOptions{Proposals: []Proposal{add(kp)}})
-		if err != nil {
-			b.Fatal(err)
-		}
-		tree := codec.Marshal(c.Tree())
-		for b.Loop() {
-			t, err := ParseRatchetTree(tree)
-			if err != nil {
-				b.Fatal(err)
-			}
-			if _, err := JoinGroup(benchConfig(), nil, signer, c.Welcome(), kp, secrets, t); err != nil {
-				b.Fatal(err)
-			}
-		}
-		b.ReportMetric(float64(len(tree)), "tree-B")
-	})
+// join joins as a client that has met none of the members.
+func (j *benchJoin) join(tb testing.TB, b Batch) *Group {
+	tree, err := ParseRatchetTree(j.tree)
+	must(tb, err)
+	var w Welcome
+	must(tb, codec.Unmarshal(j.welcome, &w))
+	m, err := JoinGroup(j.group.config(), b, j.signer, &w, j.kp, j.secrets, tree)
+	must(tb, err)
+	return m
 }
 
-func BenchmarkSend(b *testing.B) {
-	forSizes(b, func(b *testing.B, alice, _ *Group) {
-		data := make([]byte, 100)
-		var m *MLSMessage
-		var err error
-		var stored countingBatch
-		n := 0
-		for b.Loop() {
-			if m, err = alice.Encrypt(&stored, nil, data); err != nil {
-				b.Fatal(err)
-			}
-			n++
+// BenchmarkGroup measures each operation in groups of all sizes. A name is operation/credentials/tree/members; -cpu 1,2 sets
+// the cores. TestTable prints the same with the limits that the primitives set.
+func BenchmarkGroup(b *testing.B) {
+	for _, op := range benchOps {
+		for _, k := range benchKinds(testing.Short()) {
+			b.Run(op.name+"/"+k.String(), func(b *testing.B) {
+				prepare, run := op.setup(b, benchGroupOf(b, k))
+				var stored countingBatch
+				wire, n := 0, 0
+				b.ReportAllocs()
+				for b.Loop() {
+					if prepare != nil {
+						b.StopTimer()
+						prepare()
+						b.StartTimer()
+					}
+					wire = run(&stored)
+					n++
+				}
+				if wire > 0 {
+					b.ReportMetric(float64(wire), "wire-B/op")
+				}
+				b.ReportMetric(float64(stored.bytes)/float64(n), "stored-B/op")
+			})
 		}
-		b.ReportMetric(size(m), "message-B")
-		b.ReportMetric(float64(stored.bytes/n), "stored-B/op")
-	})
+	}
 }
 
-func BenchmarkReceive(b *testing.B) {
-	forSizes(b, func(b *testing.B, alice, bob *Group) {
-		data := make([]byte, 100)
-		var stored countingBatch
-		n := 0
-		for b.Loop() {
-			b.StopTimer()
-			m, err := alice.Encrypt(nil, nil, data)
-			if err != nil {
-				b.Fatal(err)
-			}
-			b.StartTimer()
-			if _, err := bob.Receive(&stored, m); err != nil {
-				b.Fatal(err)
-			}
-			n++
-		}
-		b.ReportMetric(float64(stored.bytes/n), "stored-B/op")
-	})
-}
-
-// BenchmarkPublicGroup is a server's check and application of an update with its GroupInfo.
-func BenchmarkPublicGroup(b *testing.B) {
-	forSizes(b, func(b *testing.B, alice, _ *Group) {
-		gi, err := alice.GroupInfo(true, true)
-		if err != nil {
-			b.Fatal(err)
-		}
-		server, err := NewPublicGroup(PublicConfig{Verifier: anyCredential{}}, nil, gi, nil)
-		if err != nil {
-			b.Fatal(err)
-		}
-		var stored countingBatch
-		n := 0
-		for b.Loop() {
-			b.StopTimer()
-			c, err := alice.Commit(nil, CommitOptions{})
-			if err != nil {
-				b.Fatal(err)
-			}
-			if err := alice.Confirm(nil); err != nil {
-				b.Fatal(err)
-			}
-			b.StartTimer()
-			s, err := server.CheckCommit(c.Message().Public)
-			if err != nil {
-				b.Fatal(err)
-			}
-			if err := s.CheckGroupInfo(c.GroupInfo()); err != nil {
-				b.Fatal(err)
-			}
-			if err := server.Apply(&stored, s, c.GroupInfo()); err != nil {
-				b.Fatal(err)
-			}
-			n++
-		}
-		b.ReportMetric(float64(stored.bytes/n), "stored-B/op")
-	})
-}
-
-// BenchmarkLoad restores a group from its store.
-func BenchmarkLoad(b *testing.B) {
-	forSizes(b, func(b *testing.B, alice, _ *Group) {
-		store := newMemStore()
-		alice.saveAll(store)
-		alice.messages = newSecretTree(testSuite, alice.state.tree.Size(), make(secret, 32))
-		saveSecrets(store, 0, alice.messages)
-		signer, err := alice.signer()
-		if err != nil {
-			b.Fatal(err)
-		}
-		for b.Loop() {
-			if _, err := LoadGroup(benchConfig(), signer, store.all()); err != nil {
-				b.Fatal(err)
+func benchKinds(short bool) []benchKind {
+	sizes := []int{2, 10, 100, 1_000, 10_000}
+	if short {
+		sizes = sizes[:4]
+	}
+	var kinds []benchKind
+	for _, chains := range []bool{false, true} {
+		for _, shape := range []treeShape{fullTree, freshTree} {
+			for _, n := range sizes {
+				kinds = append(kinds, benchKind{n, shape, chains})
 			}
 		}
-		n := 0
-		for k, v := range store.m {
-			n += len(k) + len(v)
-		}
-		b.ReportMetric(float64(n), "state-B")
-	})
+	}
+	return kinds
 }

@@ -1,0 +1,413 @@
+package mls
+
+import (
+	"cmp"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/big"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+)
+
+// A benchKind is what a group for measurements looks like.
+type benchKind struct {
+	n     int
+	shape treeShape
+	x509  bool
+}
+
+// treeShape is how a tree came about.
+type treeShape string
+
+const (
+	fullTree     treeShape = "full"     // everybody committed: no parent is blank that could have a key
+	freshTree    treeShape = "fresh"    // one commit with a path added all: the parents above leaf 0 have keys
+	unmergedTree treeShape = "unmerged" // as fresh, but all came later: they are unmerged at each parent above leaf 0
+)
+
+func (k benchKind) String() string {
+	cred := "basic"
+	if k.x509 {
+		cred = "x509"
+	}
+	return fmt.Sprintf("%s/%s/%d", cred, k.shape, k.n)
+}
+
+// benchGroup is a group all of whose private keys are known, so that any member's view of it can be made.
+type benchGroup struct {
+	benchKind
+	tree        *RatchetTree
+	ctx         GroupContext
+	epochSecret secret
+	signers     []crypto.Signer
+	keys        map[NodeIndex]HPKEPrivateKey
+	counts      *roster
+}
+
+var benchGroups = struct {
+	sync.Mutex
+	m map[benchKind]*benchGroup
+}{m: make(map[benchKind]*benchGroup)}
+
+// benchGroupOf returns the group of a kind, which is built once in a process.
+func benchGroupOf(tb testing.TB, k benchKind) *benchGroup {
+	benchGroups.Lock()
+	defer benchGroups.Unlock()
+	g := benchGroups.m[k]
+	if g == nil {
+		var err error
+		if g, err = buildBenchGroup(k); err != nil {
+			tb.Fatal(err)
+		}
+		benchGroups.m[k] = g
+	}
+	return g
+}
+
+// benchMember is a client for measurements, made from a number so that it is the same each time.
+type benchMember struct {
+	signer  crypto.Signer
+	cred    Credential
+	kp      *KeyPackage
+	secrets *KeyPackageSecrets
+}
+
+func newBenchMember(number int, x509Chain bool) (m benchMember, err error) {
+	rand := seededRand(uint64(number) + 1<<32)
+	if m.signer, err = testSuite.GenerateSignatureKey(rand); err != nil {
+		return m, err
+	}
+	id := fmt.Sprintf("mimi://alpha.example/d/%012d", number)
+	m.cred = BasicCredential([]byte(id))
+	if x509Chain {
+		if m.cred, err = benchIssuer().certify(rand, number, id, m.signer.Public()); err != nil {
+			return m, err
+		}
+	}
+	m.kp, m.secrets, err = NewKeyPackage(KeyPackageOptions{Rand: rand, Suite: testSuite, Credential: m.cred, Signer: m.signer})
+	return m, err
+}
+
+func benchMembers(from, n int, x509Chain bool) ([]benchMember, error) {
+	members := make([]benchMember, n)
+	return members, parallel(n, func(i int) (err error) {
+		members[i], err = newBenchMember(from+i, x509Chain)
+		return err
+	})
+}
+
+func buildBenchGroup(k benchKind) (*benchGroup, error) {
+	g := &benchGroup{benchKind: k, signers: make([]crypto.Signer, k.n), keys: make(map[NodeIndex]HPKEPrivateKey)}
+	members, err := benchMembers(0, k.n, k.x509)
+	if err != nil {
+		return nil, err
+	}
+	if g.tree, err = emptyRatchetTree(slotsFor(uint32(k.n))); err != nil {
+		return nil, err
+	}
+	for i, m := range members {
+		g.signers[i] = m.signer
+		at := LeafIndex(i)
+		g.tree.setLeaf(at, &m.kp.LeafNode)
+		g.keys[at.node()] = m.secrets.EncryptionKey
+	}
+	g.tree.firstBlank = LeafIndex(k.n)
+	rand := seededRand(uint64(k.n))
+	groupID := []byte("group")
+	if err := g.fill(rand, groupID, g.tree.root(), []byte{}, true); err != nil {
+		return nil, err
+	}
+	if g.epochSecret, err = testSuite.randomSecret(rand); err != nil {
+		return nil, err
+	}
+	g.ctx = GroupContext{Version: MLS10, CipherSuite: testSuite, GroupID: groupID, Epoch: 1, TreeHash: g.tree.Hash(testSuite),
+		ConfirmedTranscriptHash: []byte{}}
+	g.tree.clearDirty()
+	g.counts, err = rosterOf(g.tree, g.verifier())
+	return g, err
+}
+
+// fill gives the parents below and at n keys, as if the leftmost member below had committed last, and signs the leaves.
+// parentHash is what n has to carry, lowest says whether leaf 0 is below.
+func (g *benchGroup) fill(rand io.Reader, groupID []byte, n NodeIndex, parentHash []byte, spine bool) error {
+	if n.isLeaf() {
+		l := g.tree.Leaf(n.leaf())
+		if l == nil || !spine && g.shape != fullTree {
+			return nil
+		}
+		l = l.clone()
+		l.Source, l.Lifetime, l.ParentHash = LeafNodeCommit, Lifetime{}, parentHash
+		g.tree.setLeaf(n.leaf(), l)
+		return l.sign(testSuite, rand, g.signers[n.leaf()], groupID, n.leaf())
+	}
+	left, right := n.left(), n.right()
+	if g.tree.resolutionEmpty(right) || !spine && g.shape != fullTree {
+		return g.fill(rand, groupID, left, parentHash, spine)
+	}
+	stale := make([]byte, testSuite.HashSize()) // right was updated before n was
+	_, _ = rand.Read(stale)
+	if err := g.fill(rand, groupID, right, stale, false); err != nil {
+		return err
+	}
+	pub, priv, err := testSuite.GenerateHPKEKey(rand)
+	if err != nil {
+		return err
+	}
+	p := &ParentNode{EncryptionKey: pub, ParentHash: parentHash}
+	if g.shape == unmergedTree {
+		for i := LeafIndex(1); i <= n.last() && int(i) < g.n; i++ {
+			if i&(i-1) != 0 { // the others were there, one below each parent's right child
+				p.UnmergedLeaves = append(p.UnmergedLeaves, i)
+			}
+		}
+	}
+	g.tree.setParent(n, p)
+	g.keys[n] = priv
+	return g.fill(rand, groupID, left, g.tree.parentHash(testSuite, p, right), spine)
+}
+
+func (g *benchGroup) verifier() CredentialVerifier {
+	if g.x509 {
+		return benchIssuer().verifier()
+	}
+	return benchVerifier{}
+}
+
+func (g *benchGroup) config() Config { return Config{Verifier: g.verifier()} }
+
+// view returns the public part of the group, its roster counted.
+func (g *benchGroup) view() (publicState, *epochSecrets) {
+	es := testSuite.epochSecretsFrom(g.epochSecret)
+	p := newPublicState(g.ctx, g.tree.clone(), es.confirmationTag(testSuite, g.ctx.ConfirmedTranscriptHash))
+	p.counts = g.counts.clone()
+	return p, es
+}
+
+// member returns a member's view of the group.
+func (g *benchGroup) member(tb testing.TB, i LeafIndex) *Group {
+	tb.Helper()
+	p, es := g.view()
+	m := &Group{cfg: g.config(), own: i, active: true, private: newTreePrivate(i, g.keys[i.node()]),
+		signers: make(map[string]crypto.Signer), state: p}
+	for n := i.node(); n != g.tree.root(); {
+		n = n.parent()
+		if p := g.tree.slot(n).parent; p != nil && !contains(p.UnmergedLeaves, i) {
+			m.private.keys[n] = g.keys[n]
+		}
+	}
+	sealers, err := m.cfg.newSealers()
+	must(tb, err)
+	m.start(es, sealers)
+	must(tb, m.AddSigner(g.signers[i]))
+	m.saveEpoch(discard{})
+	return m
+}
+
+func contains(leaves []LeafIndex, i LeafIndex) bool { return len(within(leaves, i.node())) > 0 }
+
+// server returns a server's view of the group.
+func (g *benchGroup) server() *PublicGroup {
+	p, _ := g.view()
+	cfg := PublicConfig{Verifier: g.verifier()}
+	return &PublicGroup{rules: cfg.rules(), state: p}
+}
+
+func (r *roster) clone() *roster {
+	return &roster{r.members, maps.Clone(r.signature), maps.Clone(r.encryption), maps.Clone(r.identity),
+		maps.Clone(r.uses), maps.Clone(r.credentials), maps.Clone(r.extensions), maps.Clone(r.proposals)}
+}
+
+// benchVerifier takes basic credentials at their word.
+type benchVerifier struct{}
+
+func (benchVerifier) VerifyCredential(Credential, []byte, CipherSuite) error { return nil }
+func (benchVerifier) ValidSuccessor(_, _ Credential) error                   { return nil }
+func (benchVerifier) Identity(c Credential) ([]byte, error)                  { return c.Identity, nil }
+
+// issuer is a certificate authority: a root and an intermediate, both of ECDSA with P-256.
+type issuer struct {
+	root, intermediate *x509.Certificate
+	key                crypto.Signer
+}
+
+var benchIssuer = sync.OnceValue(func() *issuer {
+	is, err := newIssuer()
+	if err != nil {
+		panic(err)
+	}
+	return is
+})
+
+func newIssuer() (*issuer, error) {
+	rand := seededRand(1)
+	template := func(name string) *x509.Certificate {
+		return &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	}
+	rootKey, err := ecdsa.GenerateKey(elliptic.P256(), rand)
+	if err != nil {
+		return nil, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand)
+	if err != nil {
+		return nil, err
+	}
+	is := &issuer{key: key}
+	der, err := x509.CreateCertificate(rand, template("Root"), template("Root"), rootKey.Public(), rootKey)
+	if err != nil {
+		return nil, err
+	}
+	if is.root, err = x509.ParseCertificate(der); err != nil {
+		return nil, err
+	}
+	if der, err = x509.CreateCertificate(rand, template("Intermediate"), is.root, key.Public(), rootKey); err != nil {
+		return nil, err
+	}
+	is.intermediate, err = x509.ParseCertificate(der)
+	return is, err
+}
+
+func (is *issuer) certify(rand io.Reader, number int, id string, pub crypto.PublicKey) (Credential, error) {
+	uri, err := url.Parse(id)
+	if err != nil {
+		return Credential{}, err
+	}
+	der, err := x509.CreateCertificate(rand, &x509.Certificate{SerialNumber: big.NewInt(int64(number)),
+		Subject: pkix.Name{CommonName: id}, URIs: []*url.URL{uri}, NotBefore: is.root.NotBefore, NotAfter: is.root.NotAfter,
+		KeyUsage: x509.KeyUsageDigitalSignature}, is.intermediate, pub, is.key)
+	return X509Credential([][]byte{der, is.intermediate.Raw}), err
+}
+
+// chainVerifier verifies chains of a certificate and the intermediate that issued it. It remembers, as package
+// authority does, the chains that were sound and the intermediates that a root vouched for: so a chain costs one
+// signature when it is new, and a hash when it isn't.
+type chainVerifier struct {
+	root *x509.Certificate
+
+	mu     sync.Mutex
+	chains map[[sha256.Size]byte]*x509.Certificate
+	links  map[[sha256.Size]byte]bool
+}
+
+func (is *issuer) verifier() *chainVerifier {
+	return &chainVerifier{root: is.root, chains: make(map[[sha256.Size]byte]*x509.Certificate), links: make(map[[sha256.Size]byte]bool)}
+}
+
+func (v *chainVerifier) sound(c Credential) (*x509.Certificate, error) {
+	if c.Type != CredentialX509 || len(c.Certificates) != 2 {
+		return nil, errors.New("not a chain of two")
+	}
+	h := sha256.New()
+	h.Write(c.Certificates[0])
+	h.Write(c.Certificates[1])
+	key := [sha256.Size]byte(h.Sum(nil))
+	link := sha256.Sum256(c.Certificates[1])
+	v.mu.Lock()
+	known, linked := v.chains[key], v.links[link]
+	v.mu.Unlock()
+	if known != nil {
+		return known, nil
+	}
+	leaf, err1 := x509.ParseCertificate(c.Certificates[0])
+	ca, err2 := x509.ParseCertificate(c.Certificates[1])
+	if err := cmp.Or(err1, err2); err != nil {
+		return nil, err
+	}
+	if !linked {
+		if err := ca.CheckSignatureFrom(v.root); err != nil {
+			return nil, err
+		}
+	}
+	if err := leaf.CheckSignatureFrom(ca); err != nil {
+		return nil, err
+	}
+	if len(leaf.URIs) != 1 {
+		return nil, errors.New("names no client")
+	}
+	v.mu.Lock()
+	v.chains[key], v.links[link] = leaf, true
+	v.mu.Unlock()
+	return leaf, nil
+}
+
+func (v *chainVerifier) VerifyCredential(c Credential, key []byte, cs CipherSuite) error {
+	leaf, err := v.sound(c)
+	if err != nil {
+		return err
+	}
+	own, err := cs.SignaturePublicKey(leaf.PublicKey)
+	if err != nil {
+		return err
+	}
+	if string(own) != string(key) {
+		return errors.New("certificate for another key")
+	}
+	now := time.Now()
+	if now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
+		return errors.New("expired")
+	}
+	return nil
+}
+
+func (v *chainVerifier) ValidSuccessor(_, _ Credential) error { return nil }
+
+func (v *chainVerifier) Identity(c Credential) ([]byte, error) {
+	leaf, err := v.sound(c)
+	if err != nil {
+		return nil, err
+	}
+	return []byte(leaf.URIs[0].String()), nil
+}
+
+// TestBenchGroupsAreValid has every kind of group judged as a joiner judges it, and its members agree after a commit.
+func TestBenchGroupsAreValid(t *testing.T) {
+	for _, k := range []benchKind{{2, fullTree, false}, {3, fullTree, true}, {10, fullTree, false}, {100, fullTree, false},
+		{2, freshTree, false}, {9, freshTree, true}, {100, freshTree, false}, {100, unmergedTree, false}, {13, unmergedTree, false}} {
+		t.Run(k.String(), func(t *testing.T) {
+			g := benchGroupOf(t, k)
+			if err := fresh(t, g.tree).validate(testSuite, g.ctx.GroupID, nil); err != nil {
+				t.Fatal(err)
+			}
+			alice := g.member(t, 0)
+			c, err := alice.Commit(nil, CommitOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := alice.Confirm(nil); err != nil {
+				t.Fatal(err)
+			}
+			server := g.server()
+			s, err := server.CheckCommit(c.Message().Public)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.CheckGroupInfo(c.GroupInfo()); err != nil {
+				t.Fatal(err)
+			}
+			for i := 1; i < k.n; i += 1 + k.n/5 {
+				m := g.member(t, LeafIndex(i))
+				r, err := m.Receive(nil, c.Message())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := m.Apply(nil, r.(*StagedCommit)); err != nil {
+					t.Fatal(err)
+				}
+				if string(m.EpochAuthenticator()) != string(alice.EpochAuthenticator()) {
+					t.Errorf("member %d doesn't agree", i)
+				}
+			}
+		})
+	}
+}
