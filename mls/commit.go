@@ -13,7 +13,8 @@ import (
 
 // CommitOptions says what a commit contains.
 type CommitOptions struct {
-	// Proposals are committed by value, after the pending ones. A PreSharedKey without a nonce gets a fresh one.
+	// Proposals are committed by value, after the pending ones. A PreSharedKey without a nonce gets a fresh one. A Remove
+	// of a member whose SelfRemove is pending is left out.
 	Proposals []Proposal
 	// SkipPending leaves the pending proposals out; else all that are valid together are committed by reference.
 	SkipPending bool
@@ -210,13 +211,18 @@ func (c *PendingCommit) describe(cfg Config, o CommitOptions, signer crypto.Sign
 // prepare chooses the proposals and applies them.
 func (g *Group) prepare(r *rules, o CommitOptions) (*evolution, []ProposalOrRef, error) {
 	sender := Sender{Type: SenderMember, Leaf: g.own}
-	values := make([]resolved, len(o.Proposals))
-	for i, prop := range o.Proposals {
+	values := make([]resolved, 0, len(o.Proposals))
+	var leaving []LeafIndex
+	for _, prop := range o.Proposals {
+		if rm := prop.Remove; rm != nil && !o.SkipPending && rm.Removed != g.own && g.state.selfRemoveOf(rm.Removed) != nil {
+			leaving = append(leaving, rm.Removed)
+			continue
+		}
 		prop, err := fillNonce(g.suite(), g.cfg.rand(), prop)
 		if err != nil {
 			return nil, nil, err
 		}
-		values[i] = resolved{PendingProposal: PendingProposal{Sender: sender, Proposal: prop}}
+		values = append(values, resolved{PendingProposal: PendingProposal{Sender: sender, Proposal: prop}})
 	}
 	var pending []resolved
 	if !o.SkipPending {
@@ -235,15 +241,24 @@ func (g *Group) prepare(r *rules, o CommitOptions) (*evolution, []ProposalOrRef,
 	if err != nil {
 		return nil, nil, err
 	}
-	refs := make([]ProposalOrRef, len(e.list))
-	for i := range e.list {
-		if e.list[i].Ref != nil {
-			refs[i].Reference = e.list[i].Ref
-		} else {
-			refs[i].Proposal = &e.list[i].Proposal
+	for _, i := range leaving {
+		if e.tree.Leaf(i) == e.info.TreeBefore.Leaf(i) {
+			return nil, nil, invalidBy(sectionSelfRemove, "leaf %d removes itself by a proposal that can't be committed", i)
 		}
 	}
-	return e, refs, nil
+	return e, proposalOrRefs(e.list), nil
+}
+
+func proposalOrRefs(list []resolved) []ProposalOrRef {
+	refs := make([]ProposalOrRef, len(list))
+	for i := range list {
+		if list[i].Ref != nil {
+			refs[i].Reference = list[i].Ref
+		} else {
+			refs[i].Proposal = &list[i].Proposal
+		}
+	}
+	return refs
 }
 
 // maxTried bounds how many proposals, counted each time, a committer tries whether they go together: a flood of them
@@ -297,8 +312,9 @@ func (g *Group) try(r *rules, list []resolved) (*evolution, error) {
 	return e, nil
 }
 
-// candidates are the pending proposals that this client may commit, without those that others supersede: a Remove
-// goes before an Update of the same leaf, a later Update before an earlier one (RFC 9420, Section 12.2).
+// candidates are the pending proposals that this client may commit, without those that others supersede: a SelfRemove
+// goes before a Remove of the same leaf, a Remove before an Update, a later Update before an earlier one (RFC 9420,
+// Section 12.2; draft-ietf-mls-extensions, Section 6.3).
 func (g *Group) candidates(values []resolved) []resolved {
 	removed := make(map[LeafIndex]bool)
 	for i := range values {
@@ -306,8 +322,14 @@ func (g *Group) candidates(values []resolved) []resolved {
 			removed[rm.Removed] = true
 		}
 	}
-	last := make(map[LeafIndex]int)
 	drop := make(map[int]bool)
+	for i, e := range g.state.pending {
+		if e.Proposal.Type == ProposalSelfRemove {
+			drop[i] = e.Sender.Leaf == g.own || removed[e.Sender.Leaf]
+			removed[e.Sender.Leaf] = true
+		}
+	}
+	last := make(map[LeafIndex]int)
 	for i, e := range g.state.pending {
 		switch e.Proposal.Type {
 		case ProposalRemove:

@@ -28,7 +28,7 @@ func TestRequiredComponentsAreAskedOfNewMembers(t *testing.T) {
 	}
 	lacks := func(err error) bool {
 		var v *ValidationError
-		return errors.As(err, &v) && v.Section == sectionAppData
+		return errors.As(err, &v) && v.Section == sectionNegotiation
 	}
 	if _, err := NewGroup(testConfig(), nil, options); !lacks(err) {
 		t.Errorf("group of a creator without the component: %v", err)

@@ -47,7 +47,7 @@ type Config struct {
 }
 
 // Component is the application's logic for one component of the app_data_dictionary (draft-ietf-mls-extensions,
-// Section 4.6). All members must compute the same.
+// Section 4.7). All members must compute the same.
 type Component interface {
 	// Update returns the new data from the current data, nil if there is none, and the updates in the order in
 	// which the commit has them. An error makes the commit invalid.

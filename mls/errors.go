@@ -49,18 +49,32 @@ func (e *ValidationError) Error() string {
 // Unwrap returns the cause.
 func (e *ValidationError) Unwrap() error { return e.Err }
 
-// invalid returns a ValidationError for a section of RFC 9420. An error among the arguments becomes the cause, and
-// the format doesn't mention it.
+// invalid returns a ValidationError for a section of RFC 9420. An error at the end of the arguments becomes the cause,
+// and the format doesn't mention it.
 func invalid(section, format string, args ...any) *ValidationError {
+	e := invalidBy("RFC 9420 "+section, format, args...)
+	e.Section = section
+	return e
+}
+
+// invalidBy is invalid for a section with the name of its document.
+func invalidBy(section, format string, args ...any) *ValidationError {
 	e := &ValidationError{Section: section}
 	if n := len(args); n > 0 {
 		if err, ok := args[n-1].(error); ok {
 			e.Err, args = err, args[:n-1]
 		}
 	}
-	e.Rule = "RFC 9420 " + section + ": " + fmt.Sprintf(format, args...)
+	e.Rule = section + ": " + fmt.Sprintf(format, args...)
 	return e
 }
+
+// The sections of draft-ietf-mls-extensions-10 whose rules this package checks.
+const (
+	sectionAppData     = "draft-ietf-mls-extensions 4.7"
+	sectionNegotiation = "draft-ietf-mls-extensions 5"
+	sectionSelfRemove  = "draft-ietf-mls-extensions 6.3"
+)
 
 const redacted = "[redacted]"
 

@@ -40,7 +40,7 @@ type StagedInfo struct {
 	TreeBefore, TreeAfter *RatchetTree
 	// PathLeaf is the committer's new leaf, nil if the commit has no path.
 	PathLeaf *LeafNode
-	// SelfRemoved says that the commit removes this client; never set for a PublicGroup.
+	// SelfRemoved says that the commit removes this client, by whatever proposal; never set for a PublicGroup.
 	SelfRemoved bool
 }
 
@@ -50,6 +50,7 @@ type evolution struct {
 	list      []resolved
 	committer LeafIndex
 	external  bool
+	former    *LeafNode // that an external committer removes: its own of before
 
 	tree    *RatchetTree
 	rules   *contextRules
@@ -99,10 +100,18 @@ func (p *publicState) applyProposals(r *rules, list []resolved, committer LeafIn
 			e.tree.updateLeaf(at, leaf)
 		}
 	}
-	for i := range list {
-		if rm := list[i].Proposal.Remove; rm != nil {
-			e.info.Removed = append(e.info.Removed, Member{Index: rm.Removed, Leaf: e.tree.Leaf(rm.Removed)})
-			e.tree.removeLeaf(rm.Removed)
+	for _, t := range []ProposalType{ProposalSelfRemove, ProposalRemove} {
+		for i := range list {
+			if list[i].Proposal.Type != t {
+				continue
+			}
+			at, _ := list[i].removes()
+			leaf := e.tree.Leaf(at)
+			if t == ProposalRemove && external {
+				e.former = leaf
+			}
+			e.info.Removed = append(e.info.Removed, Member{Index: at, Leaf: leaf})
+			e.tree.removeLeaf(at)
 		}
 	}
 	for i := range list {
@@ -125,7 +134,7 @@ func (p *publicState) applyProposals(r *rules, list []resolved, committer LeafIn
 }
 
 // applyExtensions applies the GroupContextExtensions proposal and then the AppDataUpdates (draft-ietf-mls-extensions,
-// Section 4.6).
+// Section 4.7).
 func (e *evolution) applyExtensions(r *rules) error {
 	for i := range e.list {
 		if x := e.list[i].Proposal.GroupContextExtensions; x != nil {
@@ -161,14 +170,14 @@ func (e *evolution) applyExtensions(r *rules) error {
 		current, ok := d.Get(id)
 		if removes[id] {
 			if !ok {
-				return invalidAppData("removal of component %d, which has no data", id)
+				return invalidBy(sectionAppData, "removal of component %d, which has no data", id)
 			}
 			d = d.Remove(id)
 			continue
 		}
 		next, err := r.components[id].Update(bytes.Clone(current), updates[id])
 		if err != nil {
-			return invalidAppData("update of component %d", id, err)
+			return invalidBy(sectionAppData, "update of component %d", id, err)
 		}
 		d = d.Set(id, next)
 	}
@@ -182,10 +191,7 @@ func (e *evolution) replaced() *LeafNode {
 	if !e.external {
 		return e.tree.Leaf(e.committer)
 	}
-	if len(e.info.Removed) > 0 {
-		return e.info.Removed[0].Leaf
-	}
-	return nil
+	return e.former
 }
 
 // setPathLeaf notes the committer's new leaf, which is in the tree already.

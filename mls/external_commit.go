@@ -20,7 +20,10 @@ type ExternalJoinOptions struct {
 	// Proposals are committed by value: at most one Remove, of this client's former leaf, and any PreSharedKey and
 	// AppDataUpdate.
 	Proposals []Proposal
-	AAD       []byte
+	// SelfRemoves are the epoch's pending ones, from whom the GroupInfo comes. They are checked but for their membership
+	// tags and committed by reference (draft-ietf-mls-extensions, Section 6.3). A Remove of such a member is left out.
+	SelfRemoves []*MLSMessage
+	AAD         []byte
 }
 
 // PendingJoin is an external commit that was made and not yet accepted. The group exists once it was: Confirm gives
@@ -78,21 +81,28 @@ func externalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := state.takeSelfRemoves(&r, o.SelfRemoves); err != nil {
+		return nil, fmt.Errorf("self_remove: %w", err)
+	}
 	sender := Sender{Type: SenderNewMemberCommit}
-	props := append([]Proposal{{Type: ProposalExternalInit, ExternalInit: &ExternalInit{KEMOutput: kemOutput}}}, o.Proposals...)
-	list := make([]resolved, len(props))
-	commit := &Commit{Proposals: make([]ProposalOrRef, len(props))}
+	var list []resolved
+	for _, e := range state.pending {
+		list = append(list, resolved{PendingProposal: e.PendingProposal, verified: true})
+	}
 	var ids []PreSharedKeyID
-	for i := range props {
-		if props[i], err = fillNonce(cs, rand, props[i]); err != nil {
+	for _, prop := range append([]Proposal{{Type: ProposalExternalInit, ExternalInit: &ExternalInit{KEMOutput: kemOutput}}}, o.Proposals...) {
+		if rm := prop.Remove; rm != nil && state.selfRemoveOf(rm.Removed) != nil {
+			continue
+		}
+		if prop, err = fillNonce(cs, rand, prop); err != nil {
 			return nil, err
 		}
-		list[i] = resolved{PendingProposal: PendingProposal{Sender: sender, Proposal: props[i]}}
-		commit.Proposals[i].Proposal = &props[i]
-		if psk := props[i].PSK; psk != nil {
-			ids = append(ids, psk.PSK)
+		list = append(list, resolved{PendingProposal: PendingProposal{Sender: sender, Proposal: prop}})
+		if prop.PSK != nil {
+			ids = append(ids, prop.PSK.PSK)
 		}
 	}
+	commit := &Commit{Proposals: proposalOrRefs(list)}
 	e, err := state.applyProposals(&r, list, 0, true)
 	if err != nil {
 		return nil, err

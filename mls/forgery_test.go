@@ -67,8 +67,13 @@ func (f *forgery) keyPackage(name string, signer crypto.Signer, edit func(*KeyPa
 // proposal frames a proposal of a member.
 func (f *forgery) proposal(by *client, prop Proposal) *MLSMessage {
 	f.TB.Helper()
+	return f.proposalWith(by, prop, nil)
+}
+
+func (f *forgery) proposalWith(by *client, prop Proposal, aad []byte) *MLSMessage {
+	f.TB.Helper()
 	c := FramedContent{GroupID: by.GroupID(), Epoch: by.Epoch(), Sender: Sender{Type: SenderMember, Leaf: by.OwnLeaf()},
-		ContentType: ContentProposal, Proposal: &prop}
+		AuthenticatedData: aad, ContentType: ContentProposal, Proposal: &prop}
 	ac, err := signContent(testSuite, rand.Reader, by.signer, WireFormatPublicMessage, c, by.state.encoded)
 	f.must(err)
 	m, err := protectPublic(testSuite, ac, by.secrets.membership, by.state.encoded)
@@ -155,6 +160,11 @@ func (f *forgery) commit(o forged) *MLSMessage {
 	next := state.context
 	next.Epoch++
 	tree := state.tree.clone()
+	for _, ref := range o.refs {
+		if e := state.findPending(ref); e != nil && e.Proposal.Type == ProposalSelfRemove && e.Sender.Leaf != at && tree.Leaf(e.Sender.Leaf) != nil {
+			tree.removeLeaf(e.Sender.Leaf)
+		}
+	}
 	var added []LeafIndex
 	var ids []PreSharedKeyID
 	for i := range o.props {

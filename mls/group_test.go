@@ -284,6 +284,7 @@ func (r *room) join(name string, props ...Proposal) *client {
 	}
 	p, err := ExternalJoin(testConfig(), ExternalJoinOptions{
 		GroupInfo: r.server.GroupInfo(), Tree: tree, Credential: BasicCredential([]byte(name)), Signer: c.signer, Proposals: props,
+		SelfRemoves: r.server.SelfRemoves(),
 	})
 	if err != nil {
 		r.t.Fatal(err)

@@ -42,7 +42,7 @@ func DefaultCapabilities() Capabilities {
 		Versions:     []ProtocolVersion{MLS10},
 		CipherSuites: CipherSuites(),
 		Extensions:   []ExtensionType{ExtensionAppDataDictionary},
-		Proposals:    []ProposalType{ProposalAppDataUpdate},
+		Proposals:    []ProposalType{ProposalAppDataUpdate, ProposalSelfRemove},
 		Credentials:  []CredentialType{CredentialBasic, CredentialX509},
 	}
 }

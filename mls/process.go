@@ -114,12 +114,13 @@ func (g *Group) receivePublic(b Batch, m *MLSMessage) (Received, error) {
 	if err := g.state.verifyContent(&r, ac); err != nil {
 		return nil, err
 	}
-	return g.receiveHandshake(b, ac, hash, nil)
+	return g.receiveHandshake(b, ac, m.Public.MembershipTag, hash, nil)
 }
 
-// receiveHandshake goes on with a proposal or commit whose sender is verified. step is the key of a PrivateMessage,
-// which is deleted when the message is applied, and not if it isn't valid.
-func (g *Group) receiveHandshake(b Batch, ac *AuthenticatedContent, hash [sha256.Size]byte, step *ratchetStep) (Received, error) {
+// receiveHandshake goes on with a proposal or commit whose sender is verified. tag is the membership tag of a
+// PublicMessage. step is the key of a PrivateMessage, which is deleted when the message is applied, and not if it isn't
+// valid.
+func (g *Group) receiveHandshake(b Batch, ac *AuthenticatedContent, tag []byte, hash [sha256.Size]byte, step *ratchetStep) (Received, error) {
 	c := &ac.Content
 	if c.ContentType == ContentCommit {
 		s, err := g.stageCommit(ac, hash)
@@ -142,8 +143,12 @@ func (g *Group) receiveHandshake(b Batch, ac *AuthenticatedContent, hash [sha256
 	if err := g.state.checkProposal(&r, &resolved{PendingProposal: p}); err != nil {
 		return nil, err
 	}
+	e := &pendingEntry{PendingProposal: p}
+	if err := e.keepMessage(ac, tag); err != nil {
+		return nil, err
+	}
 	g.deleteKey(b, step)
-	g.state.addPending(g.sealer.seal(b), &pendingEntry{PendingProposal: p})
+	g.state.addPending(g.sealer.seal(b), e)
 	return &ReceivedProposal{PendingProposal: p, AAD: c.AuthenticatedData}, nil
 }
 
@@ -200,7 +205,7 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 		return nil, err
 	}
 	if m.ContentType != ContentApplication {
-		return g.receiveHandshake(b, ac, hash, step)
+		return g.receiveHandshake(b, ac, nil, hash, step)
 	}
 	st.consume(step)
 	saveSecrets(b, m.Epoch, st)

@@ -19,6 +19,7 @@ const (
 	ProposalExternalInit           ProposalType = 6
 	ProposalGroupContextExtensions ProposalType = 7
 	ProposalAppDataUpdate          ProposalType = 8
+	ProposalSelfRemove             ProposalType = 10
 )
 
 // isDefault says whether every client supports the type without listing it (RFC 9420, Section 7.2).
@@ -26,7 +27,8 @@ func (t ProposalType) isDefault() bool {
 	return t >= ProposalAdd && t <= ProposalGroupContextExtensions
 }
 
-// Proposal is a change that a commit may apply; the field that Type names is set (RFC 9420, Section 12.1).
+// Proposal is a change that a commit may apply; the field that Type names is set, none for SelfRemove (RFC 9420, Section
+// 12.1).
 //
 //	struct {
 //	    ProposalType proposal_type;
@@ -38,6 +40,8 @@ func (t ProposalType) isDefault() bool {
 //	        case reinit:                   ReInit;
 //	        case external_init:            ExternalInit;
 //	        case group_context_extensions: GroupContextExtensions;
+//	        case app_data_update:          AppDataUpdate;
+//	        case self_remove:              struct{};
 //	    };
 //	} Proposal;
 type Proposal struct {
@@ -111,6 +115,8 @@ func (p *Proposal) UnmarshalMLS(r *codec.Reader) {
 	case ProposalAppDataUpdate:
 		p.AppDataUpdate = new(AppDataUpdate)
 		body = p.AppDataUpdate
+	case ProposalSelfRemove:
+		return
 	default:
 		r.Fail(fmt.Errorf("%w: proposal type %d", ErrUnsupported, p.Type))
 		return

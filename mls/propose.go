@@ -100,9 +100,11 @@ func (g *Group) propose(b Batch, prop Proposal, private HPKEPrivateKey) (*MLSMes
 	if err != nil {
 		return nil, err
 	}
-	g.state.addPending(g.sealer.seal(orDiscard(b)), &pendingEntry{
-		PendingProposal: PendingProposal{Ref: ac.ref(g.suite()), Sender: sender, Proposal: prop}, private: private,
-	})
+	e := &pendingEntry{PendingProposal: PendingProposal{Ref: ac.ref(g.suite()), Sender: sender, Proposal: prop}, private: private}
+	if err := e.keepMessage(ac, m.MembershipTag); err != nil {
+		return nil, err
+	}
+	g.state.addPending(g.sealer.seal(orDiscard(b)), e)
 	return NewMLSMessage(m), nil
 }
 

@@ -148,7 +148,11 @@ func (g *PublicGroup) checkProposal(m *PublicMessage) (*StagedProposal, error) {
 	if err := g.state.checkAlone(&g.rules, &resolved{PendingProposal: p}); err != nil {
 		return nil, err
 	}
-	return &StagedProposal{epoch: g.Epoch(), entry: &pendingEntry{PendingProposal: p}}, nil
+	e := &pendingEntry{PendingProposal: p}
+	if err := e.keepMessage(ac, m.MembershipTag); err != nil {
+		return nil, err
+	}
+	return &StagedProposal{epoch: g.Epoch(), entry: e}, nil
 }
 
 // ApplyProposal notes a checked proposal as pending. It fails with ErrEpoch if the group has moved on since.

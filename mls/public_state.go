@@ -97,6 +97,7 @@ type pendingEntry struct {
 	PendingProposal
 	number  uint32
 	private HPKEPrivateKey // of an own Update: the new leaf's key
+	message *PublicMessage // of a SelfRemove, for those who join
 }
 
 // MarshalMLS implements codec.Marshaler, for the store.
@@ -105,6 +106,9 @@ func (e pendingEntry) MarshalMLS(w *codec.Writer) {
 	e.Sender.MarshalMLS(w)
 	e.Proposal.MarshalMLS(w)
 	w.Opaque(e.private)
+	if e.message != nil {
+		e.message.MarshalMLS(w)
+	}
 }
 
 // UnmarshalMLS implements codec.Unmarshaler.
@@ -114,6 +118,10 @@ func (e *pendingEntry) UnmarshalMLS(r *codec.Reader) {
 	e.Proposal.UnmarshalMLS(r)
 	if b := r.Opaque(); len(b) > 0 {
 		e.private = b
+	}
+	if e.Proposal.Type == ProposalSelfRemove && r.Err() == nil {
+		e.message = new(PublicMessage)
+		e.message.UnmarshalMLS(r)
 	}
 }
 
@@ -175,12 +183,12 @@ func (p *publicState) resolve(c *Commit, sender Sender) ([]resolved, error) {
 			list[i] = resolved{PendingProposal: PendingProposal{Sender: sender, Proposal: *por.Proposal}}
 			continue
 		}
-		if sender.Type == SenderNewMemberCommit {
-			return nil, invalid("12.4.3.2", "external commit with a proposal by reference")
-		}
 		e := p.findPending(por.Reference)
 		if e == nil {
 			return nil, invalid("12.4", "commit of a proposal that is not known")
+		}
+		if sender.Type == SenderNewMemberCommit && e.Proposal.Type != ProposalSelfRemove {
+			return nil, invalid("12.4.3.2", "external commit with proposal type %d by reference", e.Proposal.Type)
 		}
 		list[i] = resolved{PendingProposal: e.PendingProposal, verified: true, private: e.private}
 	}
@@ -193,6 +201,17 @@ type resolved struct {
 	PendingProposal
 	verified bool           // its signatures and credential were verified when it arrived
 	private  HPKEPrivateKey // of an own Update
+}
+
+// removes returns the leaf that a Remove or SelfRemove removes, and whether the proposal is one of them.
+func (e *resolved) removes() (LeafIndex, bool) {
+	switch e.Proposal.Type {
+	case ProposalRemove:
+		return e.Proposal.Remove.Removed, true
+	case ProposalSelfRemove:
+		return e.Sender.Leaf, true
+	}
+	return 0, false
 }
 
 // checkPlace says whether a handshake message is for this group and epoch.

@@ -8,14 +8,6 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
-const sectionAppData = "draft-ietf-mls-extensions 4.6"
-
-func invalidAppData(format string, args ...any) *ValidationError {
-	e := invalid(sectionAppData, format, args...)
-	e.Rule = e.Rule[len("RFC 9420 "):]
-	return e
-}
-
 // checkLeaf checks a leaf that comes into the tree at index i by itself (RFC 9420, Section 7.3). old is the leaf that it
 // replaces, nil if there is none. checkLeafFits compares it with the group's extensions; what must be unique, and what
 // all members must support, is judged by the roster for the commit as a whole.
@@ -61,11 +53,11 @@ func checkLeafFits(l *LeafNode, cr *contextRules) error {
 	}
 	supported, err := appComponents(l.Extensions)
 	if err != nil {
-		return invalidAppData("dictionary of the leaf node", err)
+		return invalidBy(sectionNegotiation, "dictionary of the leaf node", err)
 	}
 	for _, id := range cr.components {
 		if !slices.Contains(supported, id) {
-			return invalidAppData("leaf node does not support component %d, which the group requires", id)
+			return invalidBy(sectionNegotiation, "leaf node does not support component %d, which the group requires", id)
 		}
 	}
 	return nil
@@ -124,7 +116,7 @@ func (p *publicState) checkProposal(r *rules, e *resolved) error {
 	}
 	if e.Sender.Type == SenderExternal {
 		switch prop.Type {
-		case ProposalUpdate, ProposalExternalInit:
+		case ProposalUpdate, ProposalExternalInit, ProposalSelfRemove:
 			return invalid("12.1.8", "external sender of proposal type %d", prop.Type)
 		}
 	}
@@ -159,6 +151,8 @@ func (p *publicState) checkProposal(r *rules, e *resolved) error {
 		return p.checkExtensions(r, cr, prop.GroupContextExtensions.Extensions)
 	case ProposalAppDataUpdate:
 		return checkAppData(r, prop.AppDataUpdate)
+	case ProposalSelfRemove:
+		return p.checkSelfRemove(r, e)
 	default:
 		return fmt.Errorf("%w: proposal type %d", ErrUnsupported, prop.Type)
 	}
@@ -212,7 +206,7 @@ func (p *publicState) checkExtensions(r *rules, cr *contextRules, ext Extensions
 		old, had := p.context.Extensions.Find(ExtensionAppDataDictionary)
 		data, has := ext.Find(ExtensionAppDataDictionary)
 		if had != has || !bytes.Equal(old, data) {
-			return invalidAppData("app_data_dictionary changed by group_context_extensions")
+			return invalidBy(sectionAppData, "app_data_dictionary changed by group_context_extensions")
 		}
 	}
 	if r.replay {
@@ -237,10 +231,10 @@ func (r *rules) checkSenders(cs CipherSuite, senders, old ExternalSenders) error
 
 func checkAppData(r *rules, u *AppDataUpdate) error {
 	if _, ok := r.components[u.Component]; !ok {
-		return invalidAppData("component %d is not known", u.Component)
+		return invalidBy(sectionAppData, "component %d is not known", u.Component)
 	}
 	if u.Op != AppDataOpUpdate && u.Op != AppDataOpRemove {
-		return invalidAppData("operation %d", u.Op)
+		return invalidBy(sectionAppData, "operation %d", u.Op)
 	}
 	return nil
 }
@@ -264,7 +258,7 @@ func (p *publicState) checkList(r *rules, list []resolved, committer LeafIndex, 
 		prop := &e.Proposal
 		if external {
 			switch prop.Type {
-			case ProposalExternalInit, ProposalRemove, ProposalPSK, ProposalAppDataUpdate:
+			case ProposalExternalInit, ProposalRemove, ProposalPSK, ProposalAppDataUpdate, ProposalSelfRemove:
 			default:
 				return invalid("12.2", "external commit with proposal type %d", prop.Type)
 			}
@@ -287,6 +281,16 @@ func (p *publicState) checkList(r *rules, list []resolved, committer LeafIndex, 
 			}
 			touched[prop.Remove.Removed] = true
 			removes++
+		case ProposalSelfRemove:
+			switch {
+			case e.Ref == nil:
+				return invalidBy(sectionSelfRemove, "self_remove by value")
+			case !external && e.Sender.Leaf == committer:
+				return invalidBy(sectionSelfRemove, "self_remove of the committer")
+			case touched[e.Sender.Leaf]:
+				return invalid("12.2", "two proposals for leaf %d", e.Sender.Leaf)
+			}
+			touched[e.Sender.Leaf] = true
 		case ProposalPSK:
 			id := string(codec.Marshal(prop.PSK.PSK))
 			if psks[id] {
@@ -302,7 +306,7 @@ func (p *publicState) checkList(r *rules, list []resolved, committer LeafIndex, 
 		case ProposalAppDataUpdate:
 			id, op := prop.AppDataUpdate.Component, prop.AppDataUpdate.Op
 			if before := components[id]; before != 0 && (before == AppDataOpRemove || op == AppDataOpRemove) {
-				return invalidAppData("removal of component %d beside another proposal for it", id)
+				return invalidBy(sectionAppData, "removal of component %d beside another proposal for it", id)
 			}
 			components[id] = op
 		}
@@ -327,9 +331,9 @@ func (p *publicState) checkSupport(r *rules, list []resolved, t ProposalType) er
 	}
 	members, support := counts.members, counts.proposals[t]
 	for i := range list {
-		if prop := &list[i].Proposal; prop.Type == ProposalRemove {
+		if at, ok := list[i].removes(); ok {
 			members--
-			if l := p.tree.Leaf(prop.Remove.Removed); l.Capabilities.supportsProposal(t) {
+			if p.tree.Leaf(at).Capabilities.supportsProposal(t) {
 				support--
 			}
 		}
@@ -344,7 +348,7 @@ func (p *publicState) checkSupport(r *rules, list []resolved, t ProposalType) er
 func pathRequired(list []resolved) bool {
 	for i := range list {
 		switch list[i].Proposal.Type {
-		case ProposalUpdate, ProposalRemove, ProposalExternalInit, ProposalGroupContextExtensions:
+		case ProposalUpdate, ProposalRemove, ProposalExternalInit, ProposalGroupContextExtensions, ProposalSelfRemove:
 			return true
 		}
 	}
@@ -381,7 +385,11 @@ func (p *publicState) checkAlone(r *rules, e *resolved) error {
 		return checkLeafFits(&prop.Update.LeafNode, cr)
 	case ProposalAppDataUpdate:
 		if _, ok := p.dictionary().Get(prop.AppDataUpdate.Component); !ok && prop.AppDataUpdate.Op == AppDataOpRemove {
-			return invalidAppData("removal of component %d, which has no data", prop.AppDataUpdate.Component)
+			return invalidBy(sectionAppData, "removal of component %d, which has no data", prop.AppDataUpdate.Component)
+		}
+	case ProposalSelfRemove:
+		if p.selfRemoveOf(e.Sender.Leaf) != nil {
+			return invalidBy(sectionSelfRemove, "second self_remove of leaf %d in an epoch", e.Sender.Leaf)
 		}
 	}
 	return nil

@@ -92,6 +92,22 @@ func appRemove(id ComponentID) Proposal {
 	return Proposal{Type: ProposalAppDataUpdate, AppDataUpdate: &AppDataUpdate{Component: id, Op: AppDataOpRemove}}
 }
 
+func selfRemove() Proposal { return Proposal{Type: ProposalSelfRemove} }
+
+// withSelfRemoves commits proposals after the SelfRemoves of some members.
+func withSelfRemoves(o forged, by ...func(*forgery) *client) func(*forgery) *MLSMessage {
+	return func(f *forgery) *MLSMessage {
+		o := o
+		for i, c := range by {
+			o.refs = append(o.refs, f.slip(f.proposalWith(c(f), selfRemove(), []byte{byte(i)})))
+		}
+		return f.commit(o)
+	}
+}
+
+func alice(f *forgery) *client { return f.alice }
+func carol(f *forgery) *client { return f.carol }
+
 func flip(b []byte) []byte {
 	b = bytes.Clone(b)
 	b[len(b)/2] ^= 1
@@ -276,6 +292,31 @@ var violations = []violation{
 	{sectionAppData, "update and removal of a component", everyone, nil, commitOf(appData(0x8001, "x"), appRemove(0x8001))},
 	{sectionAppData, "two removals of a component", everyone, nil, commitOf(appRemove(0x8001), appRemove(0x8001))},
 	{sectionAppData, "update that the component refuses", everyone, nil, commitOf(appData(0x8001, "no"))},
+	{sectionSelfRemove, "self_remove by value", everyone, nil, commitOf(selfRemove())},
+	{sectionSelfRemove, "self_remove of the committer", everyone, nil, withSelfRemoves(forged{}, alice)},
+	{sectionSelfRemove, "second self_remove of a member", serverOnly, nil, func(f *forgery) *MLSMessage {
+		f.room.propose(f.carol.ProposeSelfRemove(f.carol.store))
+		return f.proposalWith(f.carol, selfRemove(), []byte("again"))
+	}},
+	{"12.2", "two self_removes of a leaf", everyone, nil, withSelfRemoves(forged{}, carol, carol)},
+	{"12.2", "self_remove and remove of a leaf", everyone, nil, withSelfRemoves(forged{props: []Proposal{remove(2)}}, carol)},
+	{"12.2", "update and self_remove of a leaf", everyone, nil, func(f *forgery) *MLSMessage {
+		m := f.proposal(f.carol, f.update(f.carol, nil, nil))
+		f.room.propose(m, nil)
+		return withSelfRemoves(forged{refs: [][]byte{m.Public.authenticated().ref(testSuite)}}, carol)(f)
+	}},
+	{"12.2", "self_remove in a group where a member doesn't support it", everyone, nil, func(f *forgery) *MLSMessage {
+		c := DefaultCapabilities()
+		c.Proposals = []ProposalType{ProposalAppDataUpdate}
+		f.room.propose(f.dave.ProposeUpdate(f.dave.store, UpdateOptions{Capabilities: &c}))
+		f.room.commit(f.bob, CommitOptions{})
+		return f.proposal(f.carol, selfRemove())
+	}},
+	{"12.1.8", "self_remove by an external sender", everyone, nil, func(f *forgery) *MLSMessage {
+		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), selfRemove())
+		f.must(err)
+		return m
+	}},
 	{"12.1.8", "update by an external sender", everyone, nil, func(f *forgery) *MLSMessage {
 		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), f.update(f.carol, nil, nil))
 		f.must(err)
@@ -344,6 +385,7 @@ var violations = []violation{
 	// Commits.
 	{"12.4", "empty commit without a path", everyone, nil, func(f *forgery) *MLSMessage { return f.commit(forged{noPath: true}) }},
 	{"12.4", "remove without a path", everyone, nil, func(f *forgery) *MLSMessage { return f.commit(forged{noPath: true, props: []Proposal{remove(2)}}) }},
+	{"12.4", "self_remove without a path", everyone, nil, withSelfRemoves(forged{noPath: true}, carol)},
 	{"12.4", "group_context_extensions without a path", everyone, nil, func(f *forgery) *MLSMessage {
 		return f.commit(forged{noPath: true, props: []Proposal{extensions(f, func(e Extensions) Extensions { return e })}})
 	}},
@@ -536,6 +578,7 @@ func TestUnbrokenMessagesAreAccepted(t *testing.T) {
 		}),
 		"request to be added": withRequest(func(*KeyPackage) {}),
 		"component removed":   commitOf(appRemove(0x8001)),
+		"self_remove":         withSelfRemoves(forged{}, carol),
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newForgery(t)

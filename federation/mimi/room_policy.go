@@ -143,7 +143,7 @@ func (c *check) proposal(p *mls.PendingProposal) error {
 	}
 	admin := c.before[user].role == RoleAdmin
 	switch p.Proposal.Type {
-	case mls.ProposalAdd, mls.ProposalUpdate, mls.ProposalPSK:
+	case mls.ProposalAdd, mls.ProposalUpdate, mls.ProposalPSK, mls.ProposalSelfRemove:
 		return nil // the leaves are checked as they are afterwards
 	case mls.ProposalRemove:
 		owner, _, err := c.who(c.info.TreeBefore.Leaf(p.Proposal.Remove.Removed))
