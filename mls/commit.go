@@ -35,7 +35,8 @@ type CommitOptions struct {
 type PendingCommit struct {
 	redact
 	message   *MLSMessage
-	hash      [sha256.Size]byte // of the encoded message
+	content   *AuthenticatedContent // of the message
+	hash      [sha256.Size]byte     // of the encoded message
 	welcome   *Welcome
 	groupInfo *GroupInfo
 	evolution *evolution
@@ -44,7 +45,7 @@ type PendingCommit struct {
 	signer    crypto.Signer // nil if it stays
 }
 
-// Message returns the commit, a PublicMessage.
+// Message returns the commit, in the format of Config.HandshakeFormat.
 func (c *PendingCommit) Message() *MLSMessage { return c.message }
 
 // Welcome returns what the new members need, nil if there are none.
@@ -68,12 +69,13 @@ func (g *Group) PendingCommit() *PendingCommit { return g.staged }
 // Commit makes a commit and stages it: the group stays as it is until Confirm or Drop (RFC 9420, Section 12.4.1). The
 // staged commit is in the Batch, so that it survives a restart. It fails with ErrStaged if one is staged already.
 func (g *Group) Commit(b Batch, o CommitOptions) (*PendingCommit, error) {
-	c, err := g.commit(o)
+	b = orDiscard(b)
+	c, err := g.commit(b, o)
 	if err != nil {
 		return nil, fmt.Errorf("mls: commit: %w", err)
 	}
 	g.staged = c
-	g.saveStaged(orDiscard(b))
+	g.saveStaged(b)
 	if c.signer != nil {
 		g.signers[string(c.evolution.info.PathLeaf.SignatureKey)] = c.signer
 	}
@@ -84,7 +86,7 @@ func (g *Group) saveStaged(b Batch) {
 	g.sealer.seal(b).Set(key1(keyStaged), codec.Marshal(g.staged))
 }
 
-func (g *Group) commit(o CommitOptions) (*PendingCommit, error) {
+func (g *Group) commit(b Batch, o CommitOptions) (*PendingCommit, error) {
 	switch {
 	case !g.active:
 		return nil, ErrRemoved
@@ -139,10 +141,7 @@ func (g *Group) commit(o CommitOptions) (*PendingCommit, error) {
 			return nil, err
 		}
 	}
-	ac, err := signContent(cs, rand, signer, WireFormatPublicMessage, FramedContent{
-		GroupID: g.GroupID(), Epoch: g.Epoch(), Sender: Sender{Type: SenderMember, Leaf: g.own},
-		AuthenticatedData: bytes.Clone(o.AAD), ContentType: ContentCommit, Commit: commit,
-	}, g.state.encoded)
+	ac, err := g.signHandshake(signer, o.AAD, FramedContent{ContentType: ContentCommit, Commit: commit})
 	if err != nil {
 		return nil, err
 	}
@@ -153,19 +152,19 @@ func (g *Group) commit(o CommitOptions) (*PendingCommit, error) {
 	if err := g.state.seal(&r, e, ac.ConfirmationTag); err != nil {
 		return nil, err
 	}
-	m, err := protectPublic(cs, ac, g.secrets.membership, g.state.encoded)
-	if err != nil {
-		return nil, err
-	}
-	c.setMessage(NewMLSMessage(m))
 	if err := c.describe(g.cfg, o, newSigner, path, joiner, psk, ids); err != nil {
 		return nil, err
 	}
+	m, err := g.frame(b, ac) // last, since it may use a key up
+	if err != nil {
+		return nil, err
+	}
+	c.setMessage(m, ac)
 	return c, nil
 }
 
-func (c *PendingCommit) setMessage(m *MLSMessage) {
-	c.message, c.hash = m, sha256.Sum256(codec.Marshal(m))
+func (c *PendingCommit) setMessage(m *MLSMessage, ac *AuthenticatedContent) {
+	c.message, c.content, c.hash = m, ac, sha256.Sum256(codec.Marshal(m))
 }
 
 // describe makes the GroupInfo of the new epoch, and the Welcome if there are new members.
@@ -404,9 +403,12 @@ func derivePSK(cfg Config, cs CipherSuite, ids []PreSharedKeyID, resumption func
 }
 
 // MarshalMLS implements codec.Marshaler, for the store. The public state that the commit leads to is computed anew
-// when it is loaded.
+// when it is loaded, from the message's content; of a PrivateMessage, whose key is deleted, that is stored too.
 func (c *PendingCommit) MarshalMLS(w *codec.Writer) {
 	c.message.MarshalMLS(w)
+	if c.message.Public == nil {
+		c.content.MarshalMLS(w)
+	}
 	w.Optional(c.welcome != nil)
 	if c.welcome != nil {
 		c.welcome.MarshalMLS(w)
@@ -420,7 +422,16 @@ func (c *PendingCommit) MarshalMLS(w *codec.Writer) {
 func (c *PendingCommit) UnmarshalMLS(r *codec.Reader) {
 	m := new(MLSMessage)
 	m.UnmarshalMLS(r)
-	if r.Err() == nil && (m.Public == nil || m.Public.Content.Commit == nil) {
+	ac := new(AuthenticatedContent)
+	switch {
+	case r.Err() != nil:
+		return
+	case m.Public != nil:
+		ac = m.Public.authenticated()
+	case m.Private != nil:
+		ac.UnmarshalMLS(r)
+	}
+	if r.Err() == nil && ac.Content.Commit == nil {
 		r.Fail(errState)
 		return
 	}
@@ -435,7 +446,7 @@ func (c *PendingCommit) UnmarshalMLS(r *codec.Reader) {
 	c.private = new(treePrivate)
 	c.private.UnmarshalMLS(r)
 	if r.Err() == nil {
-		c.setMessage(m)
+		c.setMessage(m, ac)
 	}
 }
 
@@ -446,7 +457,7 @@ func (g *Group) loadPendingCommit(b []byte) (*PendingCommit, error) {
 	}
 	r := g.cfg.rules()
 	r.replay = true
-	ac := c.message.Public.authenticated()
+	ac := c.content
 	e, err := g.state.stage(&r, ac)
 	if err != nil {
 		return nil, err
@@ -478,8 +489,8 @@ func (g *Group) Confirm(b Batch) error {
 	return nil
 }
 
-// Drop forgets the staged own commit, after it was refused: the group is as before Commit. Without one it does
-// nothing.
+// Drop forgets the staged own commit, after it was refused: the group is as before Commit, except that the key of a
+// PrivateMessage stays used. Without one it does nothing.
 func (g *Group) Drop(b Batch) error {
 	if g.staged == nil {
 		return nil

@@ -22,7 +22,11 @@ type Config struct {
 	// PSK returns the external pre-shared key of that identifier. nil means that there are none. Resumption keys of
 	// the current and of past epochs of the group itself are found without it.
 	PSK func(id PreSharedKeyID) ([]byte, error)
-	// Padding returns the length in bytes that an application message of n bytes (with its signature) is padded
+	// HandshakeFormat is how this client sends proposals and commits to the group: as WireFormatPublicMessage, or as
+	// WireFormatPrivateMessage, which servers can't follow (RFC 9420, Section 6). 0 means the former. It takes either
+	// from others, and external commits are always public.
+	HandshakeFormat WireFormat
+	// Padding returns the length in bytes that the content of a PrivateMessage, n bytes with its signature, is padded
 	// to; less than n means no padding. nil means a quarter of the next power of two as the step, at least 64
 	// bytes: lengths fall in four classes per doubling and grow by a quarter or less (past 128 bytes).
 	Padding func(n int) int

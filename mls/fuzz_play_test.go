@@ -315,20 +315,20 @@ func (p *play) propose(g *playGroup, m *playMember) {
 		if !ok {
 			return
 		}
-		msg, err = m.Propose(b, remove(at))
+		msg, err = m.Propose(b, nil, remove(at))
 	case 2:
 		c, ok := p.absent(m.Members())
 		if !ok {
 			return
 		}
 		kp, _, _ := p.keyPackage(c) // if it is committed, a member who never comes
-		msg, err = m.Propose(b, add(kp))
+		msg, err = m.Propose(b, nil, add(kp))
 	case 3:
-		msg, err = m.Propose(b, appData(0x8001, "+"))
+		msg, err = m.Propose(b, nil, appData(0x8001, "+"))
 	case 4:
-		msg, err = m.Propose(b, sharedPSK())
+		msg, err = m.Propose(b, nil, sharedPSK())
 	case 5:
-		msg, err = m.Propose(b, p.context(m))
+		msg, err = m.Propose(b, nil, p.context(m))
 	}
 	p.must(err)
 	if lost {

@@ -2,6 +2,7 @@ package mls
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"errors"
 	"fmt"
@@ -321,6 +322,38 @@ func setExternalPub(ext Extensions, cs CipherSuite, es *epochSecrets) (Extension
 	return ext.Set(ExtensionExternalPub, w.Bytes()), nil
 }
 
+// signHandshake signs a proposal or commit as this client's, for the format in which it will be sent.
+func (g *Group) signHandshake(signer crypto.Signer, aad []byte, c FramedContent) (*AuthenticatedContent, error) {
+	format := cmp.Or(g.cfg.HandshakeFormat, WireFormatPublicMessage)
+	if c.Proposal != nil && c.Proposal.Type == ProposalSelfRemove {
+		format = WireFormatPublicMessage // so that a joiner can commit it
+	}
+	if format != WireFormatPublicMessage && format != WireFormatPrivateMessage {
+		return nil, fmt.Errorf("%w: handshakes of wire format %d", ErrUnsupported, format)
+	}
+	c.GroupID, c.Epoch, c.Sender = g.GroupID(), g.Epoch(), Sender{Type: SenderMember, Leaf: g.own}
+	c.AuthenticatedData = bytes.Clone(aad)
+	return signContent(g.suite(), g.cfg.rand(), signer, format, c, g.state.encoded)
+}
+
+// frame makes the message of what this client signed, in the format that it was signed for. The key that encrypts a
+// PrivateMessage is deleted, also from the store; if frame fails, nothing changes.
+func (g *Group) frame(b Batch, ac *AuthenticatedContent) (*MLSMessage, error) {
+	if ac.WireFormat == WireFormatPublicMessage {
+		m, err := protectPublic(g.suite(), ac, g.secrets.membership, g.state.encoded)
+		if err != nil {
+			return nil, err
+		}
+		return NewMLSMessage(m), nil
+	}
+	m, _, err := protectPrivate(g.suite(), g.cfg.rand(), g.messages, g.secrets.senderData, ac, g.cfg.padded)
+	if err != nil {
+		return nil, err
+	}
+	saveSecrets(b, g.Epoch(), g.messages)
+	return NewMLSMessage(m), nil
+}
+
 // Encrypt makes a message of application data (RFC 9420, Section 15). aad is authenticated and not encrypted. It fails
 // with ErrPending while there are proposals that no commit has applied, so that nobody reads on whose removal was
 // proposed (Section 12.4), and with ErrRemoved for a former member.
@@ -342,10 +375,5 @@ func (g *Group) Encrypt(b Batch, aad, data []byte) (*MLSMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, _, err := protectPrivate(g.suite(), g.cfg.rand(), g.messages, g.secrets.senderData, ac, g.cfg.padded)
-	if err != nil {
-		return nil, err
-	}
-	saveSecrets(orDiscard(b), g.Epoch(), g.messages)
-	return NewMLSMessage(m), nil
+	return g.frame(orDiscard(b), ac)
 }

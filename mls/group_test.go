@@ -147,7 +147,7 @@ func wire(t testing.TB, m *MLSMessage) *MLSMessage {
 	return &out
 }
 
-// room is a group with the server that orders it.
+// room is a group with the server that orders it; nil if its members send their handshakes as PrivateMessages.
 type room struct {
 	t       testing.TB
 	cs      CipherSuite
@@ -174,6 +174,12 @@ func newRoom(t testing.TB, cs CipherSuite, ext Extensions) *room {
 	return r
 }
 
+// whispers makes the founder's handshakes, and so those of whom members add, PrivateMessages.
+func (r *room) whispers() *room {
+	r.members[0].cfg.HandshakeFormat, r.server = WireFormatPrivateMessage, nil
+	return r
+}
+
 // propose hands a proposal to the server and to all members.
 func (r *room) propose(m *MLSMessage, err error) {
 	r.t.Helper()
@@ -181,15 +187,21 @@ func (r *room) propose(m *MLSMessage, err error) {
 		r.t.Fatal(err)
 	}
 	m = wire(r.t, m)
-	s, err := r.server.CheckProposal(m.Public)
-	if err != nil {
-		r.t.Fatal(err)
+	if r.server != nil {
+		s, err := r.server.CheckProposal(m.Public)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if err := r.server.ApplyProposal(r.store, s); err != nil {
+			r.t.Fatal(err)
+		}
 	}
-	if err := r.server.ApplyProposal(r.store, s); err != nil {
-		r.t.Fatal(err)
-	}
+	own := 0
 	for _, c := range r.members {
-		if _, err := c.Receive(c.store, wire(r.t, m)); err != nil {
+		_, err := c.Receive(c.store, wire(r.t, m))
+		if m.Private != nil && errors.Is(err, ErrOwnMessage) && own == 0 {
+			own++
+		} else if err != nil {
 			r.t.Fatalf("%s: %v", c.name, err)
 		}
 	}
@@ -198,6 +210,9 @@ func (r *room) propose(m *MLSMessage, err error) {
 // accept has the server order a commit.
 func (r *room) accept(m *MLSMessage, gi *GroupInfo, tree *RatchetTree) {
 	r.t.Helper()
+	if r.server == nil {
+		return
+	}
 	s, err := r.server.CheckCommit(wire(r.t, m).Public)
 	if err != nil {
 		r.t.Fatal(err)
@@ -263,8 +278,10 @@ func (r *room) add(by *client, names ...string) []*client {
 	}
 	c := r.commit(by, o)
 	w := wire(r.t, NewMLSMessage(c.Welcome())).Welcome
+	cfg := testConfig()
+	cfg.HandshakeFormat = by.cfg.HandshakeFormat
 	for i, j := range joiners {
-		g, err := JoinGroup(testConfig(), j.store, j.signer, w, kps[i], secrets[i], nil)
+		g, err := JoinGroup(cfg, j.store, j.signer, w, kps[i], secrets[i], nil)
 		if err != nil {
 			r.t.Fatalf("%s: %v", j.name, err)
 		}
@@ -278,18 +295,23 @@ func (r *room) add(by *client, names ...string) []*client {
 func (r *room) join(name string, props ...Proposal) *client {
 	r.t.Helper()
 	c := &client{name: name, signer: newSigner(r.t, r.cs), store: newMemStore()}
-	tree, err := ParseRatchetTree(codec.Marshal(r.server.Tree()))
+	gi, err := r.members[0].GroupInfo(false, true)
+	if r.server != nil {
+		gi = r.server.GroupInfo()
+	}
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	p, err := ExternalJoin(testConfig(), ExternalJoinOptions{
-		GroupInfo: r.server.GroupInfo(), Tree: tree, Credential: BasicCredential([]byte(name)), Signer: c.signer, Proposals: props,
-		SelfRemoves: r.server.SelfRemoves(),
+	cfg := testConfig()
+	cfg.HandshakeFormat = r.members[0].cfg.HandshakeFormat
+	p, err := ExternalJoin(cfg, ExternalJoinOptions{
+		GroupInfo: gi, Tree: fresh(r.t, r.members[0].Tree()), Credential: BasicCredential([]byte(name)), Signer: c.signer, Proposals: props,
+		SelfRemoves: r.members[0].SelfRemoves(),
 	})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if p, err = LoadPendingJoin(testConfig(), c.signer, codec.Marshal(p)); err != nil {
+	if p, err = LoadPendingJoin(cfg, c.signer, codec.Marshal(p)); err != nil {
 		r.t.Fatal(err)
 	}
 	r.accept(p.Message(), p.GroupInfo(), p.Tree())
@@ -310,7 +332,7 @@ func (r *room) check() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if !bytes.Equal(codec.Marshal(r.server.Context()), want) || !bytes.Equal(r.server.ConfirmationTag(), first.ConfirmationTag()) {
+	if r.server != nil && (!bytes.Equal(codec.Marshal(r.server.Context()), want) || !bytes.Equal(r.server.ConfirmationTag(), first.ConfirmationTag())) {
 		r.t.Fatalf("server at epoch %d disagrees with %s at %d", r.server.Epoch(), first.name, first.Epoch())
 	}
 	for _, c := range r.members {
@@ -365,7 +387,11 @@ func (r *room) talk() {
 // reload replaces a member by what its store has.
 func (c *client) reload(t testing.TB) {
 	t.Helper()
-	g, err := LoadGroup(testConfig(), c.signer, c.store.all())
+	cfg := testConfig()
+	if c.Group != nil {
+		cfg.HandshakeFormat = c.cfg.HandshakeFormat
+	}
+	g, err := LoadGroup(cfg, c.signer, c.store.all())
 	if err != nil {
 		t.Fatalf("%s: %v", c.name, err)
 	}
@@ -382,9 +408,9 @@ func TestMembersAgreeThroughTheLifeOfAGroup(t *testing.T) {
 			r.check()
 			r.talk()
 			r.propose(joined[0].ProposeUpdate(joined[0].store, UpdateOptions{}))
-			r.propose(joined[1].Propose(joined[1].store, remove(joined[2].OwnLeaf())))
-			r.propose(joined[3].Propose(joined[3].store, appData(0x8001, "hello")))
-			r.propose(joined[3].Propose(joined[3].store, sharedPSK()))
+			r.propose(joined[1].Propose(joined[1].store, nil, remove(joined[2].OwnLeaf())))
+			r.propose(joined[3].Propose(joined[3].store, nil, appData(0x8001, "hello")))
+			r.propose(joined[3].Propose(joined[3].store, nil, sharedPSK()))
 			r.commit(alice, CommitOptions{})
 			if joined[2].Active() {
 				t.Error("member 3 is still active")

@@ -75,7 +75,7 @@ func TestPendingProposalsAreBounded(t *testing.T) {
 	if _, err := f.server.CheckProposal(m.Public); err == nil {
 		t.Error("the server takes one more")
 	}
-	if _, err := f.bob.Propose(nil, remove(0)); err == nil {
+	if _, err := f.bob.Propose(nil, nil, remove(0)); err == nil {
 		t.Error("a member proposes one more")
 	}
 }
@@ -135,7 +135,7 @@ func TestProposalsWithoutTheirBodyAreRefused(t *testing.T) {
 		if _, err := f.alice.Commit(nil, CommitOptions{Proposals: []Proposal{p}}); !errors.Is(err, ErrMalformed) {
 			t.Errorf("commit of type %d: got %v, want ErrMalformed", typ, err)
 		}
-		if _, err := f.alice.Propose(nil, p); !errors.Is(err, ErrMalformed) {
+		if _, err := f.alice.Propose(nil, nil, p); !errors.Is(err, ErrMalformed) {
 			t.Errorf("proposal of type %d: got %v, want ErrMalformed", typ, err)
 		}
 		if _, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), p); !errors.Is(err, ErrMalformed) {

@@ -27,7 +27,7 @@ func TestClientIsAddedAtItsOwnRequest(t *testing.T) {
 		}
 		r.propose(m, nil) // again: it is known
 		_, again, _ := keyPackage(t, cs, "eve")
-		r.propose(bob.Propose(bob.store, add(again))) // does not go together with her own
+		r.propose(bob.Propose(bob.store, nil, add(again))) // does not go together with her own
 		c := r.commit(bob, CommitOptions{TreeInWelcome: true})
 		added := c.Info().Added
 		if len(added) != 1 || c.Welcome() == nil || !c.Welcome().Find(kp.Ref()) && !c.Welcome().Find(again.Ref()) {

@@ -1,6 +1,7 @@
 package mls
 
 import (
+	"crypto/rand"
 	"errors"
 	"testing"
 )
@@ -124,5 +125,195 @@ func TestFormerMembersApplyNothing(t *testing.T) {
 	f.must(f.bob.Apply(f.bob.store, staged[1]))
 	if err := f.bob.Apply(f.bob.store, staged[0]); !errors.Is(err, ErrRemoved) {
 		t.Errorf("got %v, want ErrRemoved", err)
+	}
+}
+
+func TestPrivateHandshakesOfMembers(t *testing.T) {
+	r := newRoom(t, testSuite, nil).whispers()
+	alice := r.members[0]
+	joined := r.add(alice, "bob", "carol")
+	bob, carol := joined[0], joined[1]
+	r.propose(bob.ProposeUpdate(bob.store, UpdateOptions{AAD: []byte("update")}))
+	m, err := carol.Propose(carol.store, []byte("why"), sharedPSK())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := alice.Receive(nil, wire(t, m)); err != nil {
+		t.Fatal(err)
+	} else if p := got.(*ReceivedProposal); string(p.AAD) != "why" || p.Sender.Leaf != carol.OwnLeaf() {
+		t.Errorf("proposal with %q of leaf %d", p.AAD, p.Sender.Leaf)
+	}
+	alice.reload(t)
+	r.propose(m, nil)
+	c := r.commit(alice, CommitOptions{AAD: []byte("because"), Proposals: []Proposal{appData(0x8001, "x")}})
+	if m := c.Message().Private; m == nil || string(m.AuthenticatedData) != "because" || len(c.Info().Proposals) != 3 {
+		t.Errorf("commit of %d proposals in format %d", len(c.Info().Proposals), c.Message().WireFormat)
+	}
+	r.check()
+	r.talk()
+	r.join("dave")
+	r.commit(r.members[3], CommitOptions{Proposals: []Proposal{remove(bob.OwnLeaf())}})
+	r.check()
+	r.talk()
+	r.checkStores()
+}
+
+func TestHandshakesArePadded(t *testing.T) {
+	r := newRoom(t, testSuite, nil).whispers()
+	alice := r.members[0]
+	alice.cfg.Padding = func(int) int { return 4096 }
+	c, err := alice.Commit(nil, CommitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := alice.Propose(nil, nil, sharedPSK())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*MLSMessage{c.Message(), p} {
+		if n := len(m.Private.Ciphertext); n != 4096+16 {
+			t.Errorf("%d bytes of ciphertext", n)
+		}
+	}
+}
+
+// TestKeysOfDroppedPrivateCommitsStayUsed: a commit that was refused may have been seen, so that nothing else is
+// encrypted with its key, restart or not.
+func TestKeysOfDroppedPrivateCommitsStayUsed(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		r := newRoom(t, testSuite, nil).whispers()
+		alice := r.members[0]
+		bob := r.add(alice, "bob")[0]
+		before := dump(alice.Group)
+		var sent []*MLSMessage
+		for range 2 {
+			c, err := alice.Commit(alice.store, CommitOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent = append(sent, c.Message())
+			if restart {
+				alice.reload(t)
+			}
+			own := alice.PendingCommit()
+			if got, err := alice.Receive(alice.store, wire(t, own.Message())); err != nil {
+				t.Fatal(err)
+			} else if o, ok := got.(*OwnCommit); !ok || o.Commit != own {
+				t.Fatalf("own commit received as %T", got)
+			}
+			if err := alice.Drop(alice.store); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := alice.Receive(alice.store, wire(t, own.Message())); !errors.Is(err, ErrOwnMessage) {
+				t.Errorf("dropped commit: got %v, want ErrOwnMessage", err)
+			}
+			if restart {
+				alice.reload(t)
+			}
+		}
+		m, err := alice.Propose(alice.store, nil, sharedPSK())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for want, m := range append(sent, m) {
+			d, err := m.Private.sender(testSuite, alice.secrets.senderData)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.generation != uint32(want) {
+				t.Errorf("message %d was encrypted with key %d", want, d.generation)
+			}
+		}
+		after := dump(alice.Group)
+		for k, v := range before {
+			if k[0] != keySecret && after[k] != v {
+				t.Errorf("entry %q is not as before the commits", k)
+			}
+		}
+		r.propose(m, nil)
+		c := r.commit(bob, CommitOptions{})
+		if len(c.Info().Proposals) != 1 {
+			t.Errorf("%d proposals committed, want 1", len(c.Info().Proposals))
+		}
+		r.commit(alice, CommitOptions{})
+		for range 2 {
+			if got, err := alice.Receive(nil, r.commit(alice, CommitOptions{}).Message()); err != nil {
+				t.Fatal(err)
+			} else if _, ok := got.(*Duplicate); !ok {
+				t.Errorf("confirmed commit received as %T", got)
+			}
+		}
+		r.check()
+		r.checkStores()
+	}
+}
+
+// TestStagedPrivateCommitSurvivesRestart confirms it after one.
+func TestStagedPrivateCommitSurvivesRestart(t *testing.T) {
+	r := newRoom(t, testSuite, nil).whispers()
+	alice := r.members[0]
+	bob := r.add(alice, "bob")[0]
+	r.propose(bob.ProposeUpdate(bob.store, UpdateOptions{}))
+	if _, err := alice.Commit(alice.store, CommitOptions{Proposals: []Proposal{appData(0x8001, "x")}}); err != nil {
+		t.Fatal(err)
+	}
+	r.checkStores()
+	alice.reload(t)
+	r.checkStores()
+	m := alice.PendingCommit().Message()
+	if err := alice.Confirm(alice.store); err != nil {
+		t.Fatal(err)
+	}
+	r.distribute(m, alice)
+	r.check()
+	r.checkStores()
+}
+
+func TestHandshakesInNoFormatAreNotSent(t *testing.T) {
+	f := newForgery(t)
+	before := dump(f.alice.Group)
+	f.alice.cfg.HandshakeFormat = WireFormatWelcome
+	for what, err := range map[string]error{"commit": second(f.alice.Commit(f.alice.store, CommitOptions{})),
+		"proposal": second(f.alice.Propose(f.alice.store, nil, remove(1)))} {
+		if !errors.Is(err, ErrUnsupported) {
+			t.Errorf("%s: got %v, want ErrUnsupported", what, err)
+		}
+	}
+	sameState(t, "alice", dump(f.alice.Group), before)
+}
+
+// failing is randomness that ends after some bytes.
+type failing struct{ left int }
+
+func (r *failing) Read(p []byte) (int, error) {
+	if r.left -= len(p); r.left < 0 {
+		return 0, errors.New("no randomness left")
+	}
+	return rand.Read(p)
+}
+
+func TestFailedPrivateHandshakesUseNoKey(t *testing.T) {
+	r := newRoom(t, testSuite, nil).whispers()
+	alice := r.members[0]
+	r.add(alice, "bob")
+	before, stored := dump(alice.Group), alice.store.clone()
+	for what, try := range map[string]func() error{
+		"commit":   func() error { return second(alice.Commit(alice.store, CommitOptions{})) },
+		"proposal": func() error { return second(alice.Propose(alice.store, nil, sharedPSK())) },
+	} {
+		failed := 0
+		for ; failed < 1000; failed++ {
+			alice.cfg.Rand = &failing{left: failed}
+			if try() == nil {
+				break
+			}
+			sameState(t, what, dump(alice.Group), before)
+			sameState(t, what+" stored", alice.store.m, before)
+		}
+		if failed == 0 || failed == 1000 {
+			t.Errorf("%s: failed with up to %d bytes of randomness", what, failed)
+		}
+		alice.store = stored.clone()
+		alice.reload(t)
 	}
 }

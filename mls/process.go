@@ -181,6 +181,8 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 		}
 		st, senderData, encoded = past.tree, past.senderData, codec.Marshal(past.context)
 		leaf = func(i LeafIndex) *LeafNode { return g.leafAt(past, i) }
+	} else if m.ContentType == ContentCommit && g.staged != nil && g.staged.hash == hash {
+		return &OwnCommit{Commit: g.staged}, nil
 	}
 	lim := ratchetLimits{maxForward: g.cfg.MaxForward, maxSkipped: g.cfg.MaxSkippedKeys}
 	if lim.maxForward == 0 {

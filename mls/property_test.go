@@ -20,12 +20,16 @@ func TestEveryoneAgreesAfterRandomOperations(t *testing.T) {
 		t.Run(cs.String(), func(t *testing.T) {
 			t.Parallel()
 			rnd := rand.New(rand.NewPCG(uint64(seed), 1))
-			walk(t, cs, rnd, steps)
+			walk(t, cs, rnd, steps, false)
 		})
 	}
+	t.Run("private handshakes", func(t *testing.T) {
+		t.Parallel()
+		walk(t, testSuite, rand.New(rand.NewPCG(7, 2)), 60, true)
+	})
 }
 
-func walk(t *testing.T, cs CipherSuite, rnd *rand.Rand, steps int) {
+func walk(t *testing.T, cs CipherSuite, rnd *rand.Rand, steps int, private bool) {
 	external := newSigner(t, cs)
 	key, err := cs.SignaturePublicKey(external.Public())
 	if err != nil {
@@ -37,6 +41,9 @@ func walk(t *testing.T, cs CipherSuite, rnd *rand.Rand, steps int) {
 		Extensions: []ExtensionType{ExtensionAppDataDictionary}, Proposals: []ProposalType{ProposalAppDataUpdate},
 	}))
 	r := newRoom(t, cs, ext)
+	if private {
+		r.whispers()
+	}
 	names := 1
 	name := func() string { names++; return fmt.Sprintf("client %d", names) }
 	someone := func() *client { return r.members[rnd.IntN(len(r.members))] }
@@ -62,20 +69,20 @@ func walk(t *testing.T, cs CipherSuite, rnd *rand.Rand, steps int) {
 			r.propose(c.ProposeUpdate(c.store, UpdateOptions{}))
 		case op == 4 && len(r.members) > 3:
 			at := other(c).OwnLeaf()
-			r.propose(c.Propose(c.store, remove(at)))
+			r.propose(c.Propose(c.store, nil, remove(at)))
 			proposed[at] = true
 		case op == 5 && len(r.members) > 3:
 			at := other(c).OwnLeaf()
 			r.propose(ExternalProposal(cs, c.cfg.rand(), external, 0, c.GroupID(), c.Epoch(), remove(at)))
 			proposed[at] = true
 		case op == 6:
-			r.propose(c.Propose(c.store, appData(ComponentID(0x8001+rnd.IntN(2)), fmt.Sprint(rnd.IntN(100)))))
+			r.propose(c.Propose(c.store, nil, appData(ComponentID(0x8001+rnd.IntN(2)), fmt.Sprint(rnd.IntN(100)))))
 		case op == 7:
-			r.propose(c.Propose(c.store, sharedPSK()))
+			r.propose(c.Propose(c.store, nil, sharedPSK()))
 		case op == 8 && len(r.members) < 14:
 			newcomer, kp, _ := keyPackage(t, cs, name()) // if committed, a member who never comes
 			if rnd.IntN(2) == 0 {
-				r.propose(c.Propose(c.store, add(kp)))
+				r.propose(c.Propose(c.store, nil, add(kp)))
 			} else {
 				r.propose(NewMemberProposal(c.cfg.rand(), newcomer.signer, kp, c.GroupID(), c.Epoch()))
 			}
@@ -102,7 +109,7 @@ func walk(t *testing.T, cs CipherSuite, rnd *rand.Rand, steps int) {
 				c.reload(t)
 			}
 		}
-		if rnd.IntN(8) == 0 {
+		if r.server != nil && rnd.IntN(8) == 0 {
 			if r.server, err = LoadPublicGroup(publicConfig(), r.store.all()); err != nil {
 				t.Fatal(err)
 			}

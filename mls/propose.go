@@ -7,13 +7,13 @@ import (
 	"io"
 )
 
-// Propose sends a proposal to the group as a PublicMessage and notes it as pending. For an Update see ProposeUpdate.
-// A PreSharedKey without a nonce gets a fresh one.
-func (g *Group) Propose(b Batch, prop Proposal) (*MLSMessage, error) {
+// Propose sends a proposal to the group and notes it as pending. aad is authenticated and not encrypted. For an Update
+// see ProposeUpdate. A PreSharedKey without a nonce gets a fresh one.
+func (g *Group) Propose(b Batch, aad []byte, prop Proposal) (*MLSMessage, error) {
 	if prop.Type == ProposalUpdate {
 		return nil, fmt.Errorf("mls: propose: %w: an update is made by ProposeUpdate", ErrMalformed)
 	}
-	return g.propose(b, prop, nil)
+	return g.propose(b, aad, prop, nil)
 }
 
 // UpdateOptions says what an Update changes apart from the encryption key.
@@ -21,6 +21,7 @@ type UpdateOptions struct {
 	Credential   *Credential   // nil: the present one
 	Signer       crypto.Signer // nil: the present one
 	Capabilities *Capabilities // nil: the present ones
+	AAD          []byte        // authenticated and not encrypted
 }
 
 // ProposeUpdate proposes a new leaf for this client with a fresh encryption key, which is kept until a commit
@@ -45,7 +46,7 @@ func (g *Group) ProposeUpdate(b Batch, o UpdateOptions) (*MLSMessage, error) {
 	if err := leaf.sign(g.suite(), g.cfg.rand(), signer, g.GroupID(), g.own); err != nil {
 		return nil, err
 	}
-	m, err := g.propose(b, Proposal{Type: ProposalUpdate, Update: &Update{LeafNode: *leaf}}, private)
+	m, err := g.propose(b, o.AAD, Proposal{Type: ProposalUpdate, Update: &Update{LeafNode: *leaf}}, private)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +72,7 @@ func (g *Group) nextLeaf(cred *Credential, signer crypto.Signer) (*LeafNode, cry
 	return leaf, signer, nil
 }
 
-func (g *Group) propose(b Batch, prop Proposal, private HPKEPrivateKey) (*MLSMessage, error) {
+func (g *Group) propose(b Batch, aad []byte, prop Proposal, private HPKEPrivateKey) (*MLSMessage, error) {
 	if !g.active {
 		return nil, fmt.Errorf("mls: propose: %w", ErrRemoved)
 	}
@@ -90,22 +91,23 @@ func (g *Group) propose(b Batch, prop Proposal, private HPKEPrivateKey) (*MLSMes
 	if err := g.state.checkAlone(&r, &resolved{PendingProposal: PendingProposal{Sender: sender, Proposal: prop}}); err != nil {
 		return nil, fmt.Errorf("mls: propose: %w", err)
 	}
-	ac, err := signContent(g.suite(), g.cfg.rand(), signer, WireFormatPublicMessage, FramedContent{
-		GroupID: g.GroupID(), Epoch: g.Epoch(), Sender: sender, ContentType: ContentProposal, Proposal: &prop,
-	}, g.state.encoded)
+	ac, err := g.signHandshake(signer, aad, FramedContent{ContentType: ContentProposal, Proposal: &prop})
 	if err != nil {
 		return nil, err
 	}
-	m, err := protectPublic(g.suite(), ac, g.secrets.membership, g.state.encoded)
+	b = orDiscard(b)
+	m, err := g.frame(b, ac)
 	if err != nil {
 		return nil, err
 	}
 	e := &pendingEntry{PendingProposal: PendingProposal{Ref: ac.ref(g.suite()), Sender: sender, Proposal: prop}, private: private}
-	if err := e.keepMessage(ac, m.MembershipTag); err != nil {
-		return nil, err
+	if m.Public != nil {
+		if err := e.keepMessage(ac, m.Public.MembershipTag); err != nil {
+			return nil, err
+		}
 	}
-	g.state.addPending(g.sealer.seal(orDiscard(b)), e)
-	return NewMLSMessage(m), nil
+	g.state.addPending(g.sealer.seal(b), e)
+	return m, nil
 }
 
 // sendingRules are those for what this client sends, where lifetimes must be checked (RFC 9420, Section 7.3).

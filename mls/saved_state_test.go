@@ -85,7 +85,7 @@ func writeSavedState(t *testing.T) {
 	f.must(err)
 	f.must(second(bob.Receive(bob.store, read)))
 	r.propose(bob.ProposeUpdate(bob.store, UpdateOptions{}))
-	r.propose(f.carol.Propose(f.carol.store, sharedPSK()))
+	r.propose(f.carol.Propose(f.carol.store, nil, sharedPSK()))
 	eve := newSigner(t, testSuite)
 	join, err := ExternalJoin(testConfig(), ExternalJoinOptions{GroupInfo: r.server.GroupInfo(), Tree: fresh(t, r.server.Tree()),
 		Credential: BasicCredential([]byte("eve")), Signer: eve})

@@ -12,7 +12,7 @@ import (
 // member or of a new one, is received and applied as any other, and the group isn't active afterwards. If a commit
 // leaves the proposal out, it has to be made anew. All members must support it. There may be one in an epoch.
 func (g *Group) ProposeSelfRemove(b Batch) (*MLSMessage, error) {
-	return g.propose(b, Proposal{Type: ProposalSelfRemove}, nil)
+	return g.propose(b, nil, Proposal{Type: ProposalSelfRemove}, nil)
 }
 
 // SelfRemoves returns the members' pending proposals to be removed, each as it was sent. Who joins by an external

@@ -11,7 +11,7 @@ func TestMembersRemoveThemselves(t *testing.T) {
 	r := f.room
 	r.propose(f.dave.ProposeUpdate(f.dave.store, UpdateOptions{}))
 	r.propose(f.dave.ProposeSelfRemove(f.dave.store)) // supersedes the Update,
-	r.propose(f.bob.Propose(f.bob.store, remove(f.dave.OwnLeaf())))
+	r.propose(f.bob.Propose(f.bob.store, nil, remove(f.dave.OwnLeaf())))
 	if _, err := f.dave.ProposeSelfRemove(f.dave.store); err == nil {
 		t.Error("a second one in an epoch")
 	}
@@ -41,7 +41,7 @@ func TestMembersRemoveThemselves(t *testing.T) {
 func TestNewMembersCommitSelfRemoves(t *testing.T) {
 	f := newForgery(t)
 	r := f.room
-	r.propose(f.bob.Propose(f.bob.store, appData(0x8001, "+"))) // not for new members
+	r.propose(f.bob.Propose(f.bob.store, nil, appData(0x8001, "+"))) // not for new members
 	r.propose(f.carol.ProposeSelfRemove(f.carol.store))
 	r.propose(f.dave.ProposeSelfRemove(f.dave.store))
 	r.checkStores()

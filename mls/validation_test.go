@@ -837,15 +837,15 @@ func TestPendingProposalsThatDoNotGoTogetherAreLeftOut(t *testing.T) {
 	f := newForgery(t)
 	r := f.room
 	r.propose(f.carol.ProposeUpdate(f.carol.store, UpdateOptions{}))
-	r.propose(f.carol.ProposeUpdate(f.carol.store, UpdateOptions{}))                                      // supersedes the first
-	r.propose(f.dave.ProposeUpdate(f.dave.store, UpdateOptions{}))                                        // superseded by the Remove
-	r.propose(f.bob.Propose(f.bob.store, remove(f.dave.OwnLeaf())))                                       //
-	r.propose(f.bob.Propose(f.bob.store, remove(f.alice.OwnLeaf())))                                      // not by alice herself
-	r.propose(f.bob.Propose(f.bob.store, f.keyPackage("carol", nil, nil)))                                // is a member
-	r.propose(f.bob.Propose(f.bob.store, appData(0x8001, "+")))                                           //
-	r.propose(f.bob.Propose(f.bob.store, appData(0x8001, "no")))                                          // the component refuses it
-	r.propose(f.alice.ProposeUpdate(f.alice.store, UpdateOptions{}))                                      // her own
-	r.propose(f.bob.Propose(f.bob.store, psk(PreSharedKeyID{Type: PSKExternal, ID: []byte("nobody's")}))) // unknown
+	r.propose(f.carol.ProposeUpdate(f.carol.store, UpdateOptions{}))                                           // supersedes the first
+	r.propose(f.dave.ProposeUpdate(f.dave.store, UpdateOptions{}))                                             // superseded by the Remove
+	r.propose(f.bob.Propose(f.bob.store, nil, remove(f.dave.OwnLeaf())))                                       //
+	r.propose(f.bob.Propose(f.bob.store, nil, remove(f.alice.OwnLeaf())))                                      // not by alice herself
+	r.propose(f.bob.Propose(f.bob.store, nil, f.keyPackage("carol", nil, nil)))                                // is a member
+	r.propose(f.bob.Propose(f.bob.store, nil, appData(0x8001, "+")))                                           //
+	r.propose(f.bob.Propose(f.bob.store, nil, appData(0x8001, "no")))                                          // the component refuses it
+	r.propose(f.alice.ProposeUpdate(f.alice.store, UpdateOptions{}))                                           // her own
+	r.propose(f.bob.Propose(f.bob.store, nil, psk(PreSharedKeyID{Type: PSKExternal, ID: []byte("nobody's")}))) // unknown
 	c := r.commit(f.alice, CommitOptions{})
 	var got []ProposalType
 	for _, p := range c.Info().Proposals {
@@ -885,8 +885,8 @@ func TestPolicyRefusesCommits(t *testing.T) {
 		t.Errorf("server: got %v", err)
 	}
 	// A pending proposal that the policy refuses doesn't keep the others from being committed.
-	f.room.propose(f.bob.Propose(f.bob.store, remove(2)))
-	f.room.propose(f.bob.Propose(f.bob.store, appData(0x8001, "+")))
+	f.room.propose(f.bob.Propose(f.bob.store, nil, remove(2)))
+	f.room.propose(f.bob.Propose(f.bob.store, nil, appData(0x8001, "+")))
 	if c := f.room.commit(f.alice, CommitOptions{}); len(c.Info().Proposals) != 1 {
 		t.Errorf("%d proposals committed, want 1", len(c.Info().Proposals))
 	}

@@ -67,7 +67,7 @@ func TestBadInputOfClientsIsRefusedAndChangesNothing(t *testing.T) {
 	good := commit(func(*mimi.HandshakeBundle) {})
 	proposal := func(p mls.Proposal) []byte {
 		t.Helper()
-		m, err := phone.group.Propose(nil, p)
+		m, err := phone.group.Propose(nil, nil, p)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -233,11 +233,11 @@ func TestRemovalsAreProposedThatACrashCutOff(t *testing.T) {
 func TestLeavingIsProposedAndCommittedByOthers(t *testing.T) {
 	_, _, alice, bob, alices, bobs := twoNodes(t)
 	leaf, _ := bob.leafOf(bob.uri)
-	first, err := bob.group.Propose(nil, removeLeaf(leaf))
+	first, err := bob.group.Propose(nil, nil, removeLeaf(leaf))
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := bob.group.Propose(nil, listUpdate(mimi.ParticipantListUpdate{Removed: []uint32{1}}))
+	second, err := bob.group.Propose(nil, nil, listUpdate(mimi.ParticipantListUpdate{Removed: []uint32{1}}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -257,7 +257,7 @@ func TestOversizedSubmissionsAreRefused(t *testing.T) {
 	if code(err) != "tooLarge" {
 		t.Errorf("a message of an own client: %v", err)
 	}
-	proposal := must(laptop.group.Propose(nil, removeLeaf(1)))(t)
+	proposal := must(laptop.group.Propose(nil, nil, removeLeaf(1)))(t)
 	proposal.Public.Content.AuthenticatedData = make([]byte, maxHandshake)
 	_, _, err = p.Update(t.Context(), "beta.example", laptop.room, codec.Marshal(&mimi.UpdateRequest{Bundle: mimi.HandshakeBundle{Message: proposal}}))
 	if e := reason(err); e == nil || e.code != "tooLarge" {

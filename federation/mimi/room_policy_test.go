@@ -220,7 +220,7 @@ func (r *testRoom) deliver(m *mls.MLSMessage, sender string) {
 func (r *testRoom) propose(device string, proposals ...mls.Proposal) {
 	r.t.Helper()
 	for _, p := range proposals {
-		m, err := r.members[device].Propose(nil, p)
+		m, err := r.members[device].Propose(nil, nil, p)
 		if err != nil {
 			r.t.Fatal(err)
 		}

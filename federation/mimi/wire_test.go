@@ -159,7 +159,7 @@ func samples(t testing.TB) []wire {
 	if err != nil {
 		t.Fatal(err)
 	}
-	proposal, err := r.members["bob1"].Propose(nil, r.remove("bob2"))
+	proposal, err := r.members["bob1"].Propose(nil, nil, r.remove("bob2"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +218,7 @@ func TestWhatTheDraftForbidsDoesNotDecode(t *testing.T) {
 	}
 	commit := r.commit("carol1")
 	kp, _ := r.keyPackage("dave1")
-	proposal, err := r.members["bob1"].Propose(nil, r.remove("bob2"))
+	proposal, err := r.members["bob1"].Propose(nil, nil, r.remove("bob2"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -169,7 +169,7 @@ func (r *Room) proposeLeave(w *waits, l *leaving) error {
 	}
 	var messages []*mls.MLSMessage
 	for _, p := range props {
-		m, err := g.Propose(nil, p)
+		m, err := g.Propose(nil, nil, p)
 		if err != nil {
 			return err
 		}

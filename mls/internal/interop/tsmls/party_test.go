@@ -254,7 +254,7 @@ func (c *ourClient) externalJoin(groupInfo, tree []byte, resync bool) (*commit, 
 }
 
 func (c *ourClient) propose(p mls.Proposal, private bool) ([]byte, error) {
-	m, err := c.Propose(nil, p)
+	m, err := c.Propose(nil, nil, p)
 	return encoded(m, err)
 }
 
