@@ -151,9 +151,22 @@ func (cs CipherSuite) Hash(b []byte) []byte {
 
 // RefHash names value by its hash (RFC 9420, Section 5.2). The label is used as it is.
 func (cs CipherSuite) RefHash(label string, value []byte) []byte {
-	var w codec.Writer
-	w.Opaque([]byte(label))
-	w.Opaque(value)
+	return cs.refHash(label, func(w *codec.Writer) { w.Raw(value) })
+}
+
+func (cs CipherSuite) refHash(label string, value func(w *codec.Writer)) []byte {
+	return cs.hashOf(func(w *codec.Writer) {
+		w.Length(len(label))
+		w.String(label)
+		w.Vector(value)
+	})
+}
+
+// hashOf returns the hash of what write writes.
+func (cs CipherSuite) hashOf(write func(w *codec.Writer)) []byte {
+	w := codec.Scratch()
+	defer w.Free()
+	write(w)
 	return cs.Hash(w.Bytes())
 }
 
@@ -317,23 +330,30 @@ func (cs CipherSuite) ParseSignaturePublicKey(b []byte) (crypto.PublicKey, error
 //	    opaque label<V>;
 //	    opaque content<V>;
 //	} SignContent;
-func labelled(label string, content []byte) []byte {
-	var w codec.Writer
+func labelled(label string, content func(w *codec.Writer)) *codec.Writer {
+	w := codec.Scratch()
 	w.Length(len(labelPrefix) + len(label))
-	w.Raw([]byte(labelPrefix))
-	w.Raw([]byte(label))
-	w.Opaque(content)
-	return w.Bytes()
+	w.String(labelPrefix)
+	w.String(label)
+	w.Vector(content)
+	return w
 }
 
 // SignWithLabel signs content under a label (RFC 9420, Section 5.1.2). The signer's key must be of the suite. Ed448
 // is the pure one with an empty context (RFC 8032, Section 5.2). ECDSA signatures are ASN.1 DER; Go's take their
 // randomness from the system, whatever rand is.
 func (cs CipherSuite) SignWithLabel(rand io.Reader, signer crypto.Signer, label string, content []byte) ([]byte, error) {
+	return cs.sign(rand, signer, label, func(w *codec.Writer) { w.Raw(content) })
+}
+
+// sign is SignWithLabel of what content writes.
+func (cs CipherSuite) sign(rand io.Reader, signer crypto.Signer, label string, content func(w *codec.Writer)) ([]byte, error) {
 	if _, err := cs.SignaturePublicKey(signer.Public()); err != nil {
 		return nil, err
 	}
-	p, msg := cs.params(), labelled(label, content)
+	w := labelled(label, content)
+	defer w.Free()
+	p, msg := cs.params(), w.Bytes()
 	opts := crypto.Hash(0)
 	if p.curve != nil {
 		msg, opts = cs.Hash(msg), p.hash
@@ -347,15 +367,21 @@ func (cs CipherSuite) SignWithLabel(rand io.Reader, signer crypto.Signer, label 
 
 // VerifyWithLabel checks what SignWithLabel signed. It fails with ErrSignature, or ErrMalformed for a bad key.
 func (cs CipherSuite) VerifyWithLabel(publicKey []byte, label string, content, signature []byte) error {
-	p := cs.lookup()
-	if p == nil {
+	return cs.verify(publicKey, label, func(w *codec.Writer) { w.Raw(content) }, signature)
+}
+
+// verify is VerifyWithLabel of what content writes.
+func (cs CipherSuite) verify(publicKey []byte, label string, content func(w *codec.Writer), signature []byte) error {
+	if !cs.Supported() {
 		return fmt.Errorf("%w: %v", ErrUnsupported, cs)
 	}
 	pub, err := cs.ParseSignaturePublicKey(publicKey)
 	if err != nil {
 		return err
 	}
-	msg := labelled(label, content)
+	w := labelled(label, content)
+	defer w.Free()
+	msg := w.Bytes()
 	var ok bool
 	switch pub := pub.(type) {
 	case ed25519.PublicKey:

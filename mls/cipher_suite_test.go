@@ -18,6 +18,8 @@ import (
 
 	circlhpke "github.com/cloudflare/circl/hpke"
 	"github.com/cloudflare/circl/sign/ed448"
+
+	"github.com/parley-mls/parley/mls/codec"
 )
 
 func TestHPKEAgreesWithTheStandardLibrary(t *testing.T) {
@@ -257,7 +259,7 @@ func TestEd448IsPureWithoutContext(t *testing.T) {
 	}
 	key := signer.(ed448.PrivateKey)
 	pub, _ := cs.SignaturePublicKey(signer.Public())
-	msg := labelled("label", []byte("content"))
+	msg := labelled("label", func(w *codec.Writer) { w.String("content") }).Bytes()
 	sig, err := cs.SignWithLabel(rand.Reader, signer, "label", []byte("content"))
 	if err != nil {
 		t.Fatal(err)

@@ -164,7 +164,15 @@ func (g *Group) commit(b Batch, o CommitOptions) (*PendingCommit, error) {
 }
 
 func (c *PendingCommit) setMessage(m *MLSMessage, ac *AuthenticatedContent) {
-	c.message, c.content, c.hash = m, ac, sha256.Sum256(codec.Marshal(m))
+	c.message, c.content, c.hash = m, ac, messageHash(m)
+}
+
+// messageHash names a commit.
+func messageHash(m *MLSMessage) [sha256.Size]byte {
+	w := codec.Scratch()
+	defer w.Free()
+	m.MarshalMLS(w)
+	return sha256.Sum256(w.Bytes())
 }
 
 // describe makes the GroupInfo of the new epoch, and the Welcome if there are new members.

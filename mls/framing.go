@@ -194,16 +194,14 @@ func (ac *AuthenticatedContent) UnmarshalMLS(r *codec.Reader) {
 	ac.Signature, ac.ConfirmationTag = unmarshalAuth(r, ac.Content.ContentType)
 }
 
-// tbs is FramedContentTBS; ctx is the encoded GroupContext (RFC 9420, Section 6.1).
-func (ac *AuthenticatedContent) tbs(ctx []byte) *codec.Writer {
-	var w codec.Writer
+// marshalTBS writes FramedContentTBS; ctx is the encoded GroupContext (RFC 9420, Section 6.1).
+func (ac *AuthenticatedContent) marshalTBS(w *codec.Writer, ctx []byte) {
 	w.Uint16(uint16(MLS10))
 	w.Uint16(uint16(ac.WireFormat))
-	ac.Content.MarshalMLS(&w)
+	ac.Content.MarshalMLS(w)
 	if t := ac.Content.Sender.Type; t == SenderMember || t == SenderNewMemberCommit {
 		w.Raw(ctx)
 	}
-	return &w
 }
 
 const labelFramedContent = "FramedContentTBS"
@@ -211,7 +209,7 @@ const labelFramedContent = "FramedContentTBS"
 // signContent signs c for the wire format. For a commit the caller adds the confirmation tag.
 func signContent(cs CipherSuite, rand io.Reader, signer crypto.Signer, wf WireFormat, c FramedContent, ctx []byte) (*AuthenticatedContent, error) {
 	ac := &AuthenticatedContent{WireFormat: wf, Content: c}
-	sig, err := cs.SignWithLabel(rand, signer, labelFramedContent, ac.tbs(ctx).Bytes())
+	sig, err := cs.sign(rand, signer, labelFramedContent, func(w *codec.Writer) { ac.marshalTBS(w, ctx) })
 	if err != nil {
 		return nil, fmt.Errorf("mls: sign content: %w", err)
 	}
@@ -221,7 +219,8 @@ func signContent(cs CipherSuite, rand io.Reader, signer crypto.Signer, wf WireFo
 
 // verifySignature checks the signature with the key that belongs to the sender.
 func (ac *AuthenticatedContent) verifySignature(cs CipherSuite, pub, ctx []byte) error {
-	if err := cs.VerifyWithLabel(pub, labelFramedContent, ac.tbs(ctx).Bytes(), ac.Signature); err != nil {
+	tbs := func(w *codec.Writer) { ac.marshalTBS(w, ctx) }
+	if err := cs.verify(pub, labelFramedContent, tbs, ac.Signature); err != nil {
 		return fmt.Errorf("mls: verify content: %w", err)
 	}
 	return nil
@@ -229,7 +228,7 @@ func (ac *AuthenticatedContent) verifySignature(cs CipherSuite, pub, ctx []byte)
 
 // ref returns the ProposalRef of a proposal (RFC 9420, Section 5.2).
 func (ac *AuthenticatedContent) ref(cs CipherSuite) []byte {
-	return cs.RefHash("MLS 1.0 Proposal Reference", codec.Marshal(ac))
+	return cs.refHash("MLS 1.0 Proposal Reference", ac.MarshalMLS)
 }
 
 // MLSMessage is what travels outside of a group's own structures (RFC 9420, Section 6); the field that WireFormat

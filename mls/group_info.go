@@ -51,9 +51,7 @@ func (gi *GroupInfo) UnmarshalMLS(r *codec.Reader) {
 const labelGroupInfo = "GroupInfoTBS"
 
 func (gi *GroupInfo) sign(rand io.Reader, signer crypto.Signer) error {
-	var w codec.Writer
-	gi.marshalUnsigned(&w)
-	sig, err := gi.GroupContext.CipherSuite.SignWithLabel(rand, signer, labelGroupInfo, w.Bytes())
+	sig, err := gi.GroupContext.CipherSuite.sign(rand, signer, labelGroupInfo, gi.marshalUnsigned)
 	if err != nil {
 		return fmt.Errorf("mls: sign group info: %w", err)
 	}
@@ -63,9 +61,7 @@ func (gi *GroupInfo) sign(rand io.Reader, signer crypto.Signer) error {
 
 // Verify checks the signature with pub, the signature key of the leaf that Signer names. It fails with ErrSignature.
 func (gi *GroupInfo) Verify(pub []byte) error {
-	var w codec.Writer
-	gi.marshalUnsigned(&w)
-	if err := gi.GroupContext.CipherSuite.VerifyWithLabel(pub, labelGroupInfo, w.Bytes(), gi.Signature); err != nil {
+	if err := gi.GroupContext.CipherSuite.verify(pub, labelGroupInfo, gi.marshalUnsigned, gi.Signature); err != nil {
 		return fmt.Errorf("mls: verify group info: %w", err)
 	}
 	return nil

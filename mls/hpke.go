@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/parley-mls/parley/mls/codec"
 )
 
 // HPKE in base mode (RFC 9180). Go's crypto/hpke draws its own randomness, hashes the info for each recipient and
@@ -18,7 +20,9 @@ type hpkeInfo struct{ context []byte }
 
 // hpkeInfo prepares the info of EncryptWithLabel (RFC 9420, Section 5.1.3).
 func (cs CipherSuite) hpkeInfo(label string, context []byte) hpkeInfo {
-	return cs.hpkeRawInfo(labelled(label, context))
+	w := labelled(label, func(w *codec.Writer) { w.Raw(context) })
+	defer w.Free()
+	return cs.hpkeRawInfo(w.Bytes())
 }
 
 func (cs CipherSuite) hpkeRawInfo(info []byte) hpkeInfo {

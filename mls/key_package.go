@@ -67,15 +67,13 @@ func (kp *KeyPackage) Ref() []byte {
 	if !kp.CipherSuite.Supported() {
 		return nil
 	}
-	return kp.CipherSuite.RefHash("MLS 1.0 KeyPackage Reference", codec.Marshal(kp))
+	return kp.CipherSuite.refHash("MLS 1.0 KeyPackage Reference", kp.MarshalMLS)
 }
 
 const labelKeyPackage = "KeyPackageTBS"
 
 func (kp *KeyPackage) verifySignature() error {
-	var w codec.Writer
-	kp.marshalUnsigned(&w)
-	return kp.CipherSuite.VerifyWithLabel(kp.LeafNode.SignatureKey, labelKeyPackage, w.Bytes(), kp.Signature)
+	return kp.CipherSuite.verify(kp.LeafNode.SignatureKey, labelKeyPackage, kp.marshalUnsigned, kp.Signature)
 }
 
 // Validate checks a KeyPackage by itself (RFC 9420, Section 10.1): version, suite, leaf, signatures, lifetime at now,
@@ -237,9 +235,7 @@ func NewKeyPackage(o KeyPackageOptions) (*KeyPackage, *KeyPackageSecrets, error)
 	if err := kp.LeafNode.sign(o.Suite, o.Rand, o.Signer, nil, 0); err != nil {
 		return nil, nil, err
 	}
-	var w codec.Writer
-	kp.marshalUnsigned(&w)
-	if kp.Signature, err = o.Suite.SignWithLabel(o.Rand, o.Signer, labelKeyPackage, w.Bytes()); err != nil {
+	if kp.Signature, err = o.Suite.sign(o.Rand, o.Signer, labelKeyPackage, kp.marshalUnsigned); err != nil {
 		return nil, nil, fmt.Errorf("mls: sign key package: %w", err)
 	}
 	return kp, &KeyPackageSecrets{InitKey: initPriv, EncryptionKey: encPriv}, nil

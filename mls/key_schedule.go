@@ -243,18 +243,18 @@ func (e *epochSecrets) export(cs CipherSuite, label string, context []byte, n in
 
 // confirmedTranscriptHash is the running hash up to the commit in ac (RFC 9420, Section 8.2).
 func (cs CipherSuite) confirmedTranscriptHash(interimBefore []byte, ac *AuthenticatedContent) []byte {
-	var w codec.Writer
-	w.Raw(interimBefore)
-	w.Uint16(uint16(ac.WireFormat))
-	ac.Content.MarshalMLS(&w)
-	w.Opaque(ac.Signature)
-	return cs.Hash(w.Bytes())
+	return cs.hashOf(func(w *codec.Writer) {
+		w.Raw(interimBefore)
+		w.Uint16(uint16(ac.WireFormat))
+		ac.Content.MarshalMLS(w)
+		w.Opaque(ac.Signature)
+	})
 }
 
 // interimTranscriptHash adds the commit's confirmation tag to the running hash.
 func (cs CipherSuite) interimTranscriptHash(confirmed, confirmationTag []byte) []byte {
-	var w codec.Writer
-	w.Raw(confirmed)
-	w.Opaque(confirmationTag)
-	return cs.Hash(w.Bytes())
+	return cs.hashOf(func(w *codec.Writer) {
+		w.Raw(confirmed)
+		w.Opaque(confirmationTag)
+	})
 }

@@ -209,21 +209,21 @@ func (l *LeafNode) UnmarshalMLS(r *codec.Reader) {
 	l.Signature = r.Opaque()
 }
 
-// tbs is LeafNodeTBS: the group and the leaf's place are signed too unless the leaf comes from a KeyPackage.
-func (l *LeafNode) tbs(groupID []byte, i LeafIndex) []byte {
-	var w codec.Writer
-	l.marshalUnsigned(&w)
-	if l.Source != LeafNodeKeyPackage {
-		w.Opaque(groupID)
-		w.Uint32(uint32(i))
+// tbs writes LeafNodeTBS: the group and the leaf's place are signed too unless the leaf comes from a KeyPackage.
+func (l *LeafNode) tbs(groupID []byte, i LeafIndex) func(w *codec.Writer) {
+	return func(w *codec.Writer) {
+		l.marshalUnsigned(w)
+		if l.Source != LeafNodeKeyPackage {
+			w.Opaque(groupID)
+			w.Uint32(uint32(i))
+		}
 	}
-	return w.Bytes()
 }
 
 const labelLeafNode = "LeafNodeTBS"
 
 func (l *LeafNode) sign(cs CipherSuite, rand io.Reader, signer crypto.Signer, groupID []byte, i LeafIndex) error {
-	sig, err := cs.SignWithLabel(rand, signer, labelLeafNode, l.tbs(groupID, i))
+	sig, err := cs.sign(rand, signer, labelLeafNode, l.tbs(groupID, i))
 	if err != nil {
 		return fmt.Errorf("mls: sign leaf node: %w", err)
 	}
@@ -232,7 +232,7 @@ func (l *LeafNode) sign(cs CipherSuite, rand io.Reader, signer crypto.Signer, gr
 }
 
 func (l *LeafNode) verifySignature(cs CipherSuite, groupID []byte, i LeafIndex) error {
-	return cs.VerifyWithLabel(l.SignatureKey, labelLeafNode, l.tbs(groupID, i), l.Signature)
+	return cs.verify(l.SignatureKey, labelLeafNode, l.tbs(groupID, i), l.Signature)
 }
 
 // clone returns a copy whose fields can be replaced, and whose capabilities and extensions can be changed.

@@ -16,11 +16,12 @@ import (
 //	    opaque original_sibling_tree_hash<V>;
 //	} ParentHashInput;
 func (t *RatchetTree) parentHash(cs CipherSuite, p *ParentNode, s NodeIndex) []byte {
-	var w codec.Writer
-	w.Opaque(p.EncryptionKey)
-	w.Opaque(p.ParentHash)
-	w.Opaque(t.originalHash(cs, s, p.UnmergedLeaves))
-	return cs.Hash(w.Bytes())
+	sibling := t.originalHash(cs, s, p.UnmergedLeaves)
+	return cs.hashOf(func(w *codec.Writer) {
+		w.Opaque(p.EncryptionKey)
+		w.Opaque(p.ParentHash)
+		w.Opaque(sibling)
+	})
 }
 
 // setPath puts keys on a leaf's filtered direct path, blanks the rest of its direct path, and returns the parent hash

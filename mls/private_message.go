@@ -28,7 +28,7 @@ type PrivateMessage struct {
 
 // MarshalMLS implements codec.Marshaler.
 func (m PrivateMessage) MarshalMLS(w *codec.Writer) {
-	w.Raw(m.contentAAD())
+	m.marshalAAD(w)
 	w.Opaque(m.EncryptedSenderData)
 	w.Opaque(m.Ciphertext)
 }
@@ -44,22 +44,20 @@ func (m *PrivateMessage) UnmarshalMLS(r *codec.Reader) {
 	m.Ciphertext = r.Opaque()
 }
 
-// contentAAD is PrivateContentAAD, which is also how a PrivateMessage begins.
-func (m *PrivateMessage) contentAAD() []byte {
-	var w codec.Writer
-	w.Opaque(m.GroupID)
-	w.Uint64(m.Epoch)
-	w.Uint8(uint8(m.ContentType))
+// marshalAAD writes PrivateContentAAD, which is also how a PrivateMessage begins.
+func (m *PrivateMessage) marshalAAD(w *codec.Writer) {
+	m.marshalSenderDataAAD(w)
 	w.Opaque(m.AuthenticatedData)
-	return w.Bytes()
 }
 
-func (m *PrivateMessage) senderDataAAD() []byte {
-	var w codec.Writer
+func (m *PrivateMessage) contentAAD() []byte { return codec.Encode(m.marshalAAD) }
+
+func (m *PrivateMessage) senderDataAAD() []byte { return codec.Encode(m.marshalSenderDataAAD) }
+
+func (m *PrivateMessage) marshalSenderDataAAD(w *codec.Writer) {
 	w.Opaque(m.GroupID)
 	w.Uint64(m.Epoch)
 	w.Uint8(uint8(m.ContentType))
-	return w.Bytes()
 }
 
 // senderData says which key encrypts a message (RFC 9420, Section 6.3.2).
@@ -116,9 +114,10 @@ func protectPrivate(cs CipherSuite, rand io.Reader, st *secretTree, senderDataSe
 	if _, err := io.ReadFull(rand, d.reuseGuard[:]); err != nil {
 		return nil, 0, fmt.Errorf("mls: read randomness: %w", err)
 	}
-	var w codec.Writer
-	c.marshalBody(&w)
-	marshalAuth(&w, c.ContentType, ac.Signature, ac.ConfirmationTag)
+	w := codec.Scratch()
+	defer w.Free()
+	c.marshalBody(w)
+	marshalAuth(w, c.ContentType, ac.Signature, ac.ConfirmationTag)
 	if n := len(w.Bytes()); padding != nil {
 		if to := padding(n); to > n {
 			w.Raw(make([]byte, to-n))

@@ -90,7 +90,7 @@ func (g *Group) receivePublic(b Batch, m *MLSMessage) (Received, error) {
 	}
 	var hash [sha256.Size]byte
 	if c.ContentType == ContentCommit {
-		hash = sha256.Sum256(codec.Marshal(m))
+		hash = messageHash(m)
 		if e := g.pastEpoch(c.Epoch); e != nil && bytes.Equal(c.GroupID, g.GroupID()) && e.endedBy(hash) {
 			return &Duplicate{}, nil
 		}
@@ -169,7 +169,7 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 	leaf := g.state.tree.Leaf
 	var hash [sha256.Size]byte
 	if m.ContentType == ContentCommit {
-		hash = sha256.Sum256(codec.Marshal(msg))
+		hash = messageHash(msg)
 	}
 	if m.Epoch != g.Epoch() {
 		past := g.pastEpoch(m.Epoch)

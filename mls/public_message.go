@@ -1,6 +1,7 @@
 package mls
 
 import (
+	"crypto/hmac"
 	"fmt"
 
 	"github.com/parley-mls/parley/mls/codec"
@@ -50,11 +51,13 @@ func (m *PublicMessage) authenticated() *AuthenticatedContent {
 		Signature: m.Signature, ConfirmationTag: m.ConfirmationTag}
 }
 
-// membershipTBM is AuthenticatedContentTBM, what the membership tag covers (RFC 9420, Section 6.2).
-func membershipTBM(ac *AuthenticatedContent, ctx []byte) []byte {
-	w := ac.tbs(ctx)
+// membershipTag is the MAC of AuthenticatedContentTBM (RFC 9420, Section 6.2).
+func membershipTag(cs CipherSuite, ac *AuthenticatedContent, membershipKey secret, ctx []byte) []byte {
+	w := codec.Scratch()
+	defer w.Free()
+	ac.marshalTBS(w, ctx)
 	marshalAuth(w, ac.Content.ContentType, ac.Signature, ac.ConfirmationTag)
-	return w.Bytes()
+	return cs.mac(membershipKey, w.Bytes())
 }
 
 // protectPublic frames ac as a PublicMessage. Application data is refused (RFC 9420, Section 6.2); the membership key
@@ -68,7 +71,7 @@ func protectPublic(cs CipherSuite, ac *AuthenticatedContent, membershipKey secre
 	}
 	m := &PublicMessage{Content: ac.Content, Signature: ac.Signature, ConfirmationTag: ac.ConfirmationTag}
 	if ac.Content.Sender.Type == SenderMember {
-		m.MembershipTag = cs.mac(membershipKey, membershipTBM(ac, ctx))
+		m.MembershipTag = membershipTag(cs, ac, membershipKey, ctx)
 	}
 	return m, nil
 }
@@ -78,7 +81,7 @@ func (m *PublicMessage) verifyMembershipTag(cs CipherSuite, membershipKey secret
 	if m.Content.Sender.Type != SenderMember {
 		return nil
 	}
-	if !cs.verifyMAC(membershipKey, membershipTBM(m.authenticated(), ctx), m.MembershipTag) {
+	if !hmac.Equal(membershipTag(cs, m.authenticated(), membershipKey, ctx), m.MembershipTag) {
 		return ErrMembershipTag
 	}
 	return nil

@@ -410,9 +410,7 @@ func (t *RatchetTree) encodeNode(n NodeIndex) []byte {
 	if s.leaf == nil && s.parent == nil {
 		return nil
 	}
-	var w codec.Writer
-	s.marshalNode(&w)
-	return w.Bytes()
+	return codec.Encode(s.marshalNode)
 }
 
 // decodeNode sets a node from the store. It doesn't count as changed.

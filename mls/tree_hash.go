@@ -42,26 +42,26 @@ func (t *RatchetTree) hash(cs CipherSuite, n NodeIndex) []byte {
 }
 
 func leafHash(cs CipherSuite, i LeafIndex, l *LeafNode) []byte {
-	var w codec.Writer
-	w.Uint8(nodeTypeLeaf)
-	w.Uint32(uint32(i))
-	w.Optional(l != nil)
-	if l != nil {
-		l.MarshalMLS(&w)
-	}
-	return cs.Hash(w.Bytes())
+	return cs.hashOf(func(w *codec.Writer) {
+		w.Uint8(nodeTypeLeaf)
+		w.Uint32(uint32(i))
+		w.Optional(l != nil)
+		if l != nil {
+			l.MarshalMLS(w)
+		}
+	})
 }
 
 func parentNodeHash(cs CipherSuite, p *ParentNode, unmerged []LeafIndex, left, right []byte) []byte {
-	var w codec.Writer
-	w.Uint8(nodeTypeParent)
-	w.Optional(p != nil)
-	if p != nil {
-		p.marshalWith(&w, unmerged)
-	}
-	w.Opaque(left)
-	w.Opaque(right)
-	return cs.Hash(w.Bytes())
+	return cs.hashOf(func(w *codec.Writer) {
+		w.Uint8(nodeTypeParent)
+		w.Optional(p != nil)
+		if p != nil {
+			p.marshalWith(w, unmerged)
+		}
+		w.Opaque(left)
+		w.Opaque(right)
+	})
 }
 
 // originalHash returns the tree hash that n would have without the leaves in removed, which ascend: they are blanked

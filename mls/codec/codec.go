@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 )
 
 // The errors that decoding wraps.
@@ -31,10 +32,14 @@ type Marshaler interface{ MarshalMLS(w *Writer) }
 type Unmarshaler interface{ UnmarshalMLS(r *Reader) }
 
 // Marshal returns the encoding of m.
-func Marshal(m Marshaler) []byte {
-	var w Writer
-	m.MarshalMLS(&w)
-	return w.Bytes()
+func Marshal(m Marshaler) []byte { return Encode(m.MarshalMLS) }
+
+// Encode returns what write writes.
+func Encode(write func(w *Writer)) []byte {
+	w := Scratch()
+	defer w.Free()
+	write(w)
+	return append(make([]byte, 0, len(w.b)), w.b...)
 }
 
 // Unmarshal decodes the whole of b into u; bytes left over are an error. Nothing in u aliases b.
@@ -46,6 +51,23 @@ func Unmarshal(b []byte, u Unmarshaler) error {
 
 // Writer appends encoded values. The zero Writer is ready to use.
 type Writer struct{ b []byte }
+
+var scratch = sync.Pool{New: func() any { return &Writer{b: make([]byte, 0, 4096)} }}
+
+// Scratch returns a Writer for an encoding that isn't kept: what is hashed, signed or encrypted.
+func Scratch() *Writer { return scratch.Get().(*Writer) }
+
+// maxScratch is how large a buffer is used again.
+const maxScratch = 1 << 16
+
+// Free ends the use of a Writer from Scratch. Its bytes, which may be secret, are cleared.
+func (w *Writer) Free() {
+	clear(w.b)
+	if cap(w.b) <= maxScratch {
+		w.b = w.b[:0]
+		scratch.Put(w)
+	}
+}
 
 // Bytes returns what was written.
 func (w *Writer) Bytes() []byte { return w.b }
@@ -64,6 +86,9 @@ func (w *Writer) Uint64(v uint64) { w.b = binary.BigEndian.AppendUint64(w.b, v) 
 
 // Raw writes b as it is: a fixed-size field, or something encoded before.
 func (w *Writer) Raw(b []byte) { w.b = append(w.b, b...) }
+
+// String writes s as it is.
+func (w *Writer) String(s string) { w.b = append(w.b, s...) }
 
 // Length writes a vector's length. It panics past MaxVector, which no value that fits in a message reaches.
 func (w *Writer) Length(n int) { w.b = AppendLength(w.b, n) }
