@@ -73,3 +73,22 @@ func TestRequiredComponentsAreAskedOfNewMembers(t *testing.T) {
 		}
 	}
 }
+
+func TestComponentsBringPreSharedKeys(t *testing.T) {
+	f := newForgery(t)
+	r := f.room
+	sharedID := sharedPSK()
+	sharedID.PSK.PSK = PreSharedKeyID{Type: PSKApplication, Component: 0x8001, ID: []byte("shared"), Nonce: make([]byte, testSuite.HashSize())}
+	other := sharedPSK()
+	other.PSK.PSK.Nonce = make([]byte, testSuite.HashSize())
+	joiner, kp, secrets := keyPackage(t, testSuite, "joiner")
+	c := r.commit(f.alice, CommitOptions{Proposals: []Proposal{sharedID, other, add(kp)}, TreeInWelcome: true})
+	g, err := JoinGroup(testConfig(), joiner.store, joiner.signer, c.Welcome(), kp, secrets, nil)
+	f.must(err)
+	joiner.Group = g
+	r.members = append(r.members, joiner)
+	r.check()
+	r.join("eve", componentPSK())
+	r.check()
+	r.talk()
+}

@@ -17,9 +17,10 @@ type Config struct {
 	Time func() time.Time
 	// Verifier is the authentication service.
 	Verifier CredentialVerifier
-	// Components interpret AppDataUpdate proposals. A proposal for a component that isn't here is invalid.
+	// Components interpret AppDataUpdate and AppEphemeral proposals. A proposal for a component that isn't here is invalid.
 	Components map[ComponentID]Component
-	// PSK returns the external pre-shared key of that identifier. nil means that there are none. Resumption keys of
+	// PSK returns the external or component's pre-shared key of that identifier (RFC 9420, Section 8.4;
+	// draft-ietf-mls-extensions, Section 4.5). nil means that there are none. Resumption keys of
 	// the current and of past epochs of the group itself are found without it.
 	PSK func(id PreSharedKeyID) ([]byte, error)
 	// HandshakeFormat is how this client sends proposals and commits to the group: as WireFormatPublicMessage, or as
@@ -56,6 +57,13 @@ type Component interface {
 	// Update returns the new data from the current data, nil if there is none, and the updates in the order in
 	// which the commit has them. An error makes the commit invalid.
 	Update(current []byte, updates [][]byte) ([]byte, error)
+}
+
+// EphemeralComponent is a Component that AppEphemeral proposals may be for (draft-ietf-mls-extensions, Section 4.8); for
+// others they are invalid. The data of those that a commit brings is in StagedInfo.
+type EphemeralComponent interface {
+	// CheckEphemeral says whether the data is valid. All members must say the same.
+	CheckEphemeral(data []byte) error
 }
 
 // PublicConfig is what a PublicGroup takes from its application. Only Verifier is required.

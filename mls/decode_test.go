@@ -89,12 +89,17 @@ func decoders(t testing.TB) []decoder {
 		{new(AppDataDictionary), false, one(AppDataDictionary{{1, []byte("a")}, {7, nil}})},
 		{new(senderData), false, one(senderData{leaf: 1, generation: 2})},
 		{new(KeyPackageSecrets), false, one(KeyPackageSecrets{[]byte("init"), []byte("leaf")})},
-		{new(pendingEntry), false, one(&pendingEntry{PendingProposal: PendingProposal{Ref: []byte("ref"), Sender: Sender{Type: SenderMember}, Proposal: remove(1)}})},
+		{new(pendingEntry), false, one(&pendingEntry{PendingProposal: PendingProposal{Ref: []byte("ref"), Sender: Sender{Type: SenderMember}, Proposal: remove(1)}},
+			&pendingEntry{PendingProposal: PendingProposal{Ref: []byte("ref"), Sender: Sender{Type: SenderMember}, Proposal: selfRemove()},
+				message: group.proposal(group.bob, selfRemove()).Public})},
 		{new(treePrivate), true, one(s.tree.private[1])},
 		{new(epochSecrets), false, one(es)},
 		{new(pastEpoch), true, one(&pastEpoch{context: s.context, senderData: es.senderData, resumption: es.resumption})},
 		{new(header), true, one(&header{kind: kindGroup, slots: 4, context: s.context, active: true, secrets: es}, &header{kind: kindPublicGroup, context: s.context})},
 		{new(PendingCommit), false, one(c)},
+		{new(AppEphemeral), false, body(ProposalAppEphemeral)},
+		{new(AppAck), false, one(AppAck{}, AppAck{{1, 2, 3}, {2, 0, 0}})},
+		{new(MessageRange), false, one(MessageRange{1, 2, 2})},
 	}
 }
 
@@ -211,6 +216,7 @@ func TestWhatIsNotOfItsTypeIsRefused(t *testing.T) {
 		{"unmerged leaves that do not ascend", new(ParentNode), "\x00\x00\x08\x00\x00\x00\x01\x00\x00\x00\x01"},
 		{"extension twice", new(Extensions), "\x06\x00\x01\x00\x00\x01\x00"},
 		{"257 extensions", new(Extensions), manyExtensions(257)},
+		{"messages that end before they begin", new(MessageRange), "\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00"},
 		{"dictionary out of order", new(AppDataDictionary), "\x06\x00\x02\x00\x00\x01\x00"},
 		{"dictionary with a component twice", new(AppDataDictionary), "\x06\x00\x01\x00\x00\x01\x00"},
 		{"tree of no nodes", new(RatchetTree), "\x00"},

@@ -72,6 +72,7 @@ func invalidBy(section, format string, args ...any) *ValidationError {
 // The sections of draft-ietf-mls-extensions-10 whose rules this package checks.
 const (
 	sectionAppData     = "draft-ietf-mls-extensions 4.7"
+	sectionEphemeral   = "draft-ietf-mls-extensions 4.8"
 	sectionNegotiation = "draft-ietf-mls-extensions 5"
 	sectionSelfRemove  = "draft-ietf-mls-extensions 6.3"
 )

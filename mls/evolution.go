@@ -31,8 +31,10 @@ type StagedInfo struct {
 	Added   []Member
 	Removed []Member
 	Updated []LeafChange
-	// Proposals are the commit's, in its order.
+	// Proposals are the commit's, in its order; Ephemeral those of them that bring application data (AppEphemeral) which
+	// is to be processed with the commit, in the order in which it is.
 	Proposals []PendingProposal
+	Ephemeral []PendingProposal
 	// Before and After are the GroupContexts that the commit leads from and to. While a commit is being made, After
 	// lacks the tree hash and confirmed transcript hash when Policy sees it first.
 	Before, After GroupContext
@@ -89,6 +91,9 @@ func (p *publicState) applyProposals(r *rules, list []resolved, committer LeafIn
 	e.info.Proposals = make([]PendingProposal, len(list))
 	for i := range list {
 		e.info.Proposals[i] = list[i].PendingProposal
+		if list[i].Proposal.Type == ProposalAppEphemeral {
+			e.info.Ephemeral = append(e.info.Ephemeral, list[i].PendingProposal)
+		}
 	}
 	for i := range list {
 		if u := list[i].Proposal.Update; u != nil {

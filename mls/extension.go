@@ -202,6 +202,10 @@ const (
 	// ComponentAppComponents has a ComponentsList: in a leaf of the components that the client supports, in the
 	// GroupContext of those that every member has to support.
 	ComponentAppComponents ComponentID = 1
+	// ComponentLastResort, without data, marks a KeyPackage that may be used more than once.
+	ComponentLastResort ComponentID = 4
+	// ComponentAppAck has an AppAck, in AppEphemeral proposals.
+	ComponentAppAck ComponentID = 5
 )
 
 // ComponentsList is a list of components (draft-ietf-mls-extensions, "Negotiating Extensions and Components"). Unknown
@@ -255,6 +259,29 @@ func (d AppDataDictionary) Remove(id ComponentID) AppDataDictionary {
 		out = slices.Delete(out, i, i+1)
 	}
 	return out
+}
+
+// dictionaryOf decodes the app_data_dictionary; without one it is empty.
+func dictionaryOf(ext Extensions) (AppDataDictionary, error) {
+	var d AppDataDictionary
+	data, ok := ext.Find(ExtensionAppDataDictionary)
+	if !ok {
+		return nil, nil
+	}
+	if err := codec.Unmarshal(data, &d); err != nil {
+		return nil, fmt.Errorf("mls: application data dictionary: %w", err)
+	}
+	return d, nil
+}
+
+// withComponent returns a copy of the list with a component's data in the app_data_dictionary, which it makes if there
+// is none.
+func (e Extensions) withComponent(id ComponentID, data []byte) (Extensions, error) {
+	d, err := dictionaryOf(e)
+	if err != nil {
+		return nil, err
+	}
+	return e.Set(ExtensionAppDataDictionary, codec.Marshal(d.Set(id, data))), nil
 }
 
 // MarshalMLS implements codec.Marshaler.

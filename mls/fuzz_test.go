@@ -72,6 +72,7 @@ func newSeeds(f testing.TB) *seeds {
 		{Type: ProposalGroupContextExtensions, GroupContextExtensions: &GroupContextExtensions{s.context.Extensions}},
 		{Type: ProposalAppDataUpdate, AppDataUpdate: &AppDataUpdate{Component: 5, Op: AppDataOpUpdate, Update: []byte("x")}},
 		{Type: ProposalAppDataUpdate, AppDataUpdate: &AppDataUpdate{Component: 5, Op: AppDataOpRemove}},
+		{Type: ProposalAppEphemeral, AppEphemeral: &AppEphemeral{Component: 5, Data: []byte("x")}},
 		{Type: ProposalSelfRemove},
 	}
 	commit := &Commit{Path: s.path}

@@ -72,12 +72,31 @@ func (appendComponent) Update(current []byte, updates [][]byte) ([]byte, error) 
 	return current, nil
 }
 
-var testComponents = map[ComponentID]Component{0x8001: appendComponent{}, 0x8002: appendComponent{}}
+// CheckEphemeral implements EphemeralComponent.
+func (appendComponent) CheckEphemeral(data []byte) error {
+	if string(data) == "no" {
+		return errors.New("no")
+	}
+	return nil
+}
+
+// dataComponent takes no ephemeral data.
+type dataComponent struct{}
+
+func (dataComponent) Update(_ []byte, updates [][]byte) ([]byte, error) {
+	return updates[len(updates)-1], nil
+}
+
+var testComponents = map[ComponentID]Component{0x8001: appendComponent{}, 0x8002: appendComponent{},
+	0x8003: dataComponent{}, ComponentAppAck: AppAckComponent{}}
 
 func testConfig() Config {
 	return Config{Verifier: testVerifier{}, Components: testComponents, NewMemberProposals: true, PSK: func(id PreSharedKeyID) ([]byte, error) {
-		if id.Type == PSKExternal && string(id.ID) == "shared" {
+		switch {
+		case id.Type == PSKExternal && string(id.ID) == "shared":
 			return []byte("a key that all know"), nil
+		case id.Type == PSKApplication && id.Component == 0x8001 && string(id.ID) == "shared":
+			return []byte("a component's key"), nil
 		}
 		return nil, errors.New("unknown")
 	}}
@@ -135,6 +154,14 @@ func appData(id ComponentID, update string) Proposal {
 
 func sharedPSK() Proposal {
 	return Proposal{Type: ProposalPSK, PSK: &PreSharedKey{PSK: PreSharedKeyID{Type: PSKExternal, ID: []byte("shared")}}}
+}
+
+func componentPSK() Proposal {
+	return psk(PreSharedKeyID{Type: PSKApplication, Component: 0x8001, ID: []byte("shared")})
+}
+
+func ephemeral(id ComponentID, data []byte) Proposal {
+	return Proposal{Type: ProposalAppEphemeral, AppEphemeral: &AppEphemeral{Component: id, Data: data}}
 }
 
 // wire sends a message through its encoding.

@@ -153,9 +153,12 @@ type KeyPackageOptions struct {
 	Lifetime       Lifetime     // zero: DefaultLifetime from now
 	LeafExtensions Extensions
 	Extensions     Extensions
+	// LastResort marks the KeyPackage as one that may be used more than once (draft-ietf-mls-extensions, Section 6.4).
+	LastResort bool
 }
 
-// KeyPackageSecrets are the private keys of a KeyPackage. They are kept until a Welcome uses it or it expires.
+// KeyPackageSecrets are the private keys of a KeyPackage. They are kept until a Welcome uses it or it expires; those of
+// a last-resort KeyPackage until it is replaced.
 type KeyPackageSecrets struct{ InitKey, EncryptionKey HPKEPrivateKey }
 
 // MarshalMLS implements codec.Marshaler, for the client's encrypted store.
@@ -200,6 +203,11 @@ func NewKeyPackage(o KeyPackageOptions) (*KeyPackage, *KeyPackageSecrets, error)
 	signatureKey, err := o.Suite.SignaturePublicKey(o.Signer.Public())
 	if err != nil {
 		return nil, nil, fmt.Errorf("mls: new key package: %w", err)
+	}
+	if o.LastResort {
+		if o.Extensions, err = o.Extensions.withComponent(ComponentLastResort, nil); err != nil {
+			return nil, nil, fmt.Errorf("mls: new key package: %w", err)
+		}
 	}
 	initPub, initPriv, err := o.Suite.GenerateHPKEKey(o.Rand)
 	if err != nil {

@@ -143,3 +143,27 @@ func TestKeyPackagesCarryReservedValues(t *testing.T) {
 		}
 	}
 }
+
+func TestLastResortKeyPackagesAreTold(t *testing.T) {
+	for _, last := range []bool{true, false} {
+		f := newForgery(t)
+		signer := newSigner(t, testSuite)
+		kp, secrets, err := NewKeyPackage(KeyPackageOptions{Suite: testSuite, Credential: BasicCredential([]byte("new")), Signer: signer,
+			LastResort: last})
+		f.must(err)
+		c, err := f.alice.Commit(f.alice.store, CommitOptions{Proposals: []Proposal{add(kp)}, TreeInWelcome: true})
+		f.must(err)
+		s, err := f.server.CheckCommit(wire(t, c.Message()).Public)
+		f.must(err)
+		if got := s.Info().Proposals[0].Proposal.Add.KeyPackage.LastResort(); got != last {
+			t.Errorf("last resort: %v, want %v", got, last)
+		}
+		for range 2 { // a last resort is used again
+			f.must(second(JoinGroup(testConfig(), nil, signer, c.Welcome(), kp, secrets, nil)))
+		}
+	}
+	kp := &KeyPackage{Extensions: Extensions{{ExtensionAppDataDictionary, codec.Marshal(AppDataDictionary{{ComponentLastResort, []byte("x")}})}}}
+	if kp.LastResort() {
+		t.Error("a mark with data is one")
+	}
+}

@@ -42,7 +42,7 @@ func DefaultCapabilities() Capabilities {
 		Versions:     []ProtocolVersion{MLS10},
 		CipherSuites: CipherSuites(),
 		Extensions:   []ExtensionType{ExtensionAppDataDictionary},
-		Proposals:    []ProposalType{ProposalAppDataUpdate, ProposalSelfRemove},
+		Proposals:    []ProposalType{ProposalAppDataUpdate, ProposalAppEphemeral, ProposalSelfRemove},
 		Credentials:  []CredentialType{CredentialBasic, CredentialX509},
 	}
 }

@@ -19,6 +19,7 @@ const (
 	ProposalExternalInit           ProposalType = 6
 	ProposalGroupContextExtensions ProposalType = 7
 	ProposalAppDataUpdate          ProposalType = 8
+	ProposalAppEphemeral           ProposalType = 9
 	ProposalSelfRemove             ProposalType = 10
 )
 
@@ -41,6 +42,7 @@ func (t ProposalType) isDefault() bool {
 //	        case external_init:            ExternalInit;
 //	        case group_context_extensions: GroupContextExtensions;
 //	        case app_data_update:          AppDataUpdate;
+//	        case app_ephemeral:            AppEphemeral;
 //	        case self_remove:              struct{};
 //	    };
 //	} Proposal;
@@ -54,6 +56,7 @@ type Proposal struct {
 	ExternalInit           *ExternalInit
 	GroupContextExtensions *GroupContextExtensions
 	AppDataUpdate          *AppDataUpdate
+	AppEphemeral           *AppEphemeral
 }
 
 func (p Proposal) body() codec.Marshaler {
@@ -74,6 +77,8 @@ func (p Proposal) body() codec.Marshaler {
 		return p.GroupContextExtensions
 	case ProposalAppDataUpdate:
 		return p.AppDataUpdate
+	case ProposalAppEphemeral:
+		return p.AppEphemeral
 	}
 	return nil
 }
@@ -115,6 +120,9 @@ func (p *Proposal) UnmarshalMLS(r *codec.Reader) {
 	case ProposalAppDataUpdate:
 		p.AppDataUpdate = new(AppDataUpdate)
 		body = p.AppDataUpdate
+	case ProposalAppEphemeral:
+		p.AppEphemeral = new(AppEphemeral)
+		body = p.AppEphemeral
 	case ProposalSelfRemove:
 		return
 	default:

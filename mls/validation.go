@@ -151,6 +151,8 @@ func (p *publicState) checkProposal(r *rules, e *resolved) error {
 		return p.checkExtensions(r, cr, prop.GroupContextExtensions.Extensions)
 	case ProposalAppDataUpdate:
 		return checkAppData(r, prop.AppDataUpdate)
+	case ProposalAppEphemeral:
+		return checkEphemeral(r, prop.AppEphemeral)
 	case ProposalSelfRemove:
 		return p.checkSelfRemove(r, e)
 	default:
@@ -178,6 +180,8 @@ func (p *Proposal) missing() bool {
 		return p.GroupContextExtensions == nil
 	case ProposalAppDataUpdate:
 		return p.AppDataUpdate == nil
+	case ProposalAppEphemeral:
+		return p.AppEphemeral == nil
 	}
 	return false
 }
@@ -249,6 +253,7 @@ func (p *publicState) checkList(r *rules, list []resolved, committer LeafIndex, 
 		extensions = 0
 		inits      = 0
 		removes    = 0
+		ephemeral  = false
 	)
 	for i := range list {
 		e := &list[i]
@@ -258,7 +263,7 @@ func (p *publicState) checkList(r *rules, list []resolved, committer LeafIndex, 
 		prop := &e.Proposal
 		if external {
 			switch prop.Type {
-			case ProposalExternalInit, ProposalRemove, ProposalPSK, ProposalAppDataUpdate, ProposalSelfRemove:
+			case ProposalExternalInit, ProposalRemove, ProposalPSK, ProposalAppDataUpdate, ProposalAppEphemeral, ProposalSelfRemove:
 			default:
 				return invalid("12.2", "external commit with proposal type %d", prop.Type)
 			}
@@ -281,6 +286,8 @@ func (p *publicState) checkList(r *rules, list []resolved, committer LeafIndex, 
 			}
 			touched[prop.Remove.Removed] = true
 			removes++
+		case ProposalAppEphemeral:
+			ephemeral = true
 		case ProposalSelfRemove:
 			switch {
 			case e.Ref == nil:
@@ -316,8 +323,14 @@ func (p *publicState) checkList(r *rules, list []resolved, committer LeafIndex, 
 		return invalid("12.2", "external commit with %d external_init proposals", inits)
 	case external && removes > 1:
 		return invalid("12.2", "external commit with %d removes", removes)
-	case len(components) > 0:
-		return p.checkSupport(r, list, ProposalAppDataUpdate)
+	}
+	if len(components) > 0 {
+		if err := p.checkSupport(r, list, ProposalAppDataUpdate); err != nil {
+			return err
+		}
+	}
+	if ephemeral {
+		return p.checkSupport(r, list, ProposalAppEphemeral)
 	}
 	return nil
 }
@@ -353,19 +366,6 @@ func pathRequired(list []resolved) bool {
 		}
 	}
 	return len(list) == 0
-}
-
-// dictionaryOf decodes the app_data_dictionary of a GroupContext; without one it is empty.
-func dictionaryOf(ext Extensions) (AppDataDictionary, error) {
-	var d AppDataDictionary
-	data, ok := ext.Find(ExtensionAppDataDictionary)
-	if !ok {
-		return nil, nil
-	}
-	if err := codec.Unmarshal(data, &d); err != nil {
-		return nil, fmt.Errorf("mls: application data dictionary: %w", err)
-	}
-	return d, nil
 }
 
 // checkAlone checks a proposal that is sent by itself more strictly than its receivers may: it must be valid in a

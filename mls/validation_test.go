@@ -105,6 +105,15 @@ func withSelfRemoves(o forged, by ...func(*forgery) *client) func(*forgery) *MLS
 	}
 }
 
+// withoutProposal has dave not support a proposal type any more.
+func (f *forgery) withoutProposal(t ProposalType) {
+	f.TB.Helper()
+	c := DefaultCapabilities()
+	c.Proposals = slices.DeleteFunc(c.Proposals, func(x ProposalType) bool { return x == t })
+	f.room.propose(f.dave.ProposeUpdate(f.dave.store, UpdateOptions{Capabilities: &c}))
+	f.room.commit(f.bob, CommitOptions{})
+}
+
 func alice(f *forgery) *client { return f.alice }
 func carol(f *forgery) *client { return f.carol }
 
@@ -230,6 +239,8 @@ var violations = []violation{
 	}},
 	{"12.1.3", "remove of a blank leaf", everyone, nil, commitOf(remove(9))},
 	{"12.1.4", "nonce of a pre-shared key", everyone, nil, commitOf(psk(PreSharedKeyID{Type: PSKExternal, ID: []byte("shared"), Nonce: []byte{1}}))},
+	{"12.1.4", "nonce of a component's pre-shared key", everyone, nil, commitOf(psk(PreSharedKeyID{Type: PSKApplication, Component: 0x8001, ID: []byte("shared"), Nonce: []byte{1}}))},
+	{"12.4.2", "component's pre-shared key that isn't there", membersOnly, nil, commitOf(psk(PreSharedKeyID{Type: PSKApplication, Component: 0x8002, ID: []byte("shared")}))},
 	{"12.1.4", "pre-shared key for reinitialisation", everyone, nil, commitOf(psk(PreSharedKeyID{Type: PSKResumption, Usage: UsageReInit, GroupID: []byte("group")}))},
 	{"12.1.4", "pre-shared key for branching", everyone, nil, commitOf(psk(PreSharedKeyID{Type: PSKResumption, Usage: UsageBranch, GroupID: []byte("group")}))},
 	{"12.2", "one pre-shared key twice", everyone, nil, func(f *forgery) *MLSMessage {
@@ -292,6 +303,17 @@ var violations = []violation{
 	{sectionAppData, "update and removal of a component", everyone, nil, commitOf(appData(0x8001, "x"), appRemove(0x8001))},
 	{sectionAppData, "two removals of a component", everyone, nil, commitOf(appRemove(0x8001), appRemove(0x8001))},
 	{sectionAppData, "update that the component refuses", everyone, nil, commitOf(appData(0x8001, "no"))},
+	{sectionEphemeral, "ephemeral data for an unknown component", everyone, nil, commitOf(ephemeral(0x9999, nil))},
+	{sectionEphemeral, "ephemeral data for a component that takes none", everyone, nil, commitOf(ephemeral(0x8003, nil))},
+	{sectionEphemeral, "ephemeral data that the component refuses", everyone, nil, commitOf(ephemeral(0x8001, []byte("no")))},
+	{sectionEphemeral, "ephemeral data that the component refuses, alone", everyone, nil, func(f *forgery) *MLSMessage {
+		return f.proposal(f.carol, ephemeral(0x8001, []byte("no")))
+	}},
+	{sectionEphemeral, "app_ack that isn't one", everyone, nil, commitOf(ephemeral(ComponentAppAck, []byte("x")))},
+	{"12.2", "app_ephemeral in a group where a member doesn't support it", everyone, nil, func(f *forgery) *MLSMessage {
+		f.withoutProposal(ProposalAppEphemeral)
+		return f.commit(forged{props: []Proposal{ephemeral(0x8001, nil)}})
+	}},
 	{sectionSelfRemove, "self_remove by value", everyone, nil, commitOf(selfRemove())},
 	{sectionSelfRemove, "self_remove of the committer", everyone, nil, withSelfRemoves(forged{}, alice)},
 	{sectionSelfRemove, "second self_remove of a member", serverOnly, nil, func(f *forgery) *MLSMessage {
@@ -306,10 +328,7 @@ var violations = []violation{
 		return withSelfRemoves(forged{refs: [][]byte{m.Public.authenticated().ref(testSuite)}}, carol)(f)
 	}},
 	{"12.2", "self_remove in a group where a member doesn't support it", everyone, nil, func(f *forgery) *MLSMessage {
-		c := DefaultCapabilities()
-		c.Proposals = []ProposalType{ProposalAppDataUpdate}
-		f.room.propose(f.dave.ProposeUpdate(f.dave.store, UpdateOptions{Capabilities: &c}))
-		f.room.commit(f.bob, CommitOptions{})
+		f.withoutProposal(ProposalSelfRemove)
 		return f.proposal(f.carol, selfRemove())
 	}},
 	{"12.1.8", "self_remove by an external sender", everyone, nil, func(f *forgery) *MLSMessage {
@@ -563,7 +582,7 @@ func TestUnbrokenMessagesAreAccepted(t *testing.T) {
 		"remove":   commitOf(remove(2)),
 		"external": func(f *forgery) *MLSMessage { f.join("eve"); return f.commit(forged{}) },
 		"external, with a key and data": func(f *forgery) *MLSMessage {
-			f.join("eve", sharedPSK(), appData(0x8001, "+"))
+			f.join("eve", sharedPSK(), componentPSK(), appData(0x8001, "+"), ephemeral(0x8001, []byte("x")))
 			return f.commit(forged{})
 		},
 		"external, for a former leaf": func(f *forgery) *MLSMessage {
@@ -578,7 +597,15 @@ func TestUnbrokenMessagesAreAccepted(t *testing.T) {
 		}),
 		"request to be added": withRequest(func(*KeyPackage) {}),
 		"component removed":   commitOf(appRemove(0x8001)),
-		"self_remove":         withSelfRemoves(forged{}, carol),
+		"ephemeral data": func(f *forgery) *MLSMessage {
+			return f.commit(forged{noPath: true, props: []Proposal{ephemeral(0x8001, []byte("x"))}})
+		},
+		"ephemeral data of an external sender": func(f *forgery) *MLSMessage {
+			m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), ephemeral(0x8001, nil))
+			f.must(err)
+			return m
+		},
+		"self_remove": withSelfRemoves(forged{}, carol),
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newForgery(t)

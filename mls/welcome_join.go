@@ -11,7 +11,8 @@ import (
 // JoinGroup joins by a Welcome (RFC 9420, Section 12.4.3.1). kp is the KeyPackage that the Welcome names, secrets its
 // private keys, signer its signature key. tree is the ratchet tree if the Welcome's GroupInfo doesn't carry it, nil
 // otherwise; it belongs to the group from then on. The caller makes sure that it isn't in a group of that identifier
-// already.
+// already, and deletes secrets once the group is durable, unless kp is a last-resort KeyPackage (see
+// KeyPackage.LastResort), which another Welcome may use.
 func JoinGroup(cfg Config, b Batch, signer crypto.Signer, w *Welcome, kp *KeyPackage, secrets *KeyPackageSecrets, tree *RatchetTree) (*Group, error) {
 	g, err := joinGroup(cfg, signer, w, kp, secrets, tree)
 	if err != nil {
