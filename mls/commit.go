@@ -424,6 +424,9 @@ func (c *PendingCommit) MarshalMLS(w *codec.Writer) {
 	c.groupInfo.MarshalMLS(w)
 	c.secrets.MarshalMLS(w)
 	c.private.MarshalMLS(w)
+	if c.secrets.applicationExport != nil {
+		w.Opaque(c.secrets.applicationExport)
+	}
 }
 
 // UnmarshalMLS implements codec.Unmarshaler.
@@ -453,6 +456,9 @@ func (c *PendingCommit) UnmarshalMLS(r *codec.Reader) {
 	c.secrets.UnmarshalMLS(r)
 	c.private = new(treePrivate)
 	c.private.UnmarshalMLS(r)
+	if r.Len() > 0 { // format 1 has none
+		c.secrets.applicationExport = r.Opaque()
+	}
 	if r.Err() == nil {
 		c.setMessage(m, ac)
 	}
@@ -524,6 +530,7 @@ func (g *Group) advance(b Batch, e *evolution, es *epochSecrets, private *treePr
 	}
 	g.state.adopt(e)
 	g.private = private
+	g.exports.drop(b)
 	g.sealer.erase()
 	g.start(es, sealers)
 	saveNodes(b, g.state.tree)

@@ -96,7 +96,7 @@ func decoders(t testing.TB) []decoder {
 		{new(epochSecrets), false, one(es)},
 		{new(pastEpoch), true, one(&pastEpoch{context: s.context, senderData: es.senderData, resumption: es.resumption})},
 		{new(header), true, one(&header{kind: kindGroup, slots: 4, context: s.context, active: true, secrets: es}, &header{kind: kindPublicGroup, context: s.context})},
-		{new(PendingCommit), false, one(c)},
+		{new(PendingCommit), true, one(c)},
 		{new(AppEphemeral), false, body(ProposalAppEphemeral)},
 		{new(AppAck), false, one(AppAck{}, AppAck{{1, 2, 3}, {2, 0, 0}})},
 		{new(MessageRange), false, one(MessageRange{1, 2, 2})},

@@ -209,6 +209,9 @@ func (p *PendingJoin) MarshalMLS(w *codec.Writer) {
 	p.tree.MarshalMLS(w)
 	p.secrets.MarshalMLS(w)
 	p.private.MarshalMLS(w)
+	if p.secrets.applicationExport != nil {
+		w.Opaque(p.secrets.applicationExport)
+	}
 }
 
 // LoadPendingJoin restores a PendingJoin from its encoding.
@@ -226,6 +229,9 @@ func LoadPendingJoin(cfg Config, signer crypto.Signer, b []byte) (*PendingJoin, 
 	p.tree.UnmarshalMLS(r)
 	p.secrets.UnmarshalMLS(r)
 	p.private.UnmarshalMLS(r)
+	if r.Len() > 0 { // format 1 has none
+		p.secrets.applicationExport = r.Opaque()
+	}
 	if err := r.Finish(); err != nil {
 		return nil, fmt.Errorf("mls: load pending join: %w", err)
 	}

@@ -33,7 +33,8 @@ type Group struct {
 	private  *treePrivate
 	secrets  *epochSecrets // without the encryption secret, which the secret tree replaces
 	messages *secretTree
-	past     []*pastEpoch // oldest first
+	exports  *exporterTree // nil if the epoch was saved in format 1
+	past     []*pastEpoch  // oldest first
 	staged   *PendingCommit
 	sealer   *sealer                  // seals the epoch's stored state; nil if it is of format 1
 	signers  map[string]crypto.Signer // by signature key: the own leaf's, and one that will replace it
@@ -112,7 +113,8 @@ func NewGroup(cfg Config, b Batch, o GroupOptions) (*Group, error) {
 func (g *Group) start(es *epochSecrets, s epochSealers) {
 	g.messages = newSecretTree(g.suite(), g.state.tree.Size(), es.encryption)
 	g.messages.sealer, g.sealer = s.messages, s.state
-	es.encryption = nil
+	g.exports = newExporterTree(es.applicationExport)
+	es.encryption, es.applicationExport = nil, nil
 	g.secrets = es
 }
 
@@ -134,6 +136,7 @@ func (g *Group) saveEpoch(b Batch) {
 		g.sealer.save(b, key1(keyStateSeal))
 		g.messages.sealer.save(b, key64(keyEpochSeal, g.state.context.Epoch))
 		state.Set(key1(keyPrivate), codec.Marshal(g.private))
+		g.exports.save(state)
 		saveSecrets(b, g.state.context.Epoch, g.messages)
 	}
 }
@@ -155,7 +158,7 @@ func LoadGroup(cfg Config, signer crypto.Signer, state iter.Seq2[[]byte, []byte]
 	if !g.active {
 		return g, nil
 	}
-	g.secrets, g.sealer = in.header.secrets, in.stateSeal
+	g.secrets, g.exports, g.sealer = in.header.secrets, in.exports, in.stateSeal
 	g.private = new(treePrivate)
 	if err := codec.Unmarshal(in.private, g.private); err != nil {
 		return nil, fmt.Errorf("mls: load state: private keys: %w", err)

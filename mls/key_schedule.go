@@ -186,14 +186,19 @@ func (cs CipherSuite) epochSecretsFrom(epochSecret secret) *epochSecrets {
 		resumption:    cs.deriveSecret(epochSecret, "resumption"),
 		authenticator: cs.deriveSecret(epochSecret, "authentication"),
 		init:          cs.deriveSecret(epochSecret, "init"),
+
+		applicationExport: cs.deriveSecret(epochSecret, "application_export"),
 	}
 }
 
 // epochSecrets are the secrets of an epoch (RFC 9420, Section 8, Table 4). encryption is the root of the secret tree
-// and is cleared once that exists.
+// and is cleared once that exists. So is applicationExport, the root of the exporter tree (draft-ietf-mls-extensions,
+// Section 4.4), which isn't among the stored fields and nil in what format 1 stored.
 type epochSecrets struct {
 	redact
 	senderData, encryption, exporter, external, confirmation, membership, resumption, authenticator, init secret
+
+	applicationExport secret
 }
 
 func (e *epochSecrets) fields() []*secret {
@@ -207,6 +212,7 @@ func (e *epochSecrets) clone() *epochSecrets {
 	for i, s := range e.fields() {
 		*c.fields()[i] = slices.Clone(*s)
 	}
+	c.applicationExport = slices.Clone(e.applicationExport)
 	return c
 }
 

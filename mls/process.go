@@ -320,13 +320,14 @@ func (g *Group) leave(b Batch, e *evolution) {
 	}
 	b.Delete(key1(keyStaged))
 	b.Delete(key1(keyPrivate))
+	g.exports.drop(b)
 	if g.sealer != nil {
 		b.Delete(key1(keyStateSeal))
 		g.sealer.erase()
 	}
 	g.state.adopt(e)
 	g.active = false
-	g.staged, g.past, g.secrets, g.messages, g.private, g.sealer = nil, nil, nil, nil, nil, nil
+	g.staged, g.past, g.secrets, g.messages, g.exports, g.private, g.sealer = nil, nil, nil, nil, nil, nil, nil
 	clear(g.signers)
 	saveNodes(b, g.state.tree)
 	g.state.saveExtensions(b)

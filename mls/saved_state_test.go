@@ -138,6 +138,11 @@ func TestStatesOfReleasedFormatsAreRead(t *testing.T) {
 	r, authenticator := open()
 	r.check()
 	r.checkStores()
+	for _, c := range r.members {
+		if _, err := c.SafeExport(c.store, 0x8001); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("secret of an epoch that was saved without them: got %v, want ErrUnsupported", err)
+		}
+	}
 	alice, bob := r.members[0], r.members[1] // bob's state is sealed from the next epoch on
 	if err := alice.Reseal(alice.store); err != nil {
 		t.Fatal(err)
@@ -196,6 +201,9 @@ func TestStatesOfReleasedFormatsAreRead(t *testing.T) {
 	}
 	r.check()
 	r.checkStores()
+	if _, err := alice.SafeExport(nil, 0x8001); err != nil {
+		t.Error(err)
+	}
 
 	// The external commit that waits for the hub instead.
 	r, _ = open()
@@ -222,7 +230,7 @@ func TestStatesOfReleasedFormatsAreRead(t *testing.T) {
 		}
 	}
 	for kind := range keyLength {
-		if !kinds[kind] && kind != keyStateSeal && kind != keyEpochSeal { // format 1 isn't sealed
+		if !kinds[kind] && kind != keyStateSeal && kind != keyEpochSeal && kind != keyExport { // format 1 hasn't these
 			t.Errorf("no saved entry of kind %q", kind)
 		}
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // secretEntries are the kinds of entries that are sealed.
-const secretEntries = "hkcpse"
+const secretEntries = "hkcpsea"
 
 // allSealed says whether a store has no secret entry that isn't sealed under a key of the store's.
 func allSealed(s *memStore) bool {

@@ -22,6 +22,7 @@ func dump(g *Group) map[string]string {
 		return s.m
 	}
 	s.Set(key1(keyPrivate), codec.Marshal(g.private))
+	g.exports.save(s)
 	g.sealer.save(s, key1(keyStateSeal))
 	dumpSecrets(s, g.Epoch(), g.messages)
 	for _, e := range g.past {

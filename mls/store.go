@@ -24,6 +24,7 @@ import (
 //	x epoch            GroupContext extensions, by the epoch that brought them
 //	s epoch key  z     an entry of an epoch's secret tree
 //	e epoch  z         a past epoch
+//	a node  y          a node of the exporter tree
 //	l epoch leaf       a past epoch's leaf that the current tree doesn't have any more
 //	y                  the key that seals a member's entries marked y
 //	z epoch            the key that seals the epoch's entries marked z
@@ -40,13 +41,14 @@ const (
 	keyExtensions = 'x'
 	keySecret     = 's'
 	keyPast       = 'e'
+	keyExport     = 'a'
 	keyPastLeaf   = 'l'
 	keyStateSeal  = 'y'
 	keyEpochSeal  = 'z'
 )
 
 // stateFormat is the version of the format above, the first field of the header. Format 1 differs in that nothing is
-// sealed.
+// sealed and there is no exporter tree.
 const stateFormat = 2
 
 func knownFormat(f uint16) bool { return f == 1 || f == stateFormat }
@@ -194,6 +196,7 @@ type entries struct {
 	secrets    map[uint64][][2][]byte
 	past       map[uint64][]byte
 	leaves     map[uint64]map[LeafIndex]*LeafNode // nil: blank
+	exports    *exporterTree
 	stateSeal  *sealer
 	epochSeals map[uint64]*sealer
 }
@@ -214,7 +217,7 @@ func readEntries(state iter.Seq2[[]byte, []byte]) (*entries, error) {
 			return nil, fmt.Errorf("mls: load state: entry %x: %w: key", k, errState)
 		}
 		switch k[0] {
-		case keyHeader, keyPrivate, keyStaged, keyPending, keySecret, keyPast:
+		case keyHeader, keyPrivate, keyStaged, keyPending, keySecret, keyPast, keyExport:
 			sealed = append(sealed, entry{slices.Clone(k), slices.Clone(v)})
 			continue
 		}
@@ -234,7 +237,7 @@ func readEntries(state iter.Seq2[[]byte, []byte]) (*entries, error) {
 
 // keyLength is how many bytes follow the first one in the keys of a kind; at least that many for the secret tree's.
 var keyLength = map[byte]int{keyHeader: 0, keyPrivate: 0, keyStaged: 0, keyGroupInfo: 0, keyNode: 4, keyPending: 4,
-	keyExtensions: 8, keySecret: 8, keyPast: 8, keyPastLeaf: 12, keyStateSeal: 0, keyEpochSeal: 8}
+	keyExtensions: 8, keySecret: 8, keyPast: 8, keyExport: 4, keyPastLeaf: 12, keyStateSeal: 0, keyEpochSeal: 8}
 
 func (e *entries) add(kind byte, k, v []byte) error {
 	var err error
@@ -265,6 +268,8 @@ func (e *entries) add(kind byte, k, v []byte) error {
 		e.secrets[epoch] = append(e.secrets[epoch], [2][]byte{slices.Clone(k[8:]), slices.Clone(v)})
 	case keyPast:
 		e.past[binary.BigEndian.Uint64(k)] = slices.Clone(v)
+	case keyExport:
+		return e.addExport(k, v)
 	case keyPastLeaf:
 		epoch, i := binary.BigEndian.Uint64(k), LeafIndex(binary.BigEndian.Uint32(k[8:]))
 		if e.leaves[epoch] == nil {
