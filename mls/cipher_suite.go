@@ -14,18 +14,12 @@ import (
 	"crypto"
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/ecdh"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/hmac"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 
-	"github.com/cloudflare/circl/sign/ed448"
 	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/parley-mls/parley/mls/codec"
@@ -34,8 +28,7 @@ import (
 // CipherSuite names the primitives of a group (RFC 9420, Section 17.1).
 type CipherSuite uint16
 
-// The cipher suites of RFC 9420, all of which this package implements. Suites 4 and 6 go with basic credentials only:
-// they sign with Ed448, which Go's X.509 doesn't have.
+// The cipher suites of RFC 9420.
 const (
 	X25519_AES128GCM_SHA256_Ed25519        CipherSuite = 1
 	P256_AES128GCM_SHA256_P256             CipherSuite = 2
@@ -46,27 +39,46 @@ const (
 	P384_AES256GCM_SHA384_P384             CipherSuite = 7
 )
 
-// CipherSuites returns the suites that this package implements.
-func CipherSuites() []CipherSuite {
-	return []CipherSuite{X25519_AES128GCM_SHA256_Ed25519, P256_AES128GCM_SHA256_P256,
-		X25519_CHACHA20POLY1305_SHA256_Ed25519, X448_AES256GCM_SHA512_Ed448, P521_AES256GCM_SHA512_P521,
-		X448_CHACHA20POLY1305_SHA512_Ed448, P384_AES256GCM_SHA384_P384}
+// The post-quantum cipher suites of draft-ietf-mls-pq-ciphersuites-06: their key encapsulation withstands quantum
+// computers, and so do the signatures of the last three. IANA has assigned no code points yet; these are of the block for
+// private use (RFC 9420, Section 17.1), in the draft's order, and will change. Groups can't change their suite, so the
+// numbers below become aliases then.
+const (
+	MLKEM768X25519_AES128GCM_SHA256_Ed25519        CipherSuite = 0xF001
+	MLKEM768X25519_AES256GCM_SHA384_Ed25519        CipherSuite = 0xF002
+	MLKEM768P256_AES128GCM_SHA256_P256             CipherSuite = 0xF003
+	MLKEM768P256_AES256GCM_SHA384_P256             CipherSuite = 0xF004
+	MLKEM1024P384_AES256GCM_SHA384_P384            CipherSuite = 0xF005
+	MLKEM768_AES256GCM_SHA384_Ed25519              CipherSuite = 0xF006
+	MLKEM768_AES256GCM_SHA384_P256                 CipherSuite = 0xF007
+	MLKEM1024_AES256GCM_SHA384_P384                CipherSuite = 0xF008
+	MLKEM768X25519_CHACHA20POLY1305_SHA384_MLDSA44 CipherSuite = 0xF009
+	MLKEM768_AES256GCM_SHA384_MLDSA65              CipherSuite = 0xF00A
+	MLKEM1024_AES256GCM_SHA384_MLDSA87             CipherSuite = 0xF00B
+)
+
+// suiteParams are a suite's primitives.
+type suiteParams struct {
+	suite CipherSuite
+	name  string // registered
+	kem
+	kdf
+	aead
+	sig signatureScheme
 }
 
-// suiteParams are a suite's primitives. HPKE's identifiers are those of RFC 9180, Section 7.
-type suiteParams struct {
-	name              string
-	kemID             uint16
-	kdfID             uint16
-	aeadID            uint16
-	kem               ecdh.Curve // nil: X25519 or X448
-	kemKeySize        int        // Nsk
-	kemHash           crypto.Hash
-	hash              crypto.Hash
-	hashSize, keySize int
-	curve             elliptic.Curve // of ECDSA; nil: Ed25519 or Ed448
-	ed448             bool
-	newAEAD           func(key []byte) (cipher.AEAD, error)
+// kdf is HKDF with a hash, which is the suite's (RFC 9180, Section 7.2).
+type kdf struct {
+	kdfID    uint16
+	hash     crypto.Hash
+	hashSize int
+}
+
+// aead is an AEAD (RFC 9180, Section 7.3).
+type aead struct {
+	aeadID  uint16
+	keySize int
+	newAEAD func(key []byte) (cipher.AEAD, error)
 }
 
 const aeadNonceSize = 12
@@ -80,40 +92,71 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 }
 
 var (
-	suite1 = suiteParams{"MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519", kemX25519, 1, 1, nil, 32, crypto.SHA256,
-		crypto.SHA256, 32, 16, nil, false, newGCM}
-	suite2 = suiteParams{"MLS_128_DHKEMP256_AES128GCM_SHA256_P256", kemP256, 1, 1, ecdh.P256(), 32, crypto.SHA256,
-		crypto.SHA256, 32, 16, elliptic.P256(), false, newGCM}
-	suite3 = suiteParams{"MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519", kemX25519, 1, 3, nil, 32, crypto.SHA256,
-		crypto.SHA256, 32, 32, nil, false, chacha20poly1305.New}
-	suite4 = suiteParams{"MLS_256_DHKEMX448_AES256GCM_SHA512_Ed448", kemX448, 3, 2, nil, 56, crypto.SHA512,
-		crypto.SHA512, 64, 32, nil, true, newGCM}
-	suite5 = suiteParams{"MLS_256_DHKEMP521_AES256GCM_SHA512_P521", kemP521, 3, 2, ecdh.P521(), 66, crypto.SHA512,
-		crypto.SHA512, 64, 32, elliptic.P521(), false, newGCM}
-	suite6 = suiteParams{"MLS_256_DHKEMX448_CHACHA20POLY1305_SHA512_Ed448", kemX448, 3, 3, nil, 56, crypto.SHA512,
-		crypto.SHA512, 64, 32, nil, true, chacha20poly1305.New}
-	suite7 = suiteParams{"MLS_256_DHKEMP384_AES256GCM_SHA384_P384", kemP384, 2, 2, ecdh.P384(), 48, crypto.SHA384,
-		crypto.SHA384, 48, 32, elliptic.P384(), false, newGCM}
+	hkdfSHA256 = kdf{1, crypto.SHA256, 32}
+	hkdfSHA384 = kdf{2, crypto.SHA384, 48}
+	hkdfSHA512 = kdf{3, crypto.SHA512, 64}
+
+	aes128GCM        = aead{1, 16, newGCM}
+	aes256GCM        = aead{2, 32, newGCM}
+	chaCha20Poly1305 = aead{3, chacha20poly1305.KeySize, chacha20poly1305.New}
 )
 
+var suites = [...]suiteParams{
+	{X25519_AES128GCM_SHA256_Ed25519, "MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519", dhkemX25519, hkdfSHA256, aes128GCM, ed25519Scheme{}},
+	{P256_AES128GCM_SHA256_P256, "MLS_128_DHKEMP256_AES128GCM_SHA256_P256", dhkemP256, hkdfSHA256, aes128GCM, ecdsaP256},
+	{X25519_CHACHA20POLY1305_SHA256_Ed25519, "MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519", dhkemX25519, hkdfSHA256, chaCha20Poly1305, ed25519Scheme{}},
+	{X448_AES256GCM_SHA512_Ed448, "MLS_256_DHKEMX448_AES256GCM_SHA512_Ed448", dhkemX448, hkdfSHA512, aes256GCM, pureEd448},
+	{P521_AES256GCM_SHA512_P521, "MLS_256_DHKEMP521_AES256GCM_SHA512_P521", dhkemP521, hkdfSHA512, aes256GCM, ecdsaP521},
+	{X448_CHACHA20POLY1305_SHA512_Ed448, "MLS_256_DHKEMX448_CHACHA20POLY1305_SHA512_Ed448", dhkemX448, hkdfSHA512, chaCha20Poly1305, pureEd448},
+	{P384_AES256GCM_SHA384_P384, "MLS_256_DHKEMP384_AES256GCM_SHA384_P384", dhkemP384, hkdfSHA384, aes256GCM, ecdsaP384},
+
+	{MLKEM768X25519_AES128GCM_SHA256_Ed25519, "MLS_128_MLKEM768X25519_AES128GCM_SHA256_Ed25519", mlkem768X25519, hkdfSHA256, aes128GCM, ed25519Scheme{}},
+	{MLKEM768X25519_AES256GCM_SHA384_Ed25519, "MLS_128_MLKEM768X25519_AES256GCM_SHA384_Ed25519", mlkem768X25519, hkdfSHA384, aes256GCM, ed25519Scheme{}},
+	{MLKEM768P256_AES128GCM_SHA256_P256, "MLS_128_MLKEM768P256_AES128GCM_SHA256_P256", mlkem768P256, hkdfSHA256, aes128GCM, ecdsaP256},
+	{MLKEM768P256_AES256GCM_SHA384_P256, "MLS_128_MLKEM768P256_AES256GCM_SHA384_P256", mlkem768P256, hkdfSHA384, aes256GCM, ecdsaP256},
+	{MLKEM1024P384_AES256GCM_SHA384_P384, "MLS_192_MLKEM1024P384_AES256GCM_SHA384_P384", mlkem1024P384, hkdfSHA384, aes256GCM, ecdsaP384},
+	{MLKEM768_AES256GCM_SHA384_Ed25519, "MLS_128_MLKEM768_AES256GCM_SHA384_Ed25519", mlkem768KEM, hkdfSHA384, aes256GCM, ed25519Scheme{}},
+	{MLKEM768_AES256GCM_SHA384_P256, "MLS_128_MLKEM768_AES256GCM_SHA384_P256", mlkem768KEM, hkdfSHA384, aes256GCM, ecdsaP256},
+	{MLKEM1024_AES256GCM_SHA384_P384, "MLS_192_MLKEM1024_AES256GCM_SHA384_P384", mlkem1024KEM, hkdfSHA384, aes256GCM, ecdsaP384},
+	{MLKEM768X25519_CHACHA20POLY1305_SHA384_MLDSA44, "MLS_128_MLKEM768X25519_CHACHA20POLY1305_SHA384_MLDSA44", mlkem768X25519, hkdfSHA384, chaCha20Poly1305, mlDSA44},
+	{MLKEM768_AES256GCM_SHA384_MLDSA65, "MLS_192_MLKEM768_AES256GCM_SHA384_MLDSA65", mlkem768KEM, hkdfSHA384, aes256GCM, mlDSA65},
+	{MLKEM1024_AES256GCM_SHA384_MLDSA87, "MLS_256_MLKEM1024_AES256GCM_SHA384_MLDSA87", mlkem1024KEM, hkdfSHA384, aes256GCM, mlDSA87},
+}
+
+// suiteAliases are other numbers for suites of the table, with the same primitives: 0x0008 to 0x000a are what MLS++ has
+// for three. 0x004d is none of the table's: OpenMLS means X-Wing, ChaCha20-Poly1305 and SHA-256 with Ed25519 by it,
+// ts-mls 1 ML-KEM-512. Nor are the numbers up to 0x0058, about which those two differ.
+var suiteAliases = map[CipherSuite]CipherSuite{
+	0x0008: MLKEM768X25519_AES256GCM_SHA384_Ed25519,
+	0x0009: MLKEM768P256_AES256GCM_SHA384_P256,
+	0x000a: MLKEM1024P384_AES256GCM_SHA384_P384,
+}
+
+// suiteRows has the rows of suites, counted from 1, by number.
+var suiteRows = func() (rows [1 << 16]uint8) {
+	for i := range suites {
+		rows[suites[i].suite] = uint8(i + 1)
+	}
+	for alias, cs := range suiteAliases {
+		rows[alias] = rows[cs]
+	}
+	return rows
+}()
+
 func (cs CipherSuite) lookup() *suiteParams {
-	switch cs {
-	case X25519_AES128GCM_SHA256_Ed25519:
-		return &suite1
-	case P256_AES128GCM_SHA256_P256:
-		return &suite2
-	case X25519_CHACHA20POLY1305_SHA256_Ed25519:
-		return &suite3
-	case X448_AES256GCM_SHA512_Ed448:
-		return &suite4
-	case P521_AES256GCM_SHA512_P521:
-		return &suite5
-	case X448_CHACHA20POLY1305_SHA512_Ed448:
-		return &suite6
-	case P384_AES256GCM_SHA384_P384:
-		return &suite7
+	if row := suiteRows[cs]; row > 0 {
+		return &suites[row-1]
 	}
 	return nil
+}
+
+// CipherSuites returns the suites that this package implements: the seven of RFC 9420 and the eleven post-quantum ones.
+func CipherSuites() []CipherSuite {
+	all := make([]CipherSuite, len(suites))
+	for i := range suites {
+		all[i] = suites[i].suite
+	}
+	return all
 }
 
 // params panics for a suite that isn't supported; where a suite comes in, Supported is asked.
@@ -125,19 +168,26 @@ func (cs CipherSuite) params() *suiteParams {
 	return p
 }
 
-// Supported says whether this package implements the suite. The other methods panic if it doesn't, except String and
-// VerifyWithLabel.
+// Supported says whether this package implements the suite: one of CipherSuites, or 0x0008, 0x0009 or 0x000a, which are
+// second numbers of three of them. The other methods panic if it doesn't, except String and VerifyWithLabel.
 func (cs CipherSuite) Supported() bool { return cs.lookup() != nil }
 
-// X509 says whether certificates can have the suite's signature keys: Go's crypto/x509 has no Ed448.
-func (cs CipherSuite) X509() bool { return !cs.params().ed448 }
+// X509 says whether certificates can have the suite's signature keys: Go's crypto/x509 has neither Ed448 nor ML-DSA.
+func (cs CipherSuite) X509() bool {
+	_, ok := cs.params().sig.(circlScheme)
+	return !ok
+}
 
-// String returns the suite's registered name.
+// String returns the suite's registered name; with its number, if that isn't the suite's own.
 func (cs CipherSuite) String() string {
-	if p := cs.lookup(); p != nil {
+	switch p := cs.lookup(); {
+	case p == nil:
+		return fmt.Sprintf("CipherSuite(%d)", uint16(cs))
+	case p.suite != cs:
+		return fmt.Sprintf("%s (%#04x)", p.name, uint16(cs))
+	default:
 		return p.name
 	}
-	return fmt.Sprintf("CipherSuite(%d)", uint16(cs))
 }
 
 // HashSize returns the size in bytes of the suite's hash, which is KDF.Nh too.
@@ -242,159 +292,6 @@ func (cs CipherSuite) aeadOpen(key, nonce secret, aad, ciphertext []byte) ([]byt
 		return nil, ErrDecrypt
 	}
 	return plain, nil
-}
-
-// GenerateSignatureKey makes a key of the suite: an ed25519.PrivateKey, an ed448.PrivateKey of circl or an
-// *ecdsa.PrivateKey.
-func (cs CipherSuite) GenerateSignatureKey(rand io.Reader) (crypto.Signer, error) {
-	p := cs.params()
-	if p.curve == nil {
-		size := ed25519.SeedSize
-		if p.ed448 {
-			size = ed448.SeedSize
-		}
-		seed := make([]byte, size)
-		if _, err := io.ReadFull(rand, seed); err != nil {
-			return nil, fmt.Errorf("mls: generate signature key: %w", err)
-		}
-		if p.ed448 {
-			return ed448.NewKeyFromSeed(seed), nil
-		}
-		return ed25519.NewKeyFromSeed(seed), nil
-	}
-	b := make([]byte, (p.curve.Params().BitSize+7)/8)
-	for range 256 { // a candidate is out of range with a chance below one half
-		if _, err := io.ReadFull(rand, b); err != nil {
-			return nil, fmt.Errorf("mls: generate signature key: %w", err)
-		}
-		if p.curve == elliptic.P521() {
-			b[0] &= 1
-		}
-		if key, err := ecdsa.ParseRawPrivateKey(p.curve, b); err == nil {
-			return key, nil
-		}
-	}
-	return nil, errors.New("mls: generate signature key: the source of randomness repeats itself")
-}
-
-// SignaturePublicKey encodes a public key for MLS: 32 bytes for Ed25519, 57 for Ed448, an uncompressed
-// point for ECDSA (RFC 9420, Section 5.1.1). It fails if the key isn't of the suite's type.
-func (cs CipherSuite) SignaturePublicKey(pub crypto.PublicKey) ([]byte, error) {
-	p := cs.params()
-	switch pub := pub.(type) {
-	case ed25519.PublicKey:
-		if p.curve == nil && !p.ed448 && len(pub) == ed25519.PublicKeySize {
-			return append([]byte(nil), pub...), nil
-		}
-	case ed448.PublicKey:
-		if p.ed448 && len(pub) == ed448.PublicKeySize {
-			return append([]byte(nil), pub...), nil
-		}
-	case *ecdsa.PublicKey:
-		if p.curve != nil && pub.Curve == p.curve {
-			b, err := pub.Bytes()
-			if err != nil {
-				return nil, fmt.Errorf("mls: encode signature key: %w", err)
-			}
-			return b, nil
-		}
-	}
-	return nil, fmt.Errorf("mls: a key of type %T is not one of %v", pub, cs)
-}
-
-// ParseSignaturePublicKey decodes what SignaturePublicKey encodes.
-func (cs CipherSuite) ParseSignaturePublicKey(b []byte) (crypto.PublicKey, error) {
-	p := cs.params()
-	if p.ed448 {
-		if len(b) != ed448.PublicKeySize {
-			return nil, fmt.Errorf("%w: Ed448 key of %d bytes", ErrMalformed, len(b))
-		}
-		return ed448.PublicKey(append([]byte(nil), b...)), nil
-	}
-	if p.curve == nil {
-		if len(b) != ed25519.PublicKeySize {
-			return nil, fmt.Errorf("%w: Ed25519 key of %d bytes", ErrMalformed, len(b))
-		}
-		return ed25519.PublicKey(append([]byte(nil), b...)), nil
-	}
-	pub, err := ecdsa.ParseUncompressedPublicKey(p.curve, b)
-	if err != nil {
-		return nil, fmt.Errorf("%w: signature key: %w", ErrMalformed, err)
-	}
-	return pub, nil
-}
-
-// labelled is SignContent and EncryptContext (RFC 9420, Sections 5.1.2 and 5.1.3).
-//
-//	struct {
-//	    opaque label<V>;
-//	    opaque content<V>;
-//	} SignContent;
-func labelled(label string, content func(w *codec.Writer)) *codec.Writer {
-	w := codec.Scratch()
-	w.Length(len(labelPrefix) + len(label))
-	w.String(labelPrefix)
-	w.String(label)
-	w.Vector(content)
-	return w
-}
-
-// SignWithLabel signs content under a label (RFC 9420, Section 5.1.2). The signer's key must be of the suite. Ed448
-// is the pure one with an empty context (RFC 8032, Section 5.2). ECDSA signatures are ASN.1 DER; Go's take their
-// randomness from the system, whatever rand is.
-func (cs CipherSuite) SignWithLabel(rand io.Reader, signer crypto.Signer, label string, content []byte) ([]byte, error) {
-	return cs.sign(rand, signer, label, func(w *codec.Writer) { w.Raw(content) })
-}
-
-// sign is SignWithLabel of what content writes.
-func (cs CipherSuite) sign(rand io.Reader, signer crypto.Signer, label string, content func(w *codec.Writer)) ([]byte, error) {
-	if _, err := cs.SignaturePublicKey(signer.Public()); err != nil {
-		return nil, err
-	}
-	w := labelled(label, content)
-	defer w.Free()
-	p, msg := cs.params(), w.Bytes()
-	opts := crypto.Hash(0)
-	if p.curve != nil {
-		msg, opts = cs.Hash(msg), p.hash
-	}
-	sig, err := signer.Sign(rand, msg, opts)
-	if err != nil {
-		return nil, fmt.Errorf("mls: sign: %w", err)
-	}
-	return sig, nil
-}
-
-// VerifyWithLabel checks what SignWithLabel signed. It fails with ErrSignature, or ErrMalformed for a bad key.
-func (cs CipherSuite) VerifyWithLabel(publicKey []byte, label string, content, signature []byte) error {
-	return cs.verify(publicKey, label, func(w *codec.Writer) { w.Raw(content) }, signature)
-}
-
-// verify is VerifyWithLabel of what content writes.
-func (cs CipherSuite) verify(publicKey []byte, label string, content func(w *codec.Writer), signature []byte) error {
-	if !cs.Supported() {
-		return fmt.Errorf("%w: %v", ErrUnsupported, cs)
-	}
-	pub, err := cs.ParseSignaturePublicKey(publicKey)
-	if err != nil {
-		return err
-	}
-	w := labelled(label, content)
-	defer w.Free()
-	msg := w.Bytes()
-	var ok bool
-	switch pub := pub.(type) {
-	case ed25519.PublicKey:
-		ok = ed25519.Verify(pub, msg, signature)
-	case ed448.PublicKey:
-		ok = ed448.Verify(pub, msg, signature, "")
-	case *ecdsa.PublicKey:
-		ok = ecdsa.VerifyASN1(pub, cs.Hash(msg), signature)
-	}
-	if !ok {
-		return ErrSignature
-	}
-	return nil
 }
 
 // HPKEPublicKey is an encoded public key of the suite's KEM.

@@ -7,7 +7,6 @@ import (
 	"crypto/elliptic"
 	gohpke "crypto/hpke"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -35,6 +34,17 @@ func TestHPKEAgreesWithTheStandardLibrary(t *testing.T) {
 		{3, gohpke.DHKEM(ecdh.X25519()), gohpke.HKDFSHA256(), gohpke.ChaCha20Poly1305()},
 		{5, gohpke.DHKEM(ecdh.P521()), gohpke.HKDFSHA512(), gohpke.AES256GCM()},
 		{7, gohpke.DHKEM(ecdh.P384()), gohpke.HKDFSHA384(), gohpke.AES256GCM()},
+		{MLKEM768X25519_AES128GCM_SHA256_Ed25519, gohpke.MLKEM768X25519(), gohpke.HKDFSHA256(), gohpke.AES128GCM()},
+		{MLKEM768X25519_AES256GCM_SHA384_Ed25519, gohpke.MLKEM768X25519(), gohpke.HKDFSHA384(), gohpke.AES256GCM()},
+		{MLKEM768P256_AES128GCM_SHA256_P256, gohpke.MLKEM768P256(), gohpke.HKDFSHA256(), gohpke.AES128GCM()},
+		{MLKEM768P256_AES256GCM_SHA384_P256, gohpke.MLKEM768P256(), gohpke.HKDFSHA384(), gohpke.AES256GCM()},
+		{MLKEM1024P384_AES256GCM_SHA384_P384, gohpke.MLKEM1024P384(), gohpke.HKDFSHA384(), gohpke.AES256GCM()},
+		{MLKEM768_AES256GCM_SHA384_Ed25519, gohpke.MLKEM768(), gohpke.HKDFSHA384(), gohpke.AES256GCM()},
+		{MLKEM768_AES256GCM_SHA384_P256, gohpke.MLKEM768(), gohpke.HKDFSHA384(), gohpke.AES256GCM()},
+		{MLKEM1024_AES256GCM_SHA384_P384, gohpke.MLKEM1024(), gohpke.HKDFSHA384(), gohpke.AES256GCM()},
+		{MLKEM768X25519_CHACHA20POLY1305_SHA384_MLDSA44, gohpke.MLKEM768X25519(), gohpke.HKDFSHA384(), gohpke.ChaCha20Poly1305()},
+		{MLKEM768_AES256GCM_SHA384_MLDSA65, gohpke.MLKEM768(), gohpke.HKDFSHA384(), gohpke.AES256GCM()},
+		{MLKEM1024_AES256GCM_SHA384_MLDSA87, gohpke.MLKEM1024(), gohpke.HKDFSHA384(), gohpke.AES256GCM()},
 	} {
 		ikm := bytes.Repeat([]byte{byte(c.cs)}, 66)
 		pub, priv, err := c.cs.DeriveHPKEKey(ikm)
@@ -46,6 +56,13 @@ func TestHPKEAgreesWithTheStandardLibrary(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantBytes(t, "derived public key", pub, sk.PublicKey().Bytes())
+		if c.cs != X25519_AES128GCM_SHA256_Ed25519 && c.cs != X25519_CHACHA20POLY1305_SHA256_Ed25519 { // Go clamps these
+			b, err := sk.Bytes()
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantBytes(t, "derived private key", priv, b)
+		}
 
 		ct, err := c.cs.hpkeSeal(rand.Reader, pub, c.cs.hpkeRawInfo(info), plain)
 		if err != nil {
@@ -166,21 +183,55 @@ func TestBadHPKEKeysAreRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, bad := range []HPKEPublicKey{nil, pub[1:], append(pub[:len(pub):len(pub)], 0), make([]byte, len(pub))} {
-			if _, err := cs.EncryptWithLabel(rand.Reader, bad, "x", nil, nil); !errors.Is(err, ErrMalformed) {
-				t.Errorf("%v: public key %x: got %v, want ErrMalformed", cs, []byte(bad), err)
+		ct, err := cs.EncryptWithLabel(rand.Reader, pub, "x", nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, bad := range malformations(cs, pub) {
+			if err := cs.checkHPKEPublicKey(bad); !errors.Is(err, ErrMalformed) {
+				t.Errorf("%v: check of a public key %s: got %v, want ErrMalformed", cs, what, err)
 			}
-			if _, err := cs.DecryptWithLabel(priv, "x", nil, HPKECiphertext{bad, make([]byte, 32)}); !errors.Is(err, ErrDecrypt) {
-				t.Errorf("%v: KEM output %x: got %v, want ErrDecrypt", cs, []byte(bad), err)
+			if _, err := cs.EncryptWithLabel(rand.Reader, bad, "x", nil, nil); !errors.Is(err, ErrMalformed) {
+				t.Errorf("%v: public key %s: got %v, want ErrMalformed", cs, what, err)
 			}
 		}
-		if _, err := cs.DecryptWithLabel(priv[1:], "x", nil, HPKECiphertext{pub, nil}); err == nil {
-			t.Errorf("%v: short private key accepted", cs)
+		for what, bad := range malformations(cs, ct.KEMOutput) {
+			if _, err := cs.DecryptWithLabel(priv, "x", nil, HPKECiphertext{bad, ct.Ciphertext}); !errors.Is(err, ErrDecrypt) {
+				t.Errorf("%v: KEM output %s: got %v, want ErrDecrypt", cs, what, err)
+			}
+		}
+		for _, bad := range []HPKEPrivateKey{nil, priv[1:], append(priv[:len(priv):len(priv)], 0)} {
+			if _, err := cs.DecryptWithLabel(bad, "x", nil, ct); err == nil || errors.Is(err, ErrDecrypt) {
+				t.Errorf("%v: private key of %d bytes: %v", cs, len(bad), err)
+			}
 		}
 		if err := cs.checkHPKEPublicKey(pub); err != nil {
 			t.Error(err)
 		}
 	}
+}
+
+// malformations are variants of a sound public key or KEM output of the suite that are neither.
+func malformations(cs CipherSuite, good []byte) map[string][]byte {
+	bad := map[string][]byte{"missing": nil, "too short": good[1:], "cut": good[:len(good)-1], "too long": append(good[:len(good):len(good)], 0)}
+	pq := 0 // length of the part of ML-KEM
+	switch k := cs.params().kem.(type) {
+	case mlKEM:
+		pq = len(good)
+	case *hybridKEM:
+		pq = len(good) - map[dhGroup]int{k.t: 32, nistGroup{ecdh.P256(), 32}: 65, nistGroup{ecdh.P384(), 48}: 97}[k.t]
+	}
+	if pq < len(good) { // zero is of no group, or of small order
+		bad["with a bad point"] = append(bytes.Clone(good[:pq]), make([]byte, len(good)-pq)...)
+	}
+	if pq == 1184 || len(good) == 1568+97 { // an encapsulation key; ciphertexts are all in range
+		for i, at := range []int{0, 3 * (pq - 32) / 6, pq - 35} {
+			b := bytes.Clone(good)
+			b[at], b[at+1] = 0x01, b[at+1]&0xf0|0x0d // 3329, the modulus, in the first of two coefficients
+			bad[fmt.Sprint("with the modulus as coefficient ", i)] = b
+		}
+	}
+	return bad
 }
 
 func TestKeysThatNobodyCanEncryptToAreRefused(t *testing.T) {
@@ -272,14 +323,10 @@ func TestEd448IsPureWithoutContext(t *testing.T) {
 	}
 }
 
-func TestOnlyEd448HasNoCertificates(t *testing.T) {
+func TestOnlyGoKeysHaveCertificates(t *testing.T) {
 	for _, cs := range CipherSuites() {
-		signer, err := cs.GenerateSignatureKey(rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := x509.MarshalPKIXPublicKey(signer.Public()); (err == nil) != cs.X509() {
-			t.Errorf("%v: X509 says %v, Go's X.509 %v", cs, cs.X509(), err)
+		if want := !strings.Contains(cs.String(), "_Ed448") && !strings.Contains(cs.String(), "_MLDSA"); cs.X509() != want {
+			t.Errorf("%v: X509 says %v", cs, cs.X509())
 		}
 	}
 }
@@ -315,7 +362,7 @@ func TestSignatureKeysBelongToTheirSuite(t *testing.T) {
 			t.Errorf("%v: short key: got %v, want ErrMalformed", cs, err)
 		}
 		for _, other := range CipherSuites() {
-			same := other.params().curve == cs.params().curve && other.params().ed448 == cs.params().ed448
+			same := other.params().sig == cs.params().sig
 			if _, err := other.SignaturePublicKey(signer.Public()); (err == nil) != same {
 				t.Errorf("key of %v as one of %v: %v", cs, other, err)
 			}
@@ -328,8 +375,8 @@ func TestSignatureKeysBelongToTheirSuite(t *testing.T) {
 	if _, err := P256_AES128GCM_SHA256_P256.SignaturePublicKey(&p224.PublicKey); err == nil {
 		t.Error("P-224 key accepted")
 	}
-	if err := CipherSuite(8).VerifyWithLabel(nil, "", nil, nil); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("suite 8: got %v, want ErrUnsupported", err)
+	if err := CipherSuite(11).VerifyWithLabel(nil, "", nil, nil); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("suite 11: got %v, want ErrUnsupported", err)
 	}
 }
 

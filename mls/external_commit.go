@@ -116,7 +116,7 @@ func externalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
 		return nil, err
 	}
 	if o.Capabilities.isZero() {
-		if o.Capabilities, err = DefaultCapabilities().grease(rand); err != nil {
+		if o.Capabilities, err = defaultCapabilities(cs).grease(rand); err != nil {
 			return nil, err
 		}
 	}

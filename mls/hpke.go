@@ -2,9 +2,7 @@ package mls
 
 import (
 	"crypto"
-	"crypto/ecdh"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 
@@ -35,13 +33,9 @@ func (cs CipherSuite) hpkeRawInfo(info []byte) hpkeInfo {
 
 func (cs CipherSuite) hpkeSuiteID() []byte {
 	p := cs.params()
-	id := binary.BigEndian.AppendUint16([]byte("HPKE"), p.kemID)
+	id := binary.BigEndian.AppendUint16([]byte("HPKE"), p.id())
 	id = binary.BigEndian.AppendUint16(id, p.kdfID)
 	return binary.BigEndian.AppendUint16(id, p.aeadID)
-}
-
-func (p *suiteParams) kemSuiteID() []byte {
-	return binary.BigEndian.AppendUint16([]byte("KEM"), p.kemID)
 }
 
 // labeledExtract and labeledExpand are RFC 9180, Section 4.
@@ -55,94 +49,36 @@ func labeledExpand(h crypto.Hash, prk, suiteID []byte, label string, info []byte
 
 // GenerateHPKEKey makes a key pair of the suite's KEM.
 func (cs CipherSuite) GenerateHPKEKey(rand io.Reader) (HPKEPublicKey, HPKEPrivateKey, error) {
-	k, err := cs.generateKEMKey(rand)
-	if err != nil {
-		return nil, nil, err
-	}
-	return k.public(), k.private(), nil
-}
-
-func (cs CipherSuite) generateKEMKey(rand io.Reader) (kemKey, error) {
-	ikm := make(secret, cs.params().kemKeySize)
+	size, _ := cs.params().seedSizes()
+	ikm := make(secret, size)
 	if _, err := io.ReadFull(rand, ikm); err != nil {
-		return nil, fmt.Errorf("mls: generate HPKE key: %w", err)
+		return nil, nil, fmt.Errorf("mls: generate HPKE key: %w", err)
 	}
-	return cs.deriveKEMKey(ikm)
+	return cs.DeriveHPKEKey(ikm)
 }
 
 // DeriveHPKEKey is KEM.DeriveKeyPair (RFC 9180, Section 7.1.3): the same key pair for the same secret.
 func (cs CipherSuite) DeriveHPKEKey(ikm []byte) (HPKEPublicKey, HPKEPrivateKey, error) {
-	k, err := cs.deriveKEMKey(ikm)
-	if err != nil {
-		return nil, nil, err
-	}
-	return k.public(), k.private(), nil
-}
-
-func (cs CipherSuite) deriveKEMKey(ikm []byte) (kemKey, error) {
-	p := cs.params()
-	id := p.kemSuiteID()
-	prk := labeledExtract(p.kemHash, id, nil, "dkp_prk", ikm)
-	if p.kem == nil {
-		return p.newKEMKey(labeledExpand(p.kemHash, prk, id, "sk", nil, p.kemKeySize))
-	}
-	for counter := range 256 {
-		b := labeledExpand(p.kemHash, prk, id, "candidate", []byte{byte(counter)}, p.kemKeySize)
-		if p.kem == ecdh.P521() {
-			b[0] &= 1
-		}
-		if k, err := p.newKEMKey(b); err == nil {
-			return k, nil
-		}
-	}
-	return nil, errors.New("mls: derive HPKE key: no candidate in range")
+	return cs.params().derive(ikm)
 }
 
 // hpkePublicOf returns the public key of a private one.
 func (cs CipherSuite) hpkePublicOf(priv HPKEPrivateKey) (HPKEPublicKey, error) {
-	k, err := cs.params().newKEMKey(priv)
-	if err != nil {
-		return nil, err
-	}
-	return k.public(), nil
+	return cs.params().public(priv)
 }
 
-// encap and decap are RFC 9180, Section 4.1.
+// checkHPKEPublicKey says whether one can encrypt to pub. A member whose key isn't sound would keep everybody else from
+// committing.
+func (cs CipherSuite) checkHPKEPublicKey(pub HPKEPublicKey) error { return cs.params().check(pub) }
+
 func (cs CipherSuite) encap(rand io.Reader, pub HPKEPublicKey) (shared, enc []byte, err error) {
-	ephemeral, err := cs.generateKEMKey(rand)
-	if err != nil {
-		return nil, nil, err
-	}
-	dh, err := ephemeral.dh(pub)
-	if err != nil {
-		return nil, nil, err
-	}
-	enc = ephemeral.public()
-	return cs.params().kemShared(dh, enc, pub), enc, nil
-}
-
-// decap takes the private key's public one too, if the caller has it; nil computes it.
-func (cs CipherSuite) decap(priv HPKEPrivateKey, pub HPKEPublicKey, enc []byte) ([]byte, error) {
 	p := cs.params()
-	k, err := p.newKEMKey(priv)
-	if err != nil {
-		return nil, err
+	_, size := p.seedSizes()
+	seed := make(secret, size)
+	if _, err := io.ReadFull(rand, seed); err != nil {
+		return nil, nil, fmt.Errorf("mls: encapsulate: %w", err)
 	}
-	dh, err := k.dh(enc)
-	if err != nil {
-		return nil, fmt.Errorf("%w: KEM output is malformed", ErrDecrypt)
-	}
-	if pub == nil {
-		pub = k.public()
-	}
-	return p.kemShared(dh, enc, pub), nil
-}
-
-func (p *suiteParams) kemShared(dh, enc, pub []byte) []byte {
-	id := p.kemSuiteID()
-	prk := labeledExtract(p.kemHash, id, nil, "eae_prk", dh)
-	kemContext := append(append(make([]byte, 0, len(enc)+len(pub)), enc...), pub...)
-	return labeledExpand(p.kemHash, prk, id, "shared_secret", kemContext, p.kemHash.Size())
+	return p.encap(seed, pub)
 }
 
 // hpkeKey derives the key and the first nonce (RFC 9180, Section 5.1).
@@ -176,7 +112,7 @@ func (cs CipherSuite) hpkeSeal(rand io.Reader, pub HPKEPublicKey, info hpkeInfo,
 
 // hpkeOpen takes the private key's public one too, if the caller has it; nil computes it.
 func (cs CipherSuite) hpkeOpen(priv HPKEPrivateKey, pub HPKEPublicKey, info hpkeInfo, ct HPKECiphertext) ([]byte, error) {
-	shared, err := cs.decap(priv, pub, ct.KEMOutput)
+	shared, err := cs.params().decap(priv, pub, ct.KEMOutput)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +153,7 @@ func (cs CipherSuite) externalInitReceive(externalSecret secret, kemOutput []byt
 	if err != nil {
 		return nil, err
 	}
-	shared, err := cs.decap(priv, pub, kemOutput)
+	shared, err := cs.params().decap(priv, pub, kemOutput)
 	if err != nil {
 		return nil, fmt.Errorf("mls: external init: %w", err)
 	}

@@ -191,7 +191,7 @@ func NewKeyPackage(o KeyPackageOptions) (*KeyPackage, *KeyPackageSecrets, error)
 		return nil, nil, fmt.Errorf("mls: new key package: %w: %v", ErrUnsupported, o.Suite)
 	}
 	if o.Capabilities.isZero() {
-		c, err := DefaultCapabilities().grease(o.Rand)
+		c, err := defaultCapabilities(o.Suite).grease(o.Rand)
 		if err != nil {
 			return nil, nil, err
 		}

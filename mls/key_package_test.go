@@ -72,7 +72,7 @@ func TestKeyPackageRules(t *testing.T) {
 		cause         error
 	}{
 		{what: "other version", section: "10.1", change: func(kp *KeyPackage) { kp.Version = 2 }},
-		{what: "unsupported suite", section: "10.1", change: func(kp *KeyPackage) { kp.CipherSuite = 8 }, cause: ErrUnsupported},
+		{what: "unsupported suite", section: "10.1", change: func(kp *KeyPackage) { kp.CipherSuite = 11 }, cause: ErrUnsupported},
 		{what: "init key equal to encryption key", section: "10.1", change: func(kp *KeyPackage) { kp.InitKey = kp.LeafNode.EncryptionKey }},
 		{what: "init key too short", section: "10.1", change: func(kp *KeyPackage) { kp.InitKey = kp.InitKey[1:] }, cause: ErrMalformed},
 		{what: "encryption key too short", section: "10.1", change: func(kp *KeyPackage) { kp.LeafNode.EncryptionKey = kp.LeafNode.EncryptionKey[1:] }, cause: ErrMalformed},

@@ -36,7 +36,8 @@ type Capabilities struct {
 	Credentials  []CredentialType
 }
 
-// DefaultCapabilities lists all that this package supports.
+// DefaultCapabilities lists all that this package supports, the post-quantum suites among it: they take 22 bytes in each
+// leaf, by which a group sees whom it could take along to such a suite.
 func DefaultCapabilities() Capabilities {
 	return Capabilities{
 		Versions:     []ProtocolVersion{MLS10},
@@ -45,6 +46,15 @@ func DefaultCapabilities() Capabilities {
 		Proposals:    []ProposalType{ProposalAppDataUpdate, ProposalAppEphemeral, ProposalSelfRemove},
 		Credentials:  []CredentialType{CredentialBasic, CredentialX509},
 	}
+}
+
+// defaultCapabilities has the suite too if it is one by a second number, which everybody else needs not know.
+func defaultCapabilities(cs CipherSuite) Capabilities {
+	c := DefaultCapabilities()
+	if !c.supportsSuite(cs) {
+		c.CipherSuites = append(c.CipherSuites, cs)
+	}
+	return c
 }
 
 func (c Capabilities) isZero() bool {

@@ -57,7 +57,7 @@ func parallel(n int, f func(i int) error) error {
 // sealAll encrypts to n public keys, in parallel; job says what to whom. The randomness of all is read first and in
 // order, so that the same randomness gives the same ciphertexts.
 func (cs CipherSuite) sealAll(rand io.Reader, n int, info hpkeInfo, job func(i int) (to HPKEPublicKey, plaintext []byte)) ([]HPKECiphertext, error) {
-	size := cs.params().kemKeySize
+	_, size := cs.params().seedSizes()
 	seeds := make(secret, n*size)
 	if _, err := io.ReadFull(rand, seeds); err != nil {
 		return nil, fmt.Errorf("mls: read randomness: %w", err)

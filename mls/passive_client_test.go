@@ -43,7 +43,7 @@ func TestVectorsPassiveClientRandom(t *testing.T) { passiveClient(t, "passive-cl
 
 // passiveClient follows a group as the vectors' client does, and continues from the store at every epoch.
 func passiveClient(t *testing.T, family string) {
-	suites := CipherSuites()
+	suites := vectorSuites
 	if family == "passive-client-random" {
 		suites = nil // one case only
 	}

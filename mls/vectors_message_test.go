@@ -28,7 +28,7 @@ func TestVectorsMessageProtection(t *testing.T) {
 		Application             hexBytes    `json:"application"`
 		ApplicationPriv         hexBytes    `json:"application_priv"`
 	}
-	forSuites(t, "message-protection", CipherSuites(), func(v *vector) CipherSuite { return v.CipherSuite }, func(t *testing.T, v *vector) {
+	forSuites(t, "message-protection", vectorSuites, func(v *vector) CipherSuite { return v.CipherSuite }, func(t *testing.T, v *vector) {
 		cs := v.CipherSuite
 		ctx := codec.Marshal(GroupContext{Version: MLS10, CipherSuite: cs, GroupID: v.GroupID, Epoch: v.Epoch,
 			TreeHash: v.TreeHash, ConfirmedTranscriptHash: v.ConfirmedTranscriptHash})

@@ -55,7 +55,7 @@ func TestVectorsTreeValidation(t *testing.T) {
 		Resolutions [][]NodeIndex `json:"resolutions"`
 		TreeHashes  []hexBytes    `json:"tree_hashes"`
 	}
-	forSuites(t, "tree-validation", CipherSuites(), func(v *vector) CipherSuite { return v.CipherSuite }, func(t *testing.T, v *vector) {
+	forSuites(t, "tree-validation", vectorSuites, func(v *vector) CipherSuite { return v.CipherSuite }, func(t *testing.T, v *vector) {
 		tree, err := ParseRatchetTree(v.Tree)
 		if err != nil {
 			t.Fatal(err)
@@ -112,7 +112,7 @@ func TestVectorsTreeKEM(t *testing.T) {
 			TreeHashAfter hexBytes   `json:"tree_hash_after"`
 		} `json:"update_paths"`
 	}
-	forSuites(t, "treekem", CipherSuites(), func(v *vector) CipherSuite { return v.CipherSuite }, func(t *testing.T, v *vector) {
+	forSuites(t, "treekem", vectorSuites, func(v *vector) CipherSuite { return v.CipherSuite }, func(t *testing.T, v *vector) {
 		cs := v.CipherSuite
 		tree, err := ParseRatchetTree(v.RatchetTree)
 		if err != nil {
