@@ -114,6 +114,7 @@ type forged struct {
 	noPath   bool
 	template func(*LeafNode)             // changes the path's leaf before it is made
 	leaf     func(*LeafNode)             // changes the path's leaf; it is signed again
+	keys     func([]HPKEPublicKey)       // changes the keys of the path's nodes, whose parent hashes follow
 	path     func(*UpdatePath)           // changes the path
 	content  func(*FramedContent)        // before signing
 	signed   func(*AuthenticatedContent) // after signing, before the tags
@@ -123,6 +124,40 @@ type forged struct {
 	external string
 	leafKey  crypto.Signer // of the path's leaf, if not the signer
 	private  bool          // as a PrivateMessage; framed isn't called
+}
+
+// tagged gives a message of a member a membership tag that fits.
+func (f *forgery) tagged(by *client, m *MLSMessage) *MLSMessage {
+	f.TB.Helper()
+	p, err := protectPublic(testSuite, m.Public.authenticated(), by.secrets.membership, by.state.encoded)
+	f.must(err)
+	return NewMLSMessage(p)
+}
+
+// pend makes a proposal pending everywhere and returns its reference.
+func (f *forgery) pend(m *MLSMessage) []byte {
+	f.TB.Helper()
+	f.room.propose(m, nil)
+	return m.Public.authenticated().ref(testSuite)
+}
+
+// private frames a member's handshake message as a PrivateMessage instead; nil if it can't be. A commit that doesn't
+// fail before has no confirmation tag then.
+func (f *forgery) private(m *MLSMessage) *MLSMessage {
+	f.TB.Helper()
+	c := m.Public.Content
+	for _, by := range f.members {
+		if c.Sender != (Sender{Type: SenderMember, Leaf: by.OwnLeaf()}) || c.ContentType == ContentApplication {
+			continue
+		}
+		ac, err := signContent(testSuite, rand.Reader, by.signer, WireFormatPrivateMessage, c, by.state.encoded)
+		f.must(err)
+		if c.ContentType == ContentCommit {
+			ac.ConfirmationTag = make([]byte, testSuite.HashSize())
+		}
+		return f.encrypt(by, ac)
+	}
+	return nil
 }
 
 // externalInit makes an external_init proposal for the current epoch.
@@ -161,8 +196,12 @@ func (f *forgery) commit(o forged) *MLSMessage {
 	next.Epoch++
 	tree := state.tree.clone()
 	for _, ref := range o.refs {
-		if e := state.findPending(ref); e != nil && e.Proposal.Type == ProposalSelfRemove && e.Sender.Leaf != at && tree.Leaf(e.Sender.Leaf) != nil {
+		switch e := state.findPending(ref); {
+		case e == nil || e.Sender.Leaf == at || tree.Leaf(e.Sender.Leaf) == nil:
+		case e.Proposal.Type == ProposalSelfRemove:
 			tree.removeLeaf(e.Sender.Leaf)
+		case e.Proposal.Update != nil:
+			tree.updateLeaf(e.Sender.Leaf, &e.Proposal.Update.LeafNode)
 		}
 	}
 	var added []LeafIndex
@@ -208,6 +247,11 @@ func (f *forgery) commit(o forged) *MLSMessage {
 		}
 		np, err := tree.generatePath(testSuite, rand.Reader, at, template, by.GroupID(), leafKey)
 		f.must(err)
+		if o.keys != nil {
+			o.keys(np.keys)
+			parentHash := tree.setPath(testSuite, at, np.path, np.copath, np.keys)
+			o.leaf = func(l *LeafNode) { l.ParentHash = parentHash }
+		}
 		if o.leaf != nil {
 			np.leaf = np.leaf.clone()
 			o.leaf(np.leaf)

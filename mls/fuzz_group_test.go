@@ -13,7 +13,7 @@ import (
 // with their signature.
 func FuzzReceive(f *testing.F) {
 	fixture := newForgery(f)
-	for _, v := range violations {
+	for _, v := range allViolations() {
 		m := v.message(newForgery(f))
 		if m.Public == nil {
 			continue

@@ -127,6 +127,9 @@ func (kp *KeyPackage) validateTimeless() error {
 	if err := kp.Extensions.validate(); err != nil {
 		return err
 	}
+	if err := kp.checkExtensions(); err != nil {
+		return err
+	}
 	if err := kp.CipherSuite.checkHPKEPublicKey(kp.InitKey); err != nil {
 		return invalid("10.1", "init key", err)
 	}
@@ -138,6 +141,16 @@ func (kp *KeyPackage) validateTimeless() error {
 	}
 	if err := kp.verifySignature(); err != nil {
 		return invalid("10.1", "signature of the key package", err)
+	}
+	return nil
+}
+
+// checkExtensions checks that the leaf lists the types of the KeyPackage's extensions (RFC 9420, Section 10).
+func (kp *KeyPackage) checkExtensions() error {
+	for _, e := range kp.Extensions {
+		if !kp.LeafNode.Capabilities.supportsExtension(e.Type) {
+			return invalid("10", "extension type %d of the key package not listed in its leaf's capabilities", e.Type)
+		}
 	}
 	return nil
 }
@@ -235,10 +248,8 @@ func NewKeyPackage(o KeyPackageOptions) (*KeyPackage, *KeyPackageSecrets, error)
 	if err := kp.LeafNode.validateStatic(); err != nil {
 		return nil, nil, err
 	}
-	for _, e := range kp.Extensions {
-		if !kp.LeafNode.Capabilities.supportsExtension(e.Type) {
-			return nil, nil, invalid("10", "extension type %d not listed in the leaf node's capabilities", e.Type)
-		}
+	if err := kp.checkExtensions(); err != nil {
+		return nil, nil, err
 	}
 	if err := kp.LeafNode.sign(o.Suite, o.Rand, o.Signer, nil, 0); err != nil {
 		return nil, nil, err

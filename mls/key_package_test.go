@@ -88,7 +88,7 @@ func TestKeyPackageRules(t *testing.T) {
 		{what: "lifetime too long", section: "7.2", change: func(kp *KeyPackage) { kp.LeafNode.Lifetime = Lifetime{0, 1<<64 - 1} }},
 		{what: "lifetime ends before it starts", section: "7.2", change: func(kp *KeyPackage) { kp.LeafNode.Lifetime = Lifetime{10, 9} }},
 		{what: "changed leaf", section: "7.3", forge: func(kp *KeyPackage) { kp.LeafNode.Credential.Identity = []byte("b") }, cause: ErrSignature},
-		{what: "changed key package", section: "10.1", forge: func(kp *KeyPackage) { kp.Extensions = Extensions{{9, nil}} }, cause: ErrSignature},
+		{what: "changed key package", section: "10.1", forge: func(kp *KeyPackage) { kp.Extensions = Extensions{{1, nil}} }, cause: ErrSignature},
 	} {
 		kp, _, err := NewKeyPackage(KeyPackageOptions{Suite: cs, Credential: BasicCredential([]byte("a")), Signer: signer,
 			Time: func() time.Time { return now }})
