@@ -27,7 +27,7 @@ type ExternalJoinOptions struct {
 }
 
 // PendingJoin is an external commit that was made and not yet accepted. The group exists once it was: Confirm gives
-// it. Its encoding, which holds secrets, is for the client's encrypted store; LoadPendingJoin reads it.
+// it. Its encoding, which LoadPendingJoin reads, holds secrets: it belongs where its deletion erases it, see Erasable.
 type PendingJoin struct {
 	redact
 	cfg     Config

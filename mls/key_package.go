@@ -170,11 +170,17 @@ type KeyPackageOptions struct {
 	LastResort bool
 }
 
-// KeyPackageSecrets are the private keys of a KeyPackage. They are kept until a Welcome uses it or it expires; those of
-// a last-resort KeyPackage until it is replaced.
+// KeyPackageSecrets are the private keys of a KeyPackage. They are kept until a Welcome uses it or it expires, those of
+// a last-resort KeyPackage until it is replaced, where their deletion erases them: see Erasable.
 type KeyPackageSecrets struct{ InitKey, EncryptionKey HPKEPrivateKey }
 
-// MarshalMLS implements codec.Marshaler, for the client's encrypted store.
+// Erase overwrites the keys in memory, after the last use.
+func (s *KeyPackageSecrets) Erase() {
+	secret(s.InitKey).erase()
+	secret(s.EncryptionKey).erase()
+}
+
+// MarshalMLS implements codec.Marshaler, for the client's store.
 func (s KeyPackageSecrets) MarshalMLS(w *codec.Writer) {
 	w.Opaque(s.InitKey)
 	w.Opaque(s.EncryptionKey)

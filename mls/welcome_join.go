@@ -63,7 +63,7 @@ func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, key
 		return nil, invalid("12.4.3.1", "group info signed by the new member's own leaf")
 	}
 	cs := kp.CipherSuite
-	private := newTreePrivate(own, keys.EncryptionKey)
+	private := newTreePrivate(own, bytes.Clone(keys.EncryptionKey))
 	if gs.PathSecret != nil {
 		if err := tree.installPathSecret(cs, private, gi.Signer, gs.PathSecret); err != nil {
 			return nil, err

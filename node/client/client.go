@@ -91,7 +91,7 @@ func (o *Options) fill() error {
 type Client struct {
 	o       Options
 	log     *slog.Logger
-	db      *store.Pebble
+	db      *sealedStore
 	session *session
 	trust   *trust
 	events  broadcast
@@ -146,7 +146,7 @@ func Enrol(ctx context.Context, o Options, inv authority.Invitation, device stri
 	return c, nil
 }
 
-func enrol(ctx context.Context, o Options, db *store.Pebble, inv authority.Invitation, id mimi.URI) (*Client, error) {
+func enrol(ctx context.Context, o Options, db *sealedStore, inv authority.Invitation, id mimi.URI) (*Client, error) {
 	p, err := loadProfile(db)
 	switch {
 	case err == nil && len(p.Chain) > 0:
@@ -192,7 +192,7 @@ func Open(_ context.Context, o Options) (*Client, error) {
 	return c, nil
 }
 
-func open(o Options, db *store.Pebble) (*Client, error) {
+func open(o Options, db *sealedStore) (*Client, error) {
 	p, err := loadProfile(db)
 	if err != nil {
 		return nil, err
@@ -211,7 +211,7 @@ func open(o Options, db *store.Pebble) (*Client, error) {
 }
 
 // newClient puts the parts together.
-func newClient(o Options, db *store.Pebble, p profile) (*Client, error) {
+func newClient(o Options, db *sealedStore, p profile) (*Client, error) {
 	signer, err := p.signer()
 	if err != nil {
 		return nil, err
@@ -251,7 +251,21 @@ func (c *Client) load() error {
 		}
 		c.rooms[uri] = r
 	}
-	return nil
+	// All rooms in one step: the state of the first format is sealed by that, and what the last process used is erased.
+	b := new(store.Batch)
+	for _, r := range c.rooms {
+		if err := r.reseal(b); err != nil {
+			return err
+		}
+	}
+	if b.Len() == 0 {
+		return nil
+	}
+	var w waits
+	if err := w.apply(c, b); err != nil {
+		return err
+	}
+	return w.wait()
 }
 
 // giveUp has every later operation on a room fail with err, and Run return it. Locks of rooms may be held.

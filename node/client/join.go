@@ -212,6 +212,7 @@ func (c *Client) enter(w *waits, b *store.Batch, uri mimi.URI, seq uint64, fanou
 	if kp == nil {
 		return nil, errors.New("it is for no key package of this client")
 	}
+	defer kp.secrets.Erase()
 	tree := f.RatchetTree.Tree
 	if tree == nil {
 		return nil, errors.New("the Welcome comes without its ratchet tree")

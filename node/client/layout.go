@@ -2,6 +2,7 @@ package client
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"iter"
 	"path/filepath"
@@ -15,10 +16,10 @@ import (
 //	p                    profile, JSON
 //	w                    number of the last Welcome stored, 8 bytes
 //	b<domain>            trust bundle of a provider, JSON
-//	k<KeyPackageRef>     a KeyPackage of this client and its private keys
-//	j<room URI>          an external commit whose answer isn't known
+//	k<KeyPackageRef>     a KeyPackage of this client and its private keys; sealed, see sealedStore
+//	j<room URI>          an external commit whose answer isn't known; sealed
 //	r<room>h             header of a room
-//	r<room>g...          MLS state
+//	r<room>g...          MLS state; what mls.Erasable names is sealed
 //	r<room>m<seq>        a message, by its number in the room's log
 //	r<room>s<SHA-256>    plaintext of an own ciphertext that isn't in the log yet, by the hash of its MLSMessage
 //	r<room>o<number>     a message in the outbox
@@ -47,14 +48,18 @@ const (
 // storeDir is the store's place below Options.Dir.
 const storeDir = "store"
 
-func openStore(o Options) (*store.Pebble, error) {
+func openStore(o Options) (*sealedStore, error) {
 	db, err := store.Open(filepath.Join(o.Dir, storeDir), store.Options{
 		CacheBytes: 4 << 20, MemTableBytes: 2 << 20, Log: o.Log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("client: open the state in %s: %w", o.Dir, err)
 	}
-	return db, nil
+	s, err := newSealedStore(db, func(used map[slotRef]bool) (*keyFile, error) { return openKeyFile(o.Dir, o.Rand, used) })
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return s, nil
 }
 
 func roomPrefix(uri mimi.URI) []byte { return []byte(prefixRoom + string(uri) + "\x00") }
@@ -69,7 +74,7 @@ func (r *Room) key64(kind byte, n uint64) []byte {
 }
 
 // roomURIs returns the rooms that the store has a header of.
-func roomURIs(db *store.Pebble) ([]mimi.URI, error) {
+func roomURIs(db store.Store) ([]mimi.URI, error) {
 	var uris []mimi.URI
 	var bad error
 	start := []byte(prefixRoom)
@@ -99,7 +104,7 @@ func roomURIs(db *store.Pebble) ([]mimi.URI, error) {
 	}
 }
 
-func loadWelcome(db *store.Pebble) (uint64, error) {
+func loadWelcome(db store.Store) (uint64, error) {
 	b, err := db.Get(keyWelcome)
 	if err != nil || b == nil {
 		return 0, err

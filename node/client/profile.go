@@ -59,7 +59,7 @@ func newProfile(o Options, inv authority.Invitation, id mimi.URI) (profile, erro
 }
 
 // loadProfile fails with ErrNotEnrolled if there is none.
-func loadProfile(db *store.Pebble) (profile, error) {
+func loadProfile(db store.Store) (profile, error) {
 	b, err := db.Get(keyProfile)
 	if err != nil {
 		return profile{}, fmt.Errorf("client: read the profile: %w", err)
@@ -77,7 +77,7 @@ func loadProfile(db *store.Pebble) (profile, error) {
 	return p, nil
 }
 
-func (p profile) save(db *store.Pebble) error {
+func (p profile) save(db store.Store) error {
 	b, err := json.Marshal(p)
 	if err != nil {
 		return fmt.Errorf("client: encode the profile: %w", err)

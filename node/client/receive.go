@@ -205,6 +205,7 @@ func (e *entry) application(m *mls.MLSMessage, at time.Time) error {
 		e.discard("", err)
 		return nil
 	}
+	r.spent = true
 	x, ok := received.(*mls.ApplicationMessage)
 	if !ok {
 		e.discard("", errors.New("a handshake in a private message"))

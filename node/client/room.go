@@ -27,6 +27,7 @@ type Room struct {
 	frozen  error               // guarded by mu
 	flags   map[mimi.URI]string // guarded by mu: members whose credentials aren't good at present, by client
 	changed chan struct{}       // guarded by mu: closed and replaced at every change
+	spent   bool                // guarded by mu: keys may have been used since the state was last resealed
 	wake    chan struct{}       // has room for one; tells the worker to look again
 
 	// What the worker has to do; guarded by mu. See work.go.
@@ -88,6 +89,7 @@ func loadRoom(c *Client, uri mimi.URI) (*Room, error) {
 	if r.group, err = r.copyGroup(); err != nil {
 		return nil, err
 	}
+	r.spent = true
 	if err := r.loadStaged(); err != nil {
 		return nil, err
 	}
@@ -109,6 +111,19 @@ func (r *Room) copyGroup() (*mls.Group, error) {
 		return nil, err
 	}
 	return mls.LoadGroup(r.c.config, r.c.signer, state)
+}
+
+// reseal makes what the store still has of used message keys unreadable; without it that takes until the epoch is
+// forgotten. mu is held.
+func (r *Room) reseal(b *store.Batch) error {
+	if !r.spent || r.usable() != nil {
+		return nil
+	}
+	if err := r.group.Reseal(b.Prefixed(r.key(roomGroup))); err != nil {
+		return fmt.Errorf("client: reseal %s: %w", r.uri, err)
+	}
+	r.spent = false
+	return nil
 }
 
 // touch tells everyone who waits that the room has changed. mu is held.

@@ -113,7 +113,8 @@ func (c *Client) resubscribe() {
 	}
 }
 
-// keepHouse renews the credential and publishes KeyPackages if it is time, and has the rooms follow. Failing isn't the end of the connection.
+// keepHouse renews the credential and publishes KeyPackages if it is time, has the rooms follow, and erases used keys.
+// Failing isn't the end of the connection.
 func (c *Client) keepHouse(ctx context.Context) {
 	due, err := c.renewalDue()
 	if err == nil && due {
@@ -126,6 +127,28 @@ func (c *Client) keepHouse(ctx context.Context) {
 	if err := c.publishKeyPackages(ctx, false); err != nil && !ended(ctx) {
 		c.log.Warn("publishing key packages failed", "err", err)
 	}
+	if err := c.reseal(); err != nil && !ended(ctx) {
+		c.log.Warn("resealing the state failed", "err", err)
+	}
+}
+
+// reseal erases the keys of messages that were sent and read since the last time, as far as the present epochs hold
+// them.
+func (c *Client) reseal() error {
+	var w waits
+	for _, r := range c.Rooms() {
+		b := new(store.Batch)
+		r.mu.Lock()
+		err := r.reseal(b)
+		if err == nil && b.Len() > 0 {
+			err = w.apply(c, b)
+		}
+		r.mu.Unlock()
+		if err != nil {
+			return errors.Join(err, w.wait())
+		}
+	}
+	return w.wait()
 }
 
 func (c *Client) subscribe(ctx context.Context) error {

@@ -130,6 +130,7 @@ func (r *Room) seal(b *store.Batch, o *outgoing) error {
 	if err != nil {
 		return fmt.Errorf("client: encrypt for %s: %w", r.uri, err)
 	}
+	r.spent = true
 	o.hash = sha256.Sum256(codec.Marshal(m))
 	o.submit = codec.Marshal(&mimi.SubmitMessageRequest{Message: m, Sender: r.c.User()})
 	b.Set(r.key(roomSealed, o.hash[:]...), o.text)
@@ -299,7 +300,9 @@ func (r *Room) OpenRaw(submit []byte) ([]byte, error) {
 	if err := codec.Unmarshal(submit, &req); err != nil {
 		return nil, fmt.Errorf("client: open a message: %w", err)
 	}
+	r.mu.Lock()
 	g, err := r.copyGroup()
+	r.mu.Unlock()
 	if err != nil {
 		return nil, fmt.Errorf("client: open a message: %w", err)
 	}

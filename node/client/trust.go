@@ -43,7 +43,7 @@ func (t *trust) bundle(domain string) *authority.Bundle {
 }
 
 // load restores the bundles from the store.
-func (t *trust) load(db *store.Pebble) error {
+func (t *trust) load(db store.Store) error {
 	var bad error
 	err := store.ScanPrefix(db, []byte(prefixBundle), func(key, value []byte) bool {
 		b, err := authority.ParseBundle(value)
@@ -81,7 +81,7 @@ func (t *trust) anchored(b *authority.Bundle) error {
 }
 
 // putOwn takes the first bundle of the own provider.
-func (t *trust) putOwn(db *store.Pebble, raw []byte) error {
+func (t *trust) putOwn(db store.Store, raw []byte) error {
 	b, err := authority.ParseBundle(raw)
 	if err != nil {
 		return fmt.Errorf("client: trust bundle of the provider: %w", err)
@@ -91,7 +91,7 @@ func (t *trust) putOwn(db *store.Pebble, raw []byte) error {
 
 // put replaces all bundles; the first error leaves them as they were. A bundle of a peer that isn't given any more is
 // forgotten: the operator has withdrawn the approval.
-func (t *trust) put(db *store.Pebble, bundles []*authority.Bundle, raw [][]byte) error {
+func (t *trust) put(db store.Store, bundles []*authority.Bundle, raw [][]byte) error {
 	t.putting.Lock()
 	defer t.putting.Unlock()
 	next := make(map[string]*authority.Bundle)
