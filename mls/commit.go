@@ -13,7 +13,7 @@ import (
 
 // CommitOptions says what a commit contains.
 type CommitOptions struct {
-	// Proposals are committed by value, after the pending ones. A PreSharedKey without a nonce gets a fresh one. A Remove
+	// Proposals are committed by value, after the pending ones, or alone if one of them is a ReInit. A PreSharedKey without a nonce gets a fresh one. A Remove
 	// of a member whose SelfRemove is pending is left out.
 	Proposals []Proposal
 	// SkipPending leaves the pending proposals out; else all that are valid together are committed by reference.
@@ -87,10 +87,10 @@ func (g *Group) saveStaged(b Batch) {
 }
 
 func (g *Group) commit(b Batch, o CommitOptions) (*PendingCommit, error) {
-	switch {
-	case !g.active:
-		return nil, ErrRemoved
-	case g.staged != nil:
+	if err := g.live(); err != nil {
+		return nil, err
+	}
+	if g.staged != nil {
 		return nil, fmt.Errorf("%w: another one waits", ErrStaged)
 	}
 	signer, err := g.signer()
@@ -232,7 +232,7 @@ func (g *Group) prepare(r *rules, o CommitOptions) (*evolution, []ProposalOrRef,
 		values = append(values, resolved{PendingProposal: PendingProposal{Sender: sender, Proposal: prop}})
 	}
 	var pending []resolved
-	if !o.SkipPending {
+	if !o.SkipPending && !slices.ContainsFunc(o.Proposals, func(p Proposal) bool { return p.Type == ProposalReInit }) {
 		pending = g.candidates(values)
 	}
 	e, err := g.try(r, slices.Concat(pending, values))
@@ -320,8 +320,8 @@ func (g *Group) try(r *rules, list []resolved) (*evolution, error) {
 }
 
 // candidates are the pending proposals that this client may commit, without those that others supersede: a SelfRemove
-// goes before a Remove of the same leaf, a Remove before an Update, a later Update before an earlier one (RFC 9420,
-// Section 12.2; draft-ietf-mls-extensions, Section 6.3).
+// goes before a Remove of the same leaf, a Remove before an Update, a later Update before an earlier one, and anything
+// before a ReInit (RFC 9420, Section 12.2; draft-ietf-mls-extensions, Section 6.3).
 func (g *Group) candidates(values []resolved) []resolved {
 	removed := make(map[LeafIndex]bool)
 	for i := range values {
@@ -351,12 +351,20 @@ func (g *Group) candidates(values []resolved) []resolved {
 			drop[i] = e.Sender.Leaf == g.own
 		}
 	}
-	var out []resolved
+	var out, reinits []resolved
 	for i, e := range g.state.pending {
 		if drop[i] || e.Proposal.Type == ProposalUpdate && removed[e.Sender.Leaf] {
 			continue
 		}
-		out = append(out, resolved{PendingProposal: e.PendingProposal, verified: true, private: e.private})
+		entry := resolved{PendingProposal: e.PendingProposal, verified: true, private: e.private}
+		if e.Proposal.Type == ProposalReInit {
+			reinits = append(reinits, entry)
+		} else {
+			out = append(out, entry)
+		}
+	}
+	if len(out)+len(values) == 0 && len(reinits) > 0 {
+		return reinits[:1]
 	}
 	return out
 }
@@ -373,9 +381,12 @@ func (g *Group) pskSecret(list []resolved) (secret, []PreSharedKeyID, error) {
 	return psk, ids, err
 }
 
-// resumption finds a resumption key of this group.
+// resumption finds a resumption key of this group, or of the one that it follows from.
 func (g *Group) resumption(id PreSharedKeyID) secret {
-	if !bytes.Equal(id.GroupID, g.GroupID()) {
+	if g.link != nil && id.linked() {
+		return g.link.parent.resumption(id)
+	}
+	if !g.active || !bytes.Equal(id.GroupID, g.GroupID()) {
 		return nil
 	}
 	if id.Epoch == g.Epoch() {
@@ -394,6 +405,11 @@ func derivePSK(cfg Config, cs CipherSuite, ids []PreSharedKeyID, resumption func
 		in[i].id = id
 		if id.Type == PSKResumption && resumption != nil {
 			in[i].psk = resumption(id)
+		}
+		if id.Type == PSKResumption && id.Usage == UsageApplication && in[i].psk == nil && cfg.Group != nil {
+			if other := cfg.Group(id.GroupID); other != nil {
+				in[i].psk = other.resumption(id)
+			}
 		}
 		if in[i].psk != nil {
 			continue
@@ -529,6 +545,7 @@ func (g *Group) advance(b Batch, e *evolution, es *epochSecrets, private *treePr
 		g.staged = nil
 	}
 	g.state.adopt(e)
+	g.state.saveReInit(b)
 	g.private = private
 	g.exports.drop(b)
 	g.sealer.erase()

@@ -20,9 +20,14 @@ type Config struct {
 	// Components interpret AppDataUpdate and AppEphemeral proposals. A proposal for a component that isn't here is invalid.
 	Components map[ComponentID]Component
 	// PSK returns the external or component's pre-shared key of that identifier (RFC 9420, Section 8.4;
-	// draft-ietf-mls-extensions, Section 4.5). nil means that there are none. Resumption keys of
-	// the current and of past epochs of the group itself are found without it.
+	// draft-ietf-mls-extensions, Section 4.5). nil means that there are none. Resumption keys of the current and of
+	// past epochs of the group itself are found without it, and those of groups that Group finds.
 	PSK func(id PreSharedKeyID) ([]byte, error)
+	// Group returns this client's state in another group, nil if it has none, so that the resumption keys of that
+	// group can be used in this one (RFC 9420, Section 8.4, usage application): of its current epoch and of those that
+	// its MaxPastEpochs keeps. It is called while a commit with such a key is made or processed, or a Welcome; the
+	// group that it returns may not be in use elsewhere then. nil means that there are no others.
+	Group func(id []byte) *Group
 	// HandshakeFormat is how this client sends proposals and commits to the group: as WireFormatPublicMessage, or as
 	// WireFormatPrivateMessage, which servers can't follow (RFC 9420, Section 6). 0 means the former. It takes either
 	// from others, and external commits are always public.

@@ -26,6 +26,8 @@ var (
 	ErrMalformed = errors.New("mls: malformed")
 	// ErrRemoved: this client isn't a member of the group any more.
 	ErrRemoved = errors.New("mls: not a member of the group")
+	// ErrEnded: a ReInit has ended the group, and only its successor can be made.
+	ErrEnded = errors.New("mls: group has ended")
 	// ErrExported: a component's secret of the epoch was exported before, and deleted.
 	ErrExported = errors.New("mls: secret exported before")
 	// ErrPending: application data may be sent only after the epoch's proposals were committed.

@@ -63,6 +63,7 @@ type evolution struct {
 	tag     []byte
 	added   []LeafIndex // by Add proposals: their leaves get no path secrets from the path
 	adds    []*KeyPackage
+	reinit  *ReInit // with which the commit ends the group
 }
 
 // applyProposals checks a commit's proposals and applies them to a clone of the tree (RFC 9420, Sections 12.2
@@ -87,6 +88,9 @@ func (p *publicState) applyProposals(r *rules, list []resolved, committer LeafIn
 	e.info = StagedInfo{
 		Epoch: e.context.Epoch, Committer: committer, External: external,
 		Before: p.context, TreeBefore: p.tree, TreeAfter: e.tree,
+	}
+	if len(list) == 1 {
+		e.reinit = list[0].Proposal.ReInit
 	}
 	e.info.Proposals = make([]PendingProposal, len(list))
 	for i := range list {
@@ -350,7 +354,7 @@ func (p *publicState) adopt(e *evolution) {
 	}
 	p.context, p.encoded, p.tree = e.context, e.encoded, e.tree
 	p.confirmationTag, p.interim = e.tag, e.interim
-	p.rules = e.rules
+	p.rules, p.reinit = e.rules, e.reinit
 	p.pending, p.next = nil, 0
 }
 

@@ -37,6 +37,7 @@ type Group struct {
 	past     []*pastEpoch  // oldest first
 	staged   *PendingCommit
 	sealer   *sealer                  // seals the epoch's stored state; nil if it is of format 1
+	link     *link                    // while the group is made that follows from another one
 	signers  map[string]crypto.Signer // by signature key: the own leaf's, and one that will replace it
 }
 
@@ -221,6 +222,17 @@ func (g *Group) OwnLeaf() LeafIndex { return g.own }
 // Active says whether this client is a member. After its removal it isn't, and its secrets are deleted.
 func (g *Group) Active() bool { return g.active }
 
+// live says whether this client may send to the group.
+func (g *Group) live() error {
+	switch {
+	case !g.active:
+		return ErrRemoved
+	case g.state.reinit != nil:
+		return ErrEnded
+	}
+	return nil
+}
+
 // Context returns the GroupContext of the current epoch, whose fields may not be changed.
 func (g *Group) Context() GroupContext { return g.state.context }
 
@@ -293,8 +305,8 @@ func (p *publicState) dictionary() AppDataDictionary {
 // GroupInfo returns the signed description of the current epoch (RFC 9420, Section 12.4.3), with the ratchet tree
 // and with the key for external commits if wanted.
 func (g *Group) GroupInfo(withTree, externalPub bool) (*GroupInfo, error) {
-	if !g.active {
-		return nil, fmt.Errorf("mls: group info: %w", ErrRemoved)
+	if err := g.live(); err != nil {
+		return nil, fmt.Errorf("mls: group info: %w", err)
 	}
 	signer, err := g.signer()
 	if err != nil {
@@ -359,10 +371,10 @@ func (g *Group) frame(b Batch, ac *AuthenticatedContent) (*MLSMessage, error) {
 
 // Encrypt makes a message of application data (RFC 9420, Section 15). aad is authenticated and not encrypted. It fails
 // with ErrPending while there are proposals that no commit has applied, so that nobody reads on whose removal was
-// proposed (Section 12.4), and with ErrRemoved for a former member.
+// proposed (Section 12.4), with ErrRemoved for a former member, and with ErrEnded after a ReInit.
 func (g *Group) Encrypt(b Batch, aad, data []byte) (*MLSMessage, error) {
-	if !g.active {
-		return nil, fmt.Errorf("mls: encrypt: %w", ErrRemoved)
+	if err := g.live(); err != nil {
+		return nil, fmt.Errorf("mls: encrypt: %w", err)
 	}
 	if n := len(g.state.pending); n > 0 {
 		return nil, fmt.Errorf("mls: encrypt: %w: %d", ErrPending, n)

@@ -62,7 +62,8 @@ func (s *StagedCommit) AAD() []byte { return s.aad }
 //
 // It fails with ErrEpoch for another epoch than the current one (for application messages: one from which no keys are
 // kept), ErrGeneration for an application message that was read before, ErrOwnMessage for own messages that can't be
-// read, and ErrRemoved for a former member. A ValidationError names the rule that a handshake message breaks.
+// read, ErrRemoved for a former member, and ErrEnded after a ReInit. A ValidationError names the rule that a handshake
+// message breaks.
 func (g *Group) Receive(b Batch, m *MLSMessage) (Received, error) {
 	if !g.active {
 		return nil, fmt.Errorf("mls: receive: %w", ErrRemoved)
@@ -181,6 +182,8 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 		}
 		st, senderData, encoded = past.tree, past.senderData, codec.Marshal(past.context)
 		leaf = func(i LeafIndex) *LeafNode { return g.leafAt(past, i) }
+	} else if g.state.reinit != nil {
+		return nil, ErrEnded
 	} else if m.ContentType == ContentCommit && g.staged != nil && g.staged.hash == hash {
 		return &OwnCommit{Commit: g.staged}, nil
 	}

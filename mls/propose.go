@@ -27,8 +27,8 @@ type UpdateOptions struct {
 // ProposeUpdate proposes a new leaf for this client with a fresh encryption key, which is kept until a commit
 // applies or ends the epoch (RFC 9420, Section 12.1.2).
 func (g *Group) ProposeUpdate(b Batch, o UpdateOptions) (*MLSMessage, error) {
-	if !g.active {
-		return nil, fmt.Errorf("mls: propose update: %w", ErrRemoved)
+	if err := g.live(); err != nil {
+		return nil, fmt.Errorf("mls: propose update: %w", err)
 	}
 	leaf, signer, err := g.nextLeaf(o.Credential, o.Signer)
 	if err != nil {
@@ -73,8 +73,8 @@ func (g *Group) nextLeaf(cred *Credential, signer crypto.Signer) (*LeafNode, cry
 }
 
 func (g *Group) propose(b Batch, aad []byte, prop Proposal, private HPKEPrivateKey) (*MLSMessage, error) {
-	if !g.active {
-		return nil, fmt.Errorf("mls: propose: %w", ErrRemoved)
+	if err := g.live(); err != nil {
+		return nil, fmt.Errorf("mls: propose: %w", err)
 	}
 	if len(g.state.pending) >= maxPending {
 		return nil, fmt.Errorf("mls: propose: %w: %d proposals pending", ErrMalformed, maxPending)
@@ -114,6 +114,9 @@ func (g *Group) propose(b Batch, aad []byte, prop Proposal, private HPKEPrivateK
 func (g *Group) sendingRules() rules {
 	r := g.cfg.rules()
 	r.now = g.cfg.now
+	if g.link != nil {
+		r.link = g.link.usage
+	}
 	return r
 }
 

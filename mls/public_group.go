@@ -267,6 +267,7 @@ func (g *PublicGroup) Apply(b Batch, s *StagedPublic, gi *GroupInfo) error {
 	}
 	before := g.state.extEpoch
 	g.state.adopt(e)
+	g.state.saveReInit(b)
 	saveNodes(b, g.state.tree)
 	if g.state.extEpoch != before {
 		b.Delete(key64(keyExtensions, before))

@@ -15,6 +15,7 @@ type rules struct {
 	components map[ComponentID]Component
 	policy     func(*StagedInfo) error
 	now        func() time.Time // nil: lifetimes aren't compared with the time
+	link       ResumptionUsage  // of the key that links the group with the one it follows from, while it is made
 	newMembers bool             // may propose their own Add
 	// maxLifetime is the longest total lifetime of a new member's leaf.
 	maxLifetime time.Duration
@@ -78,6 +79,7 @@ type publicState struct {
 	tree            *RatchetTree
 	pending         []*pendingEntry // in the order of arrival
 	next            uint32          // number of the next pending proposal
+	reinit          *ReInit         // that ended the group; nil if it goes on
 	extEpoch        uint64          // the epoch that brought the context's extensions; they are stored under it
 
 	rules  *contextRules // made when first needed
@@ -221,6 +223,9 @@ func (p *publicState) checkPlace(groupID []byte, epoch uint64) error {
 	}
 	if epoch != p.context.Epoch {
 		return fmt.Errorf("%w: got %d, want %d", ErrEpoch, epoch, p.context.Epoch)
+	}
+	if p.reinit != nil {
+		return ErrEnded
 	}
 	return nil
 }

@@ -50,6 +50,7 @@ func dumpPublic(s *memStore, p *publicState) {
 		}
 	}
 	s.Set(key64(keyExtensions, p.extEpoch), codec.Marshal(p.context.Extensions))
+	p.saveReInit(s)
 	for _, e := range p.pending {
 		s.Set(key32(keyPending, e.number), codec.Marshal(e))
 	}

@@ -26,6 +26,7 @@ import (
 //	e epoch  z         a past epoch
 //	a node  y          a node of the exporter tree
 //	l epoch leaf       a past epoch's leaf that the current tree doesn't have any more
+//	r                  the ReInit that ended the group
 //	y                  the key that seals a member's entries marked y
 //	z epoch            the key that seals the epoch's entries marked z
 //
@@ -45,6 +46,7 @@ const (
 	keyPastLeaf   = 'l'
 	keyStateSeal  = 'y'
 	keyEpochSeal  = 'z'
+	keyReInit     = 'r'
 )
 
 // stateFormat is the version of the format above, the first field of the header. Format 1 differs in that nothing is
@@ -172,6 +174,12 @@ func (p *publicState) saveExtensions(b Batch) {
 	b.Set(key64(keyExtensions, p.extEpoch), codec.Marshal(p.context.Extensions))
 }
 
+func (p *publicState) saveReInit(b Batch) {
+	if p.reinit != nil {
+		b.Set(key1(keyReInit), codec.Marshal(p.reinit))
+	}
+}
+
 func (p *publicState) savePending(b Batch, e *pendingEntry) {
 	b.Set(key32(keyPending, e.number), codec.Marshal(e))
 }
@@ -197,6 +205,7 @@ type entries struct {
 	past       map[uint64][]byte
 	leaves     map[uint64]map[LeafIndex]*LeafNode // nil: blank
 	exports    *exporterTree
+	reinit     *ReInit
 	stateSeal  *sealer
 	epochSeals map[uint64]*sealer
 }
@@ -237,7 +246,8 @@ func readEntries(state iter.Seq2[[]byte, []byte]) (*entries, error) {
 
 // keyLength is how many bytes follow the first one in the keys of a kind; at least that many for the secret tree's.
 var keyLength = map[byte]int{keyHeader: 0, keyPrivate: 0, keyStaged: 0, keyGroupInfo: 0, keyNode: 4, keyPending: 4,
-	keyExtensions: 8, keySecret: 8, keyPast: 8, keyExport: 4, keyPastLeaf: 12, keyStateSeal: 0, keyEpochSeal: 8}
+	keyExtensions: 8, keySecret: 8, keyPast: 8, keyExport: 4, keyPastLeaf: 12, keyStateSeal: 0, keyEpochSeal: 8,
+	keyReInit: 0}
 
 func (e *entries) add(kind byte, k, v []byte) error {
 	var err error
@@ -283,6 +293,9 @@ func (e *entries) add(kind byte, k, v []byte) error {
 			}
 		}
 		e.leaves[epoch][i] = leaf
+	case keyReInit:
+		e.reinit = new(ReInit)
+		return codec.Unmarshal(v, e.reinit)
 	case keyStateSeal:
 		e.stateSeal, err = sealerOf(slices.Clone(v))
 	case keyEpochSeal:
@@ -316,7 +329,7 @@ func (e *entries) publicState() (publicState, error) {
 		return publicState{}, fmt.Errorf("%w: the tree is not that of the epoch", errState)
 	}
 	p := newPublicState(ctx, tree, h.confirmationTag)
-	p.extEpoch, p.pending = h.extEpoch, e.pending
+	p.extEpoch, p.pending, p.reinit = h.extEpoch, e.pending, e.reinit
 	if n := len(e.pending); n > 0 {
 		p.next = e.pending[n-1].number + 1
 	}

@@ -140,9 +140,12 @@ func (p *publicState) checkProposal(r *rules, e *resolved) error {
 			return invalid("12.1.3", "remove of leaf %d, which is blank", prop.Remove.Removed)
 		}
 	case ProposalPSK:
-		return checkPSK(p.suite(), &prop.PSK.PSK)
+		return checkPSK(p.suite(), &prop.PSK.PSK, r.link)
 	case ProposalReInit:
-		return invalid("12.1.5", "groups are not reinitialised", ErrUnsupported)
+		if prop.ReInit.Version < p.context.Version {
+			return invalid("12.1.5", "reinit with version %d", prop.ReInit.Version)
+		}
+		return prop.ReInit.Extensions.validate()
 	case ProposalExternalInit:
 		if e.Sender.Type != SenderNewMemberCommit {
 			return invalid("12.2", "external_init outside of an external commit")
@@ -186,9 +189,10 @@ func (p *Proposal) missing() bool {
 	return false
 }
 
-// checkPSK is RFC 9420, Section 12.1.4.
-func checkPSK(cs CipherSuite, id *PreSharedKeyID) error {
-	if id.Type == PSKResumption && id.Usage != UsageApplication {
+// checkPSK is RFC 9420, Section 12.1.4. link is the usage of the key that links a group which is being made with the one
+// that it follows from; 0 otherwise.
+func checkPSK(cs CipherSuite, id *PreSharedKeyID, link ResumptionUsage) error {
+	if id.linked() && id.Usage != link {
 		return invalid("12.1.4", "resumption key for reinitialisation or branching in a commit")
 	}
 	if len(id.Nonce) != cs.HashSize() {
@@ -304,6 +308,10 @@ func (p *publicState) checkList(r *rules, list []resolved, committer LeafIndex, 
 				return invalid("12.2", "two proposals of one pre-shared key")
 			}
 			psks[id] = true
+		case ProposalReInit:
+			if len(list) > 1 {
+				return invalid("12.2", "reinit together with another proposal")
+			}
 		case ProposalGroupContextExtensions:
 			if extensions++; extensions > 1 {
 				return invalid("12.2", "two group_context_extensions proposals")
@@ -383,6 +391,10 @@ func (p *publicState) checkAlone(r *rules, e *resolved) error {
 		return checkLeafFits(&prop.Add.KeyPackage.LeafNode, cr)
 	case ProposalUpdate:
 		return checkLeafFits(&prop.Update.LeafNode, cr)
+	case ProposalReInit:
+		if bytes.Equal(prop.ReInit.GroupID, p.context.GroupID) {
+			return invalid("12.4.3.1", "reinit with the group's own identifier")
+		}
 	case ProposalAppDataUpdate:
 		if _, ok := p.dictionary().Get(prop.AppDataUpdate.Component); !ok && prop.AppDataUpdate.Op == AppDataOpRemove {
 			return invalidBy(sectionAppData, "removal of component %d, which has no data", prop.AppDataUpdate.Component)

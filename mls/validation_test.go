@@ -81,6 +81,15 @@ func psk(id PreSharedKeyID) Proposal {
 	return Proposal{Type: ProposalPSK, PSK: &PreSharedKey{PSK: id}}
 }
 
+// reinit asks for a group called "next" of the same suite, unless edit changes that.
+func reinit(edit func(*ReInit)) Proposal {
+	r := &ReInit{GroupID: []byte("next"), Version: MLS10, CipherSuite: testSuite}
+	if edit != nil {
+		edit(r)
+	}
+	return Proposal{Type: ProposalReInit, ReInit: r}
+}
+
 func extensions(f *forgery, edit func(Extensions) Extensions) Proposal {
 	return Proposal{Type: ProposalGroupContextExtensions, GroupContextExtensions: &GroupContextExtensions{Extensions: edit(slices.Clone(f.alice.Context().Extensions))}}
 }
@@ -249,7 +258,31 @@ var violations = []violation{
 		return f.commit(forged{props: []Proposal{p, p}})
 	}},
 	{"12.4.2", "pre-shared key that isn't there", membersOnly, nil, commitOf(psk(PreSharedKeyID{Type: PSKExternal, ID: []byte("other")}))},
-	{"12.1.5", "reinit", everyone, ErrUnsupported, commitOf(Proposal{Type: ProposalReInit, ReInit: &ReInit{Version: MLS10, CipherSuite: testSuite}})},
+	{"12.1.5", "reinit with a lower version", everyone, nil, commitOf(reinit(func(r *ReInit) { r.Version = 0 }))},
+	{"13.4", "reinit with an extension type twice", everyone, nil, commitOf(reinit(func(r *ReInit) { r.Extensions = Extensions{{Type: 5}, {Type: 5}} }))},
+	{"12.4.3.1", "reinit alone: the group's own identifier", serverOnly, nil, func(f *forgery) *MLSMessage {
+		return f.proposal(f.carol, reinit(func(r *ReInit) { r.GroupID = f.alice.GroupID() }))
+	}},
+	{"12.2", "reinit beside another proposal", everyone, nil, commitOf(reinit(nil), appData(0x8001, "+"))},
+	{"12.2", "another proposal beside reinit", everyone, nil, commitOf(remove(2), reinit(nil))},
+	{"12.2", "two reinits", everyone, nil, commitOf(reinit(nil), reinit(nil))},
+	{"12.2", "reinit by reference beside another proposal", everyone, nil, func(f *forgery) *MLSMessage {
+		m := f.proposal(f.carol, reinit(nil))
+		f.room.propose(m, nil)
+		return f.commit(forged{refs: [][]byte{m.Public.authenticated().ref(testSuite)}, props: []Proposal{appData(0x8001, "+")}})
+	}},
+	{"", "commit after a reinit", everyone, ErrEnded, func(f *forgery) *MLSMessage {
+		f.room.commit(f.alice, CommitOptions{Proposals: []Proposal{reinit(nil)}})
+		return f.commit(forged{})
+	}},
+	{"", "proposal after a reinit", everyone, ErrEnded, func(f *forgery) *MLSMessage {
+		f.room.commit(f.alice, CommitOptions{Proposals: []Proposal{reinit(nil)}})
+		return f.proposal(f.carol, remove(1))
+	}},
+	{"", "external commit after a reinit", everyone, ErrEnded, func(f *forgery) *MLSMessage {
+		f.room.commit(f.alice, CommitOptions{Proposals: []Proposal{reinit(nil)}})
+		return f.commit(forged{external: "eve", props: []Proposal{f.externalInit()}})
+	}},
 	{"12.2", "external_init by a member", everyone, nil, func(f *forgery) *MLSMessage { return f.commit(forged{props: []Proposal{f.externalInit()}}) }},
 	{"12.2", "two group_context_extensions", everyone, nil, func(f *forgery) *MLSMessage {
 		p := extensions(f, func(e Extensions) Extensions { return e })
@@ -477,8 +510,7 @@ var violations = []violation{
 		return extensions(f, func(e Extensions) Extensions { return e })
 	})},
 	{"12.1.2", "update", everyone, nil, external(forged{}, (*forgery).externalInit, func(f *forgery) Proposal { return f.update(f.carol, nil, nil) })},
-	{"12.1.5", "reinit", everyone, ErrUnsupported, external(forged{}, (*forgery).externalInit,
-		fixed(Proposal{Type: ProposalReInit, ReInit: &ReInit{Version: MLS10, CipherSuite: testSuite}}))},
+	{"12.2", "reinit", everyone, nil, external(forged{}, (*forgery).externalInit, fixed(reinit(nil)))},
 	{"12.1.3", "remove of a blank leaf", everyone, nil, external(forged{}, (*forgery).externalInit, fixed(remove(9)))},
 	{"7.3", "encryption key of the removed leaf", everyone, nil, func(f *forgery) *MLSMessage {
 		key := f.carol.state.tree.Leaf(2).EncryptionKey
@@ -634,6 +666,15 @@ func TestUnbrokenMessagesAreAccepted(t *testing.T) {
 		}),
 		"request to be added": withRequest(func(*KeyPackage) {}),
 		"component removed":   commitOf(appRemove(0x8001)),
+		"reinit": func(f *forgery) *MLSMessage {
+			return f.commit(forged{noPath: true, props: []Proposal{reinit(nil)}})
+		},
+		"reinit, to a version to come": commitOf(reinit(func(r *ReInit) { r.Version, r.CipherSuite = 2, 0xf00d })),
+		"reinit of an external sender": func(f *forgery) *MLSMessage {
+			m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), reinit(nil))
+			f.must(err)
+			return m
+		},
 		"ephemeral data": func(f *forgery) *MLSMessage {
 			return f.commit(forged{noPath: true, props: []Proposal{ephemeral(0x8001, []byte("x"))}})
 		},

@@ -12,9 +12,10 @@ import (
 // private keys, signer its signature key. tree is the ratchet tree if the Welcome's GroupInfo doesn't carry it, nil
 // otherwise; it belongs to the group from then on. The caller makes sure that it isn't in a group of that identifier
 // already, and deletes secrets once the group is durable, unless kp is a last-resort KeyPackage (see
-// KeyPackage.LastResort), which another Welcome may use.
+// KeyPackage.LastResort), which another Welcome may use. The Welcome to a group that follows from another one is for
+// that one's JoinSuccessor or JoinBranch.
 func JoinGroup(cfg Config, b Batch, signer crypto.Signer, w *Welcome, kp *KeyPackage, secrets *KeyPackageSecrets, tree *RatchetTree) (*Group, error) {
-	g, err := joinGroup(cfg, signer, w, kp, secrets, tree)
+	g, err := joinGroup(cfg, signer, w, kp, secrets, tree, nil)
 	if err != nil {
 		return nil, fmt.Errorf("mls: join: %w", err)
 	}
@@ -22,7 +23,7 @@ func JoinGroup(cfg Config, b Batch, signer crypto.Signer, w *Welcome, kp *KeyPac
 	return g, nil
 }
 
-func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, keys *KeyPackageSecrets, tree *RatchetTree) (*Group, error) {
+func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, keys *KeyPackageSecrets, tree *RatchetTree, l *link) (*Group, error) {
 	if kp.CipherSuite != w.CipherSuite {
 		return nil, invalid("12.4.3.1", "welcome of suite %d, key package of suite %d", uint16(w.CipherSuite), uint16(kp.CipherSuite))
 	}
@@ -31,14 +32,21 @@ func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, key
 		return nil, err
 	}
 	for _, id := range gs.PSKs {
-		if id.Type == PSKResumption && id.Usage != UsageApplication {
-			return nil, invalid("12.4.3.1", "welcome to a reinitialised or branched group", ErrUnsupported)
+		if l == nil && id.linked() {
+			return nil, invalid("12.4.3.1", "welcome to a group that follows from another one", ErrUnsupported)
 		}
 		if len(id.Nonce) != w.CipherSuite.HashSize() {
 			return nil, invalid("8.4", "nonce of %d bytes", len(id.Nonce))
 		}
 	}
-	psk, err := derivePSK(cfg, w.CipherSuite, gs.PSKs, nil)
+	var resumption func(PreSharedKeyID) secret
+	if l != nil {
+		if err := l.checkWelcome(gs.PSKs); err != nil {
+			return nil, err
+		}
+		resumption = l.parent.resumption
+	}
+	psk, err := derivePSK(cfg, w.CipherSuite, gs.PSKs, resumption)
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +63,11 @@ func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, key
 		return nil, err
 	}
 	tree = state.tree
+	if l != nil {
+		if err := l.check(&gi.GroupContext, tree); err != nil {
+			return nil, err
+		}
+	}
 	own, err := findLeaf(tree, &kp.LeafNode)
 	if err != nil {
 		return nil, err
