@@ -1,7 +1,6 @@
 package authority
 
 import (
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -109,7 +108,7 @@ func AdminHandler(s Service) http.Handler {
 		return err
 	})
 	handle("issueNode", func(r *http.Request, req *adminRequest, resp *adminResponse) error {
-		pub, err := x509.ParsePKIXPublicKey(req.Key)
+		pub, err := parsePublicKey(req.Key)
 		if err != nil {
 			return fmt.Errorf("%w: key: %w", ErrRequest, err)
 		}
@@ -117,7 +116,7 @@ func AdminHandler(s Service) http.Handler {
 		return err
 	})
 	handle("issueHub", func(r *http.Request, req *adminRequest, resp *adminResponse) error {
-		pub, err := x509.ParsePKIXPublicKey(req.Key)
+		pub, err := parsePublicKey(req.Key)
 		if err != nil {
 			return fmt.Errorf("%w: key: %w", ErrRequest, err)
 		}

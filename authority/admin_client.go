@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -169,7 +168,7 @@ func (c *AdminClient) IssueHub(ctx context.Context, pub crypto.PublicKey) ([][]b
 }
 
 func (c *AdminClient) issueFor(ctx context.Context, method string, pub crypto.PublicKey) ([][]byte, error) {
-	key, err := x509.MarshalPKIXPublicKey(pub)
+	key, err := marshalPublicKey(pub)
 	if err != nil {
 		return nil, fmt.Errorf("authority: %s: %w: %w", method, ErrKeyType, err)
 	}

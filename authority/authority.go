@@ -3,7 +3,8 @@
 // are MIMI URIs, and by the list of those that were revoked.
 //
 // A provider's authority is made once with Init, and opened by the node with Open; the certificates come from an
-// embedded smallstep authority. Service is what it does. What a provider publishes of it, roots and revocations, is
+// embedded smallstep authority. Service is what it does. Its own keys are classical; those of clients and hubs may be
+// ML-DSA's (RFC 9881), whose binding to names is then no better than the authority's signature. What a provider publishes of it, roots and revocations, is
 // its Bundle. Verifier is the one function by which clients, hubs and commands judge a certificate; TrustStore holds
 // the bundles of the approved peers.
 package authority
@@ -48,8 +49,9 @@ type Service interface {
 	Invite(ctx context.Context, user mimi.URI, ttl time.Duration) (Invitation, error)
 
 	// Enrol issues a client's first certificate. The CSR has exactly two names, the invitation's user and one client
-	// of this provider that belongs to no other user, and is signed with its own key: Ed25519, P-256, P-384 or P-521.
-	// The token serves once; the same CSR again gets the same certificate, so that a lost answer costs nothing.
+	// of this provider that belongs to no other user, and is signed with its own key: Ed25519, P-256, P-384, P-521 or
+	// ML-DSA (NewRequest makes one). The token serves once; the same CSR again gets the same certificate, so that a
+	// lost answer costs nothing.
 	Enrol(ctx context.Context, token string, csr []byte) (chain [][]byte, err error)
 
 	// Issue is Enrol without an invitation, for administrators.

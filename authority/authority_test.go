@@ -229,7 +229,7 @@ func sanExtension(tb testing.TB, names ...name) pkix.Extension {
 
 func csrOf(tb testing.TB, key crypto.Signer, names ...name) []byte {
 	tb.Helper()
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{ExtraExtensions: []pkix.Extension{sanExtension(tb, names...)}}, key)
+	der, err := createRequest(rand.Reader, &x509.CertificateRequest{ExtraExtensions: []pkix.Extension{sanExtension(tb, names...)}}, key)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -31,6 +31,11 @@ func checkChain(certs []*x509.Certificate, links *linkCache) (*chain, error) {
 	if err := checkUsage(leaf, purpose); err != nil {
 		return nil, err
 	}
+	if mldsaKeyOf(id.PublicKey) != nil {
+		if err := checkMLDSAUsage(leaf); err != nil {
+			return nil, err
+		}
+	}
 	ch := &chain{id: id, purpose: purpose, certs: certs, notBefore: leaf.NotBefore, notAfter: leaf.NotAfter}
 	for i, c := range certs {
 		if len(c.UnhandledCriticalExtensions) > 0 {

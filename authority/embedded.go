@@ -19,6 +19,7 @@ import (
 	stepca "github.com/smallstep/certificates/authority"
 	"github.com/smallstep/certificates/authority/config"
 	"github.com/smallstep/certificates/authority/provisioner"
+	"github.com/smallstep/certificates/cas/softcas"
 )
 
 // Embedded is the Service that runs in the node, on an embedded smallstep authority. Its state is in the node's store;
@@ -113,7 +114,9 @@ func newEmbedded(dir string, store Store, log *slog.Logger, set settings) (*Embe
 		},
 	}
 	e.ca, err = stepca.NewEmbedded(stepca.WithConfig(cfg), stepca.WithX509RootCerts(f.roots...),
-		stepca.WithX509Signer(f.intermediate, f.key), stepca.WithDatabase(e.ledger), stepca.WithQuietInit(),
+		stepca.WithX509IntermediateCerts(f.intermediate),
+		stepca.WithX509CAService(certifier{&softcas.SoftCAS{CertificateChain: []*x509.Certificate{f.intermediate}, Signer: f.key}}),
+		stepca.WithDatabase(e.ledger), stepca.WithQuietInit(),
 		stepca.WithX509Enforcers(provisioner.CertificateEnforcer(exactNames(f.domain))))
 	if err != nil {
 		return nil, fmt.Errorf("start the certificate authority: %w", err)
@@ -127,8 +130,8 @@ func newEmbedded(dir string, store Store, log *slog.Logger, set settings) (*Embe
 	return e, nil
 }
 
-// newCarrier makes the request in which a node's or hub's public key, for which the authority is asked by its own node,
-// passes through smallstep, which wants every request signed.
+// newCarrier makes the request in which a public key passes through smallstep, which wants every request signed by a key
+// that Go knows: a node's or hub's, for which the authority is asked by its own node, and a client's of ML-DSA.
 func newCarrier(rand io.Reader) (*x509.CertificateRequest, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand)
 	if err != nil {

@@ -41,7 +41,7 @@ var (
 	// ErrPossession: the CSR isn't signed with the key that it is for.
 	ErrPossession = errors.New("the request is not signed with its own key")
 	// ErrKeyType: a key that no cipher suite of Parley signs with.
-	ErrKeyType = errors.New("the key is neither Ed25519 nor of P-256, P-384 or P-521")
+	ErrKeyType = errors.New("the key is neither Ed25519 nor ML-DSA nor of P-256, P-384 or P-521")
 	// ErrTokenUnknown, ErrTokenUsed, ErrTokenExpired and ErrTokenName: the invitation doesn't exist, has served, is
 	// too old, or is for another user.
 	ErrTokenUnknown = errors.New("unknown invitation")

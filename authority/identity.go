@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
+	"errors"
 	"fmt"
 	"math/big"
 	"time"
@@ -23,7 +24,7 @@ type Identity struct {
 	Serial    string   // hexadecimal, lower case
 	NotBefore time.Time
 	NotAfter  time.Time
-	PublicKey crypto.PublicKey // ed25519.PublicKey or *ecdsa.PublicKey
+	PublicKey crypto.PublicKey // ed25519.PublicKey, *ecdsa.PublicKey, or one that CipherSuite.SignaturePublicKey takes for ML-DSA
 	Node      bool             // a node's or a hub's certificate
 }
 
@@ -98,10 +99,14 @@ func identify(leaf *x509.Certificate) (*Identity, Purpose, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	id := &Identity{Serial: serialString(leaf.SerialNumber), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, PublicKey: leaf.PublicKey}
-	if !signatureKey(leaf.PublicKey) {
-		return nil, 0, fmt.Errorf("%w: %w", ErrMalformed, ErrKeyType)
+	key, err := subjectKey(leaf.RawSubjectPublicKeyInfo, leaf.PublicKey)
+	if errors.Is(err, ErrKeyType) {
+		return nil, 0, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
+	if err != nil {
+		return nil, 0, err
+	}
+	id := &Identity{Serial: serialString(leaf.SerialNumber), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, PublicKey: key}
 	switch {
 	case len(uris) == 2 && len(dns) == 0:
 		if id.User, id.Client, err = clientNames(uris); err != nil {
@@ -187,7 +192,7 @@ func parseAltNames(der []byte) (uris []mimi.URI, dns []string, err error) {
 	return uris, dns, nil
 }
 
-// signatureKey says whether some cipher suite signs with keys of this type.
+// signatureKey says whether some cipher suite signs with keys of this type, which is one of Go's. ML-DSA is apart.
 func signatureKey(pub crypto.PublicKey) bool {
 	switch k := pub.(type) {
 	case ed25519.PublicKey:

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -172,10 +173,15 @@ func (cs CipherSuite) params() *suiteParams {
 // second numbers of three of them. The other methods panic if it doesn't, except String and VerifyWithLabel.
 func (cs CipherSuite) Supported() bool { return cs.lookup() != nil }
 
-// X509 says whether certificates can have the suite's signature keys: Go's crypto/x509 has neither Ed448 nor ML-DSA.
-func (cs CipherSuite) X509() bool {
-	_, ok := cs.params().sig.(circlScheme)
-	return !ok
+// X509 says whether certificates can have the suite's signature keys. There are none of Ed448 in Go; those of ML-DSA (RFC
+// 9881) are the authentication service's to decode, since crypto/x509 leaves their public key out.
+func (cs CipherSuite) X509() bool { return cs.params().sig != signatureScheme(pureEd448) }
+
+// SignatureScheme names the suite's signature scheme as the names of suites do: "Ed25519", "P256", "MLDSA44" and so on.
+// Suites of the same scheme have the same keys and signatures.
+func (cs CipherSuite) SignatureScheme() string {
+	name := cs.params().name
+	return name[strings.LastIndexByte(name, '_')+1:]
 }
 
 // String returns the suite's registered name; with its number, if that isn't the suite's own.

@@ -253,7 +253,7 @@ data: /var/lib/parley          # directory of the store, keys, authority and adm
 listen: 0.0.0.0:7440           # UDP and TCP, the same port
 advertise: node.alpha.example:7440   # where peers and clients reach it; default: listen
 gossip: lan                    # local (one machine), lan or wan
-suites: [1, 2, 3, 5, 7]        # cipher suites of hosted rooms; default: all
+suites: [1, 2, 3, 5, 7]        # cipher suites of hosted rooms, 0xf001 to 0xf00b the post-quantum ones; default: all
 peers:                         # approved at every start, besides those of "peers approve"
   - domain: beta.example
     fingerprint: <SHA-256 of beta's root, in hexadecimal>

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -38,18 +39,8 @@ type hubKey struct {
 	chain  atomic.Pointer[[][]byte]
 }
 
-// scheme names the signature scheme of a suite.
-func scheme(s mls.CipherSuite) string {
-	switch s {
-	case mls.P256_AES128GCM_SHA256_P256:
-		return "p256"
-	case mls.P384_AES256GCM_SHA384_P384:
-		return "p384"
-	case mls.P521_AES256GCM_SHA512_P521:
-		return "p521"
-	}
-	return "ed25519"
-}
+// scheme names the signature scheme of a suite, which is part of file names.
+func scheme(s mls.CipherSuite) string { return strings.ToLower(s.SignatureScheme()) }
 
 // openKeys reads the keys, makes those that are missing, and has certificates issued where they are missing or due.
 func openKeys(ctx context.Context, dir string, suites []mls.CipherSuite, service authority.Service) (*nodeKeys, error) {
@@ -142,14 +133,14 @@ func readChain(path string, pub crypto.PublicKey) ([][]byte, bool) {
 	if len(chain) == 0 {
 		return nil, false
 	}
-	leaf, err := x509.ParseCertificate(chain[0])
+	id, err := authority.ParseIdentity(chain)
 	if err != nil {
 		return nil, false
 	}
-	if p, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !p.Equal(pub) {
+	if p, ok := id.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !p.Equal(pub) {
 		return nil, false
 	}
-	due := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) * 2 / 3)
+	due := id.NotBefore.Add(id.NotAfter.Sub(id.NotBefore) * 2 / 3)
 	return chain, time.Now().Before(due)
 }
 
@@ -173,7 +164,7 @@ func readKey(path string, generate func() (crypto.Signer, error)) (crypto.Signer
 		if err != nil {
 			return nil, err
 		}
-		der, err := x509.MarshalPKCS8PrivateKey(key)
+		der, err := authority.MarshalPrivateKey(key)
 		if err != nil {
 			return nil, err
 		}
@@ -186,13 +177,9 @@ func readKey(path string, generate func() (crypto.Signer, error)) (crypto.Signer
 	if block == nil {
 		return nil, fmt.Errorf("%s is not a key in PEM", path)
 	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	signer, err := authority.ParsePrivateKey(block.Bytes)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
-	}
-	signer, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("%s is not a signature key", path)
 	}
 	return signer, nil
 }

@@ -3,12 +3,9 @@ package client
 import (
 	"context"
 	"crypto"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"time"
 
@@ -48,7 +45,7 @@ func newProfile(o Options, inv authority.Invitation, id mimi.URI) (profile, erro
 	if err != nil {
 		return profile{}, fmt.Errorf("client: generate the signature key: %w", err)
 	}
-	key, err := x509.MarshalPKCS8PrivateKey(signer)
+	key, err := authority.MarshalPrivateKey(signer)
 	if err != nil {
 		return profile{}, fmt.Errorf("client: encode the signature key: %w", err)
 	}
@@ -89,34 +86,15 @@ func (p profile) save(db store.Store) error {
 }
 
 func (p profile) signer() (crypto.Signer, error) {
-	key, err := x509.ParsePKCS8PrivateKey(p.Key)
+	s, err := authority.ParsePrivateKey(p.Key)
 	if err != nil {
 		return nil, errors.New("client: the stored signature key is damaged")
-	}
-	s, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, errors.New("client: the stored key can't sign")
 	}
 	return s, nil
 }
 
-// csr makes the certification request: the user and the client as the only names (RFC 9734).
 func (c *Client) csr(p profile) ([]byte, error) {
-	var uris []*url.URL
-	for _, name := range []mimi.URI{p.User, p.Client} {
-		u, err := url.Parse(string(name))
-		if err != nil {
-			return nil, fmt.Errorf("name %q: %w", name, err)
-		}
-		uris = append(uris, u)
-	}
-	b, err := x509.CreateCertificateRequest(c.o.Rand, &x509.CertificateRequest{
-		Subject: pkix.Name{CommonName: p.Client.ID()}, URIs: uris,
-	}, c.signer)
-	if err != nil {
-		return nil, fmt.Errorf("make the certification request: %w", err)
-	}
-	return b, nil
+	return authority.NewRequest(c.o.Rand, p.User, p.Client, c.signer)
 }
 
 // requestCredential exchanges the invitation's token for the credential and the trust bundle.
