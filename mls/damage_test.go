@@ -117,6 +117,9 @@ func TestStatesSayWhatIsDamaged(t *testing.T) {
 		{"staged commit that breaks a rule", false, withStaged(func(c *PendingCommit) {
 			c.message = f.commit(forged{props: []Proposal{remove(9)}})
 		}), "12.1.3"},
+		{"staged commit of an external sender", false, withStaged(func(c *PendingCommit) {
+			c.message = f.commit(forged{content: func(c *FramedContent) { c.Sender = Sender{Type: SenderExternal} }})
+		}), "6.1"},
 		{"group info", true, append0(key1(keyGroupInfo)), "trailing"},
 		{"server's tree", true, withHeader(func(h *header) { h.slots = 8 }), "not that of the epoch"},
 	} {

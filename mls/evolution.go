@@ -217,7 +217,7 @@ func (e *evolution) setPathLeaf(old *LeafNode) {
 // applyPath checks the public part of a path and merges it into the tree (RFC 9420, Section 12.4.2).
 func (p *publicState) applyPath(r *rules, e *evolution, path *UpdatePath) error {
 	if path == nil {
-		if pathRequired(e.list) || e.external {
+		if pathRequired(e.list) {
 			return invalid("12.4", "commit without a path")
 		}
 		return nil

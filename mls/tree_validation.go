@@ -51,7 +51,7 @@ func (t *RatchetTree) checkUnmergedLeaves() error {
 			continue
 		}
 		for _, l := range p.UnmergedLeaves {
-			if uint32(l) >= t.slots || !n.covers(l) || t.Leaf(l) == nil {
+			if !n.covers(l) || t.Leaf(l) == nil {
 				return invalid("12.4.3.1", "unmerged leaf %d of node %d is not a member below it", l, n)
 			}
 			for at := l.node().parent(); at != n; at = at.parent() {

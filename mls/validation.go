@@ -86,7 +86,7 @@ func (r *rules) checkCredential(cs CipherSuite, l, old *LeafNode) error {
 
 // checkKeyPackage checks the KeyPackage of an Add by itself (RFC 9420, Section 10.1).
 func (r *rules) checkKeyPackage(cs CipherSuite, kp *KeyPackage, verified bool) error {
-	if kp.CipherSuite != cs || kp.Version != MLS10 {
+	if kp.CipherSuite != cs {
 		return invalid("10.1", "key package of suite %d, group of suite %d", uint16(kp.CipherSuite), uint16(cs))
 	}
 	if err := kp.LeafNode.checkLifetimeLength(r.maxLifetime); err != nil {

@@ -73,6 +73,36 @@ func TestTrailingBytesAndPresenceBytesAreRefused(t *testing.T) {
 	}
 }
 
+func TestWhatIsTooShortOrTooLongIsRefused(t *testing.T) {
+	for what, c := range map[string]struct {
+		in   string
+		read func(r *Reader)
+		want error
+	}{
+		"integer":                 {"\x01\x02\x03", func(r *Reader) { r.Uint32() }, ErrTruncated},
+		"nothing":                 {"", func(r *Reader) { r.Uint8() }, ErrTruncated},
+		"fixed size":              {"\x01", func(r *Reader) { r.Raw(2) }, ErrTruncated},
+		"length of two bytes":     {"\x40", func(r *Reader) { r.Length() }, ErrTruncated},
+		"vector":                  {"\x02\x01", func(r *Reader) { r.Length() }, ErrTruncated},
+		"bounded vector":          {"\x03abc", func(r *Reader) { r.OpaqueMax(2) }, ErrLength},
+		"element":                 {"\x03abc", func(r *Reader) { r.Vector(func(r *Reader) { r.Uint16() }) }, ErrTruncated},
+		"element of no bytes":     {"\x01a", func(r *Reader) { r.Vector(func(*Reader) {}) }, ErrLength},
+		"element that is refused": {"\x01a", func(r *Reader) { r.Vector(func(r *Reader) { r.Uint8(); r.Failf("no") }) }, ErrValue},
+	} {
+		r := NewReader([]byte(c.in))
+		if c.read(r); !errors.Is(r.Err(), c.want) {
+			t.Errorf("%s: got %v, want %v", what, r.Err(), c.want)
+		}
+	}
+	if err := Unmarshal([]byte("a"), refuser{}); !errors.Is(err, ErrValue) {
+		t.Errorf("a type that refuses itself: got %v, want ErrValue", err)
+	}
+}
+
+type refuser struct{}
+
+func (refuser) UnmarshalMLS(r *Reader) { r.Uint8(); r.Failf("no") }
+
 func FuzzReader(f *testing.F) {
 	f.Add([]byte{0x40, 0x40, 1, 2, 3})
 	f.Add([]byte{3, 1, 2, 3})
