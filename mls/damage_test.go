@@ -160,7 +160,10 @@ func TestStoredJoinsSayWhatIsDamaged(t *testing.T) {
 		{"end", nil, func(b []byte) []byte { return append(b, 0) }, "trailing"},
 		{"beginning", nil, func(b []byte) []byte { return b[:1] }, "truncated"},
 		{"suite", func(p *PendingJoin) { p.info.GroupContext.CipherSuite = 0xf00d }, nil, "state is damaged"},
-		{"tree", func(p *PendingJoin) { p.tree = f.alice.Tree() }, nil, "state is damaged"},
+		{"tree", func(p *PendingJoin) {
+			p.tree = p.tree.clone()
+			p.tree.blankPath(0)
+		}, nil, "state is damaged"},
 		{"own leaf", func(p *PendingJoin) { p.private.leaf = 9 }, nil, "state is damaged"},
 	} {
 		t.Run(v.what, func(t *testing.T) {

@@ -8,13 +8,14 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/parley-mls/parley/mls/codec"
 )
 
 // FuzzGroups plays a program: operations of several clients in two groups, with a server for each that orders commits
-// and may be lied about. Messages are delivered late, never, twice, out of order, to the other group and with a bit
+// and may be lied about. In the second group handshakes are encrypted, and the server orders them unseen. Messages are delivered late, never, twice, out of order, to the other group and with a bit
 // flipped; operations are cut off before their batch is durable, and groups loaded from their stores. After each step
 // whoever applied the same commits agrees, whoever didn't has other secrets, the server agrees with the members, each
 // store has what its group needs, what is refused changes nothing, and what is honest and in its place is accepted.
@@ -48,9 +49,10 @@ type play struct {
 // playGroup is a group with all messages that were ever sent in it.
 type playGroup struct {
 	id      int
-	server  *PublicGroup
+	server  *PublicGroup // nil: unseen
 	store   *memStore
-	history string // of the server
+	current *playCommit // that began the server's epoch
+	history string      // of the server
 	log     []*playMessage
 	sent    []*playMessage
 	members [playClients]*playMember // nil: not a member, as far as the client knows
@@ -77,6 +79,8 @@ type playMessage struct {
 	parent  string // history of the epoch it was sent in
 	text    string // of application messages
 	commit  *playCommit
+	refs    [][]byte // of a commit's proposals
+	epoch   uint64
 	ordered bool // by the server
 }
 
@@ -108,7 +112,7 @@ func newPlay(t *testing.T, program []byte) *play {
 		g := &playGroup{id: id, store: newMemStore(), epochs: make(map[string]playEpoch), authors: make(map[string]string), history: fmt.Sprint("group ", id)}
 		signer := p.signer(0, 0)
 		c := &client{name: "0", signer: signer, store: newMemStore()}
-		c.Group, err = NewGroup(p.config(), c.store, GroupOptions{GroupID: []byte{byte('A' + id)}, Suite: testSuite, Credential: BasicCredential([]byte("0")),
+		c.Group, err = NewGroup(p.config(id), c.store, GroupOptions{GroupID: []byte{byte('A' + id)}, Suite: testSuite, Credential: BasicCredential([]byte("0")),
 			Signer: signer, Extensions: Extensions{
 				{Type: ExtensionExternalSenders, Data: codec.Marshal(ExternalSenders{{SignatureKey: external, Credential: BasicCredential([]byte("hub"))}})},
 				{Type: ExtensionRequiredCapabilities, Data: codec.Marshal(RequiredCapabilities{
@@ -117,8 +121,11 @@ func newPlay(t *testing.T, program []byte) *play {
 		p.must(err)
 		gi, err := c.GroupInfo(true, true)
 		p.must(err)
-		g.server, err = NewPublicGroup(publicConfig(), g.store, gi, nil)
-		p.must(err)
+		g.current = &playCommit{gi, c.Tree()}
+		if id == 0 {
+			g.server, err = NewPublicGroup(publicConfig(), g.store, gi, nil)
+			p.must(err)
+		}
 		g.members[0] = p.member(g, c, signer, g.history)
 		p.groups = append(p.groups, g)
 		p.checkMember(g, g.members[0])
@@ -133,9 +140,12 @@ func (p *play) must(err error) {
 	}
 }
 
-func (p *play) config() Config {
+func (p *play) config(group int) Config {
 	c := testConfig()
 	c.Rand = p.rnd
+	if group == 1 {
+		c.HandshakeFormat = WireFormatPrivateMessage
+	}
 	return c
 }
 
@@ -234,13 +244,13 @@ func (p *play) batch(m *playMember) (b Batch, lost bool) {
 
 func (p *play) cut(g *playGroup, m *playMember) {
 	p.Helper()
-	p.reload(m)
+	p.reload(g, m)
 	p.checkMember(g, m)
 }
 
-func (p *play) reload(m *playMember) {
+func (p *play) reload(g *playGroup, m *playMember) {
 	p.Helper()
-	loaded, err := LoadGroup(p.config(), m.signers[0], m.store.all())
+	loaded, err := LoadGroup(p.config(g.id), m.signers[0], m.store.all())
 	p.must(err)
 	for _, s := range m.signers[1:] {
 		p.must(loaded.AddSigner(s))
@@ -303,7 +313,7 @@ func (p *play) propose(g *playGroup, m *playMember) {
 	signers := len(m.signers)
 	var msg *MLSMessage
 	var err error
-	switch p.next() % 6 {
+	switch p.next() % 7 {
 	case 0:
 		o := UpdateOptions{}
 		if c, s := p.renewal(m); c != nil {
@@ -329,6 +339,13 @@ func (p *play) propose(g *playGroup, m *playMember) {
 		msg, err = m.Propose(b, nil, sharedPSK())
 	case 5:
 		msg, err = m.Propose(b, nil, p.context(m))
+	case 6:
+		if slices.ContainsFunc(m.Pending(), func(e PendingProposal) bool {
+			return e.Proposal.Type == ProposalSelfRemove && e.Sender.Leaf == m.OwnLeaf()
+		}) {
+			return
+		}
+		msg, err = m.ProposeSelfRemove(b)
 	}
 	p.must(err)
 	if lost {
@@ -337,7 +354,7 @@ func (p *play) propose(g *playGroup, m *playMember) {
 		return
 	}
 	p.checkMember(g, m)
-	p.send(g, &playMessage{m: msg, by: m, parent: m.at()})
+	p.send(g, &playMessage{m: msg, by: m, parent: m.at(), epoch: m.Epoch()})
 }
 
 // context is a group_context_extensions proposal that takes the external senders out, or puts them in again.
@@ -357,7 +374,7 @@ func (p *play) context(m *playMember) Proposal {
 func (p *play) send(g *playGroup, s *playMessage) bool {
 	p.Helper()
 	g.sent = append(g.sent, s)
-	if s.m.Public == nil || p.next()%8 == 7 {
+	if p.next()%8 == 7 {
 		return false
 	}
 	return p.order(g, s)
@@ -369,9 +386,20 @@ func (p *play) order(g *playGroup, s *playMessage) bool {
 	if s.ordered {
 		return false
 	}
+	place := s.parent == g.history
+	if g.server == nil {
+		if !place {
+			return false
+		}
+		if s.commit != nil {
+			g.history, g.current = after(g.history, s), s.commit
+		}
+		s.ordered = true
+		g.log = append(g.log, s)
+		return true
+	}
 	before := dumpServer(g.server)
 	m := wire(p, s.m).Public
-	place := s.parent == g.history
 	if s.commit == nil {
 		staged, err := g.server.CheckProposal(m)
 		if err != nil {
@@ -389,7 +417,7 @@ func (p *play) order(g *playGroup, s *playMessage) bool {
 	} else {
 		staged, err := g.server.CheckCommit(m)
 		if err != nil {
-			if place && p.known(m, g.server.Pending()) {
+			if place && s.known(g.server.Pending()) {
 				p.Fatalf("server refuses a commit: %v", err)
 			}
 			sameState(p, "server", dumpServer(g.server), before)
@@ -401,7 +429,7 @@ func (p *play) order(g *playGroup, s *playMessage) bool {
 		p.must(staged.CheckGroupInfo(s.commit.info))
 		p.must(staged.CheckTree(s.commit.tree))
 		p.must(g.server.Apply(g.store, staged, s.commit.info))
-		g.history = after(g.history, s)
+		g.history, g.current = after(g.history, s), s.commit
 	}
 	s.ordered = true
 	g.log = append(g.log, s)
@@ -415,13 +443,9 @@ func after(parent string, s *playMessage) string {
 }
 
 // known says whether all proposals that a commit refers to are pending.
-func (p *play) known(m *PublicMessage, pending []PendingProposal) bool {
-	for _, c := range m.Content.Commit.Proposals {
-		found := c.Proposal != nil
-		for _, e := range pending {
-			found = found || bytes.Equal(e.Ref, c.Reference)
-		}
-		if !found {
+func (s *playMessage) known(pending []PendingProposal) bool {
+	for _, ref := range s.refs {
+		if !slices.ContainsFunc(pending, func(e PendingProposal) bool { return bytes.Equal(e.Ref, ref) }) {
 			return false
 		}
 	}
@@ -478,7 +502,12 @@ func (p *play) commit(g *playGroup, m *playMember) {
 		return
 	}
 	p.checkMember(g, m)
-	s := &playMessage{m: c.Message(), by: m, parent: parent, commit: &playCommit{c.GroupInfo(), c.Tree()}}
+	s := &playMessage{m: c.Message(), by: m, parent: parent, epoch: m.Epoch(), commit: &playCommit{c.GroupInfo(), c.Tree()}}
+	for _, e := range c.Info().Proposals {
+		if e.Ref != nil {
+			s.refs = append(s.refs, e.Ref)
+		}
+	}
 	ordered := p.send(g, s)
 	for _, i := range invites {
 		i.welcome, i.history = c.Welcome(), after(parent, s)
@@ -601,9 +630,9 @@ func (p *play) receive(g *playGroup, m *playMember, s *playMessage) {
 		switch {
 		case s.text != "":
 			p.refusedText(m, s, err)
-		case s.commit == nil && place && s.by != m:
+		case s.commit == nil && place && s.by != m && !(m.read[s] && errors.Is(err, ErrGeneration)):
 			p.Fatalf("%s refuses a proposal: %v", m.name, err)
-		case s.commit != nil && place && s.by != m && p.known(s.m.Public, m.Pending()):
+		case s.commit != nil && place && s.by != m && s.known(m.Pending()):
 			p.Fatalf("%s refuses a commit: %v", m.name, err)
 		}
 		return
@@ -615,9 +644,10 @@ func (p *play) receive(g *playGroup, m *playMember, s *playMessage) {
 		}
 		m.read[s] = !lost
 	case *ReceivedProposal:
-		if !place {
-			p.Fatalf("%s takes a proposal of another epoch", m.name)
+		if !place || m.read[s] && s.m.Private != nil {
+			p.Fatalf("%s takes a proposal of another epoch, or twice", m.name)
 		}
+		m.read[s] = !lost
 	case *StagedCommit:
 		if !place {
 			p.Fatalf("%s takes a commit of another epoch", m.name)
@@ -636,7 +666,7 @@ func (p *play) receive(g *playGroup, m *playMember, s *playMessage) {
 			p.moved(g, m, s)
 		}
 	case *Duplicate:
-		if m.history[s.m.Public.Content.Epoch+1] != after(s.parent, s) {
+		if m.history[s.epoch+1] != after(s.parent, s) {
 			p.Fatalf("%s takes a commit for one that it applied", m.name)
 		}
 		p.unchanged(m, before, stored)
@@ -651,7 +681,7 @@ func (p *play) receive(g *playGroup, m *playMember, s *playMessage) {
 // refusedText says whether an application message may be refused.
 func (p *play) refusedText(m *playMember, s *playMessage, err error) {
 	p.Helper()
-	epoch := s.m.Private.Epoch
+	epoch := s.epoch
 	h, was := m.history[epoch]
 	switch {
 	case s.by == m && was && errors.Is(err, ErrOwnMessage) || m.read[s] && errors.Is(err, ErrGeneration):
@@ -684,7 +714,7 @@ func (p *play) say(g *playGroup, m *playMember) {
 		return
 	}
 	p.checkMember(g, m)
-	g.sent = append(g.sent, &playMessage{m: msg, by: m, parent: m.at(), text: text})
+	g.sent = append(g.sent, &playMessage{m: msg, by: m, parent: m.at(), epoch: m.Epoch(), text: text})
 }
 
 // accept has a client join by a Welcome. What it had of the group before is gone.
@@ -701,7 +731,7 @@ func (p *play) accept(g *playGroup, client int) {
 		if i.tree != nil {
 			tree = fresh(p, i.tree)
 		}
-		c.Group, err = JoinGroup(p.config(), c.store, i.signer, wire(p, NewMLSMessage(i.welcome)).Welcome, i.kp, i.secrets, tree)
+		c.Group, err = JoinGroup(p.config(g.id), c.store, i.signer, wire(p, NewMLSMessage(i.welcome)).Welcome, i.kp, i.secrets, tree)
 		p.must(err)
 		m := p.member(g, c, i.signer, i.history)
 		m.cursor = i.cursor
@@ -725,23 +755,23 @@ func (p *play) join(g *playGroup, client int) {
 	flags := p.next()
 	p.serial++
 	signer := p.signer(client, p.serial)
-	o := ExternalJoinOptions{GroupInfo: g.server.GroupInfo(), Tree: fresh(p, g.server.Tree()), Credential: BasicCredential([]byte{byte('0' + client)}), Signer: signer}
-	for m := range g.server.Members() {
-		if int(m.Leaf.Credential.Identity[0]-'0') == client {
-			o.Proposals = append(o.Proposals, remove(m.Index))
+	o := ExternalJoinOptions{GroupInfo: g.current.info, Tree: fresh(p, g.current.tree), Credential: BasicCredential([]byte{byte('0' + client)}), Signer: signer}
+	for i, l := range g.current.tree.Leaves() {
+		if int(l.Credential.Identity[0]-'0') == client {
+			o.Proposals = append(o.Proposals, remove(i))
 		}
 	}
 	if flags&1 != 0 {
 		o.Proposals = append(o.Proposals, sharedPSK())
 	}
 	parent := g.history
-	j, err := ExternalJoin(p.config(), o)
+	j, err := ExternalJoin(p.config(g.id), o)
 	p.must(err)
 	if flags&2 != 0 {
-		j, err = LoadPendingJoin(p.config(), signer, codec.Marshal(j))
+		j, err = LoadPendingJoin(p.config(g.id), signer, codec.Marshal(j))
 		p.must(err)
 	}
-	s := &playMessage{m: j.Message(), parent: parent, commit: &playCommit{j.GroupInfo(), j.Tree()}}
+	s := &playMessage{m: j.Message(), parent: parent, epoch: j.Epoch() - 1, commit: &playCommit{j.GroupInfo(), j.Tree()}}
 	if !p.send(g, s) && flags&12 != 12 {
 		return
 	}
@@ -757,7 +787,10 @@ func (p *play) join(g *playGroup, client int) {
 }
 
 func (p *play) restart(g *playGroup, m *playMember) {
-	if m == nil || p.next()%4 == 0 {
+	if m == nil && g.server == nil {
+		return
+	}
+	if g.server != nil && (m == nil || p.next()%4 == 0) {
 		before := dumpServer(g.server)
 		var err error
 		g.server, err = LoadPublicGroup(publicConfig(), g.store.all())
@@ -766,12 +799,15 @@ func (p *play) restart(g *playGroup, m *playMember) {
 		return
 	}
 	before := dump(m.Group)
-	p.reload(m)
+	p.reload(g, m)
 	sameState(p, m.name, dump(m.Group), before)
 }
 
 // outsider has the hub, or a client who isn't in the group, propose.
 func (p *play) outsider(g *playGroup) {
+	if g.server == nil {
+		return
+	}
 	id, epoch := g.server.GroupID(), g.server.Epoch()
 	var msg *MLSMessage
 	var err error
@@ -792,7 +828,7 @@ func (p *play) outsider(g *playGroup) {
 		msg, err = NewMemberProposal(p.rnd, signer, kp, id, epoch)
 	}
 	p.must(err)
-	p.send(g, &playMessage{m: msg, parent: g.history})
+	p.send(g, &playMessage{m: msg, parent: g.history, epoch: epoch})
 }
 
 // tamper flips a bit of a message: nobody may act on it.
@@ -817,7 +853,7 @@ func (p *play) tamper(g *playGroup, m *playMember) {
 		}
 		p.unchanged(m, before, stored)
 	}
-	if msg.Public == nil {
+	if msg.Public == nil || g.server == nil {
 		return
 	}
 	before := dumpServer(g.server)
@@ -859,6 +895,9 @@ func (p *play) checkMember(g *playGroup, m *playMember) {
 
 func (p *play) checkServer(g *playGroup) {
 	p.Helper()
+	if g.server == nil {
+		return
+	}
 	sameState(p, "server stored", g.store.m, dumpServer(g.server))
 	if e, ok := g.epochs[g.history]; ok && (e.context != string(codec.Marshal(g.server.Context())) || e.tag != string(g.server.ConfirmationTag())) {
 		p.Fatal("the server differs from members who applied the same commits")

@@ -55,6 +55,9 @@ func (v testVerifier) ValidSuccessor(old, next Credential) error {
 }
 
 func (testVerifier) Identity(c Credential) ([]byte, error) {
+	if bytes.HasPrefix(c.Identity, []byte("nameless")) {
+		return nil, errors.New("names no client")
+	}
 	id, _, _ := bytes.Cut(c.Identity, []byte("#"))
 	return id, nil
 }

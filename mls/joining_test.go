@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/parley-mls/parley/mls/codec"
 )
@@ -52,6 +53,12 @@ func TestJoinersRefuseWhatIsWrong(t *testing.T) {
 		edit          func(gi *GroupInfo)
 	}{
 		{"12.4.3.1", "tree hash", func(gi *GroupInfo) { gi.GroupContext.TreeHash = flip(gi.GroupContext.TreeHash); signed(gi) }},
+		{"13.4", "extension of the group info twice", func(gi *GroupInfo) { gi.Extensions = append(gi.Extensions, gi.Extensions[0]); signed(gi) }},
+		{"11.1", "required capability that members lack", func(gi *GroupInfo) {
+			gi.GroupContext.Extensions = gi.GroupContext.Extensions.Set(ExtensionRequiredCapabilities,
+				codec.Marshal(RequiredCapabilities{Extensions: []ExtensionType{0xf00d}}))
+			signed(gi)
+		}},
 		{"12.4.3.1", "blank signer", func(gi *GroupInfo) { gi.Signer = 9; signed(gi) }},
 		{"", "signature", func(gi *GroupInfo) { gi.Signature = flip(gi.Signature) }},
 		{"", "signature by another", func(gi *GroupInfo) { gi.Signer = 1; signed(gi) }},
@@ -104,6 +111,46 @@ func TestJoinersRefuseWhatIsWrong(t *testing.T) {
 	f.must(err)
 	if err := join(bare); err == nil {
 		t.Error("external join without the key for it")
+	}
+}
+
+func TestGroupsThatCannotBeJoinedAreRefused(t *testing.T) {
+	f := newForgery(t)
+	sound, err := f.alice.GroupInfo(true, true)
+	f.must(err)
+	tree, bare := fresh(t, f.alice.Tree()), *sound
+	bare.Extensions = sound.Extensions.Set(ExtensionRatchetTree, []byte{9})
+	f.must(bare.sign(f.alice.cfg.rand(), f.alice.signer))
+	version, suite := *sound, *sound
+	version.GroupContext.Version = 2
+	suite.GroupContext.CipherSuite = 0x0a0a
+	alone := create(t, testSuite, "alone", nil)
+	fromKeyPackage, err := alone.GroupInfo(true, true)
+	f.must(err)
+	short, shortPublic := testConfig(), publicConfig()
+	short.MaxLifetime, shortPublic.MaxLifetime = time.Hour, time.Hour
+	for _, v := range []struct {
+		what    string
+		info    *GroupInfo
+		tree    *RatchetTree
+		section string
+		is      error
+	}{
+		{"version", &version, nil, "", ErrUnsupported},
+		{"suite", &suite, nil, "", ErrUnsupported},
+		{"a tree that isn't one beside one that is", &bare, tree, "12.4.3.3", nil},
+		{"lifetime of a leaf", fromKeyPackage, nil, "7.2", nil},
+	} {
+		o := ExternalJoinOptions{GroupInfo: v.info, Tree: v.tree, Credential: BasicCredential([]byte("eve")), Signer: newSigner(t, testSuite)}
+		s := newMemStore()
+		for who, err := range map[string]error{
+			"joiner": second(ExternalJoin(short, o)), "server": second(NewPublicGroup(shortPublic, s, v.info, v.tree)),
+		} {
+			(&violation{section: v.section, is: v.is}).check(t, v.what+": "+who, err)
+		}
+		if len(s.m) > 0 {
+			t.Errorf("%s: refused state was written", v.what)
+		}
 	}
 }
 

@@ -133,6 +133,11 @@ var proposalViolations = []violation{
 		f.must(err)
 		return m
 	}},
+	{"", "proposal of a type that isn't known", everyone, ErrUnsupported, commitOf(Proposal{Type: 0xf00d})},
+	{sectionAppData, "dictionary's data changed by group_context_extensions", everyone, nil, withExtensions(func(e Extensions) Extensions {
+		return e.Set(ExtensionAppDataDictionary, codec.Marshal(AppDataDictionary{{0x8001, []byte("other")}}))
+	})},
+	{"5.3.1", "add: credential that names no client", everyone, nil, inKeyPackage(func(l *LeafNode) { l.Credential = BasicCredential([]byte("nameless")) })},
 	{"12.2", "external_init by a member, alone", everyone, nil, func(f *forgery) *MLSMessage { return f.proposal(f.alice, f.externalInit()) }},
 	{"12.1.4", "nonce of a pre-shared key, alone", everyone, nil, func(f *forgery) *MLSMessage {
 		return f.proposal(f.alice, psk(PreSharedKeyID{Type: PSKExternal, ID: []byte("shared"), Nonce: make([]byte, 33)}))

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
+	"math"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,8 +41,6 @@ func TestExportedKeysAreBounded(t *testing.T) {
 // TestStagedCommitsFitTheStateTheyWereStagedFor: another group, another epoch, another branch of the same epoch.
 func TestStagedCommitsFitTheStateTheyWereStagedFor(t *testing.T) {
 	f := newForgery(t)
-	other := newForgery(t)
-	other.bob.state.context.GroupID = []byte("another")
 	got, err := f.bob.Receive(nil, f.commit(forged{}))
 	f.must(err)
 	staged := got.(*StagedCommit)
@@ -48,26 +48,22 @@ func TestStagedCommitsFitTheStateTheyWereStagedFor(t *testing.T) {
 	f.must(err)
 	proposal, err := f.server.CheckProposal(f.proposal(f.carol, remove(1)).Public)
 	f.must(err)
-	otherServer, err := LoadPublicGroup(publicConfig(), other.store.all())
-	f.must(err)
-	otherServer.state.context.GroupID = []byte("another")
-
-	// The same epoch, reached by another commit.
-	branch, err := LoadGroup(testConfig(), f.bob.signer, f.bob.store.all())
-	f.must(err)
-	branch.state.context.ConfirmedTranscriptHash = flip(branch.state.context.ConfirmedTranscriptHash)
-	branchServer, err := LoadPublicGroup(publicConfig(), f.store.all())
-	f.must(err)
-	branchServer.state.context.ConfirmedTranscriptHash = flip(branchServer.state.context.ConfirmedTranscriptHash)
-
-	for what, apply := range map[string]func() error{
-		"another group":    func() error { return other.bob.Apply(nil, staged) },
-		"another branch":   func() error { return branch.Apply(nil, staged) },
-		"another server":   func() error { return otherServer.Apply(nil, public, nil) },
-		"server elsewhere": func() error { return branchServer.Apply(nil, public, nil) },
+	for what, change := range map[string]func(ctx *GroupContext){
+		"another group":  func(ctx *GroupContext) { ctx.GroupID = []byte("another") },
+		"another epoch":  func(ctx *GroupContext) { ctx.Epoch++ },
+		"another branch": func(ctx *GroupContext) { ctx.ConfirmedTranscriptHash = flip(ctx.ConfirmedTranscriptHash) },
 	} {
-		if err := apply(); !errors.Is(err, ErrEpoch) {
+		bob, err := LoadGroup(testConfig(), f.bob.signer, f.bob.store.all())
+		f.must(err)
+		server, err := LoadPublicGroup(publicConfig(), f.store.all())
+		f.must(err)
+		change(&bob.state.context)
+		change(&server.state.context)
+		if err := bob.Apply(nil, staged); !errors.Is(err, ErrEpoch) {
 			t.Errorf("%s: got %v, want ErrEpoch", what, err)
+		}
+		if err := server.Apply(nil, public, nil); !errors.Is(err, ErrEpoch) {
+			t.Errorf("%s, server: got %v, want ErrEpoch", what, err)
 		}
 	}
 	f.room.commit(f.carol, CommitOptions{})
@@ -179,11 +175,18 @@ func TestServerTellsContentTypesApart(t *testing.T) {
 		c.Content.ContentType, c.Content.Commit, c.Content.Proposal = typ, nil, nil
 		return &c
 	}
+	both := func(typ ContentType) *PublicMessage {
+		c := *commit
+		c.Content.ContentType, c.Content.Proposal = typ, proposal.Content.Proposal
+		return &c
+	}
 	for what, err := range map[string]error{
 		"proposal as commit":        second(f.server.CheckCommit(proposal)),
 		"commit as proposal":        second(f.server.CheckProposal(commit)),
 		"commit without a body":     second(f.server.CheckCommit(empty(commit, ContentCommit))),
 		"proposal without a body":   second(f.server.CheckProposal(empty(proposal, ContentProposal))),
+		"proposal with a commit":    second(f.server.CheckCommit(both(ContentProposal))),
+		"commit with a proposal":    second(f.server.CheckProposal(both(ContentCommit))),
 		"application data":          second(f.server.CheckProposal(empty(proposal, ContentApplication))),
 		"application data, applied": second(f.server.CheckCommit(empty(commit, ContentApplication))),
 	} {
@@ -314,6 +317,35 @@ func TestLifetimesEndAfterTheyBegin(t *testing.T) {
 	}
 }
 
+func TestUpdatesAreProposedByTheirOwnMethod(t *testing.T) {
+	f := newForgery(t)
+	if _, err := f.alice.Propose(nil, nil, f.update(f.alice, nil, nil)); !errors.Is(err, ErrMalformed) {
+		t.Errorf("got %v, want ErrMalformed", err)
+	}
+}
+
+// TestJoinersTakeOnlySelfRemoves: what comes with a GroupInfo is held to the rules of proposals.
+func TestJoinersTakeOnlySelfRemoves(t *testing.T) {
+	f := newForgery(t)
+	gi, err := f.alice.GroupInfo(true, true)
+	f.must(err)
+	commit := f.commit(forged{})
+	commit.Public.Content.Proposal = &Proposal{Type: ProposalSelfRemove}
+	stranger := f.proposal(f.carol, selfRemove())
+	stranger.Public.Content.Sender.Leaf = 9
+	for what, m := range map[string]*MLSMessage{
+		"key package":  NewMLSMessage(&f.keyPackage("new", nil, nil).Add.KeyPackage),
+		"commit":       commit,
+		"remove":       f.proposal(f.carol, remove(1)),
+		"not a member": stranger,
+	} {
+		o := ExternalJoinOptions{GroupInfo: gi, Credential: BasicCredential([]byte("eve")), Signer: newSigner(t, testSuite), SelfRemoves: []*MLSMessage{m}}
+		if _, err := ExternalJoin(testConfig(), o); err == nil {
+			t.Errorf("%s: accepted", what)
+		}
+	}
+}
+
 func TestPreSharedKeysAreCounted(t *testing.T) {
 	if _, err := testSuite.pskSecret(make([]pskInput, 1<<16)); !errors.Is(err, ErrMalformed) {
 		t.Errorf("65,536 keys: got %v, want ErrMalformed", err)
@@ -358,14 +390,58 @@ func TestTreesHaveMembers(t *testing.T) {
 
 func TestDictionariesOfLeavesAreWellFormed(t *testing.T) {
 	cr := &contextRules{components: ComponentsList{0x8001}}
-	for what, data := range map[string][]byte{
-		"dictionary": {9},
-		"components": codec.Marshal(AppDataDictionary{{ComponentAppComponents, []byte{9}}}),
-		"missing":    codec.Marshal(AppDataDictionary{{ComponentAppComponents, codec.Marshal(ComponentsList{0x8002})}}),
+	for rule, data := range map[string][]byte{
+		"application data dictionary: codec": {9},
+		"dictionary of the leaf node: codec": codec.Marshal(AppDataDictionary{{ComponentAppComponents, []byte{9}}}),
+		"does not support component":         codec.Marshal(AppDataDictionary{{ComponentAppComponents, codec.Marshal(ComponentsList{0x8002})}}),
 	} {
 		l := &LeafNode{Extensions: Extensions{{ExtensionAppDataDictionary, data}}, Capabilities: DefaultCapabilities()}
-		if err := checkLeafFits(l, cr); !section(err, sectionNegotiation) {
-			t.Errorf("%s: got %v, want a violation of %s", what, err, sectionNegotiation)
+		if err := checkLeafFits(l, cr); !section(err, sectionNegotiation) || !strings.Contains(err.Error(), rule) {
+			t.Errorf("got %v, want %q", err, rule)
 		}
+	}
+}
+
+// TestSecretTreesRunOut: a ratchet has 2^32 generations, and what was deleted isn't derived again.
+func TestSecretTreesRunOut(t *testing.T) {
+	st := newSecretTree(testSuite, 4, make(secret, 32))
+	if _, _, _, err := st.next(0, applicationRatchet); err != nil {
+		t.Fatal(err)
+	}
+	r := st.ratchets[ratchetID{0, applicationRatchet}]
+	r.generation = math.MaxUint32
+	if _, _, _, err := st.next(0, applicationRatchet); err != nil {
+		t.Errorf("the last generation: %v", err)
+	}
+	if g, key, _, err := st.next(0, applicationRatchet); !errors.Is(err, ErrGeneration) || key != nil {
+		t.Errorf("after the last generation: got %d, %v, want ErrGeneration", g, err)
+	}
+	clear(st.nodes)
+	if _, err := st.peek(3, applicationRatchet, 0, ratchetLimits{}); !errors.Is(err, ErrGeneration) {
+		t.Errorf("without the secrets of a leaf: got %v, want ErrGeneration", err)
+	}
+}
+
+// stuck is a source of randomness that gives nothing but ones, which is out of range for the curves.
+type stuck struct{}
+
+func (stuck) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = 0xff
+	}
+	return len(b), nil
+}
+
+func TestStuckRandomnessMakesNoKeys(t *testing.T) {
+	for _, cs := range []CipherSuite{P256_AES128GCM_SHA256_P256, P384_AES256GCM_SHA384_P384, P521_AES256GCM_SHA512_P521} {
+		if _, err := cs.GenerateSignatureKey(stuck{}); err == nil {
+			t.Errorf("%v: a key", cs)
+		}
+	}
+}
+
+func TestAppAckHasNoStateInTheGroup(t *testing.T) {
+	if _, err := (AppAckComponent{}).Update(nil, [][]byte{{0}}); !errors.Is(err, ErrMalformed) {
+		t.Errorf("got %v, want ErrMalformed", err)
 	}
 }

@@ -67,7 +67,10 @@ func TestForgedWelcomesAreRefused(t *testing.T) {
 		{"12.4.3.1", "signed by the joiner", nil, func(w *welcome) { w.info.Signer, w.signer = own, joiner.signer }},
 		{"12.4.3.1", "signer beyond the tree", nil, func(w *welcome) { w.info.Signer = 1 << 31 }},
 		{"", "signer who isn't it", ErrSignature, func(w *welcome) { w.info.Signer = f.bob.OwnLeaf() }},
-		{"12.4.3.1", "tree without the joiner", nil, func(w *welcome) { w.info.GroupContext, w.tree = before, f.alice.Tree() }},
+		{"12.4.3.1", "tree without the joiner", nil, func(w *welcome) {
+			w.info.GroupContext, w.tree = before, f.alice.Tree()
+			w.info.Signer, w.signer = f.bob.OwnLeaf(), f.bob.signer
+		}},
 		{"12.4.3.1", "pre-shared key for branching", ErrUnsupported, func(w *welcome) {
 			w.psks = []PreSharedKeyID{{Type: PSKResumption, Usage: UsageBranch, Nonce: nonce}}
 		}},
