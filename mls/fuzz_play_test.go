@@ -644,8 +644,11 @@ func (p *play) receive(g *playGroup, m *playMember, s *playMessage) {
 		}
 		m.read[s] = !lost
 	case *ReceivedProposal:
+		if s.by == nil { // its signature doesn't cover the group's state
+			place = s.epoch == m.Epoch()
+		}
 		if !place || m.read[s] && s.m.Private != nil {
-			p.Fatalf("%s takes a proposal of another epoch, or twice", m.name)
+			p.Fatalf("%s takes a proposal of another epoch, or twice: %v", m.name, r.Proposal.Type)
 		}
 		m.read[s] = !lost
 	case *StagedCommit:
