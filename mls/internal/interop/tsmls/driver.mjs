@@ -4,14 +4,14 @@ import { createInterface } from "node:readline"
 import * as mls from "ts-mls"
 import { p256, p384, p521 } from "@noble/curves/nist.js"
 import { decodeProposal } from "ts-mls/proposal.js"
-import { encodeGroupContext } from "ts-mls/groupContext.js"
+import { decodeGroupContext, encodeGroupContext } from "ts-mls/groupContext.js"
 import { signGroupInfo } from "ts-mls/groupInfo.js"
 import { encodeLeafNodeTBS } from "ts-mls/leafNode.js"
 import { signWithLabel } from "ts-mls/crypto/signature.js"
 import { updateLeafKey } from "ts-mls/privateKeyPath.js"
 import { decodeRatchetTree, encodeRatchetTree } from "ts-mls/ratchetTree.js"
 import { encode } from "ts-mls/codec/tlsEncoder.js"
-import { decodeVarLenData, varLenDataEncoder } from "ts-mls/codec/variableLength.js"
+import { decodeVarLenData, decodeVarLenType, varLenDataEncoder } from "ts-mls/codec/variableLength.js"
 
 const clients = new Map()
 const bytes = (s) => new Uint8Array(Buffer.from(s ?? "", "base64"))
@@ -41,6 +41,15 @@ function psks(list) {
   return Object.fromEntries((list ?? []).map((p) => [mls.bytesToBase64(bytes(p.ID)), bytes(p.Secret)]))
 }
 
+// senderByItself returns the external_senders extension as ts-mls wants it: a sender in each. RFC 9420,
+// Section 12.1.8.1, has a list of them in one, so that groups with external senders can't have members of both; but the
+// extensions aren't in what an external sender signs (Section 6.1).
+function senderByItself(e) {
+  if (e.extensionType !== "external_senders") return [e]
+  const senders = decode(decodeVarLenType(mls.decodeExternalSender), e.extensionData)
+  return senders.map((s) => ({ ...e, extensionData: mls.encodeExternalSender(s) }))
+}
+
 // signatureKey makes a key pair. ts-mls gives ECDSA keys as compressed points; RFC 9420, Section 5.1.1, has uncompressed
 // ones, which it takes.
 async function signatureKey(suite, algorithm) {
@@ -68,6 +77,27 @@ function readsExternalPub(suite, info) {
   return { ...suite, hpke: { ...suite.hpke, importPublicKey } }
 }
 
+// pathsWith returns the suite for a commit after which the GroupContext has the extensions that renewed() says, if any.
+// ts-mls encrypts path secrets in the context of the old ones; it is that of the new (RFC 9420, Section 12.4.1).
+function pathsWith(suite, renewed) {
+  const opaque = encode(varLenDataEncoder)
+  const inNew = (info) => {
+    const [label, n] = decodeVarLenData(info, 0)
+    if (!renewed() || !Buffer.from(label).equals(Buffer.from("MLS 1.0 UpdatePathNode"))) return info
+    const context = decode(decodeGroupContext, decode(decodeVarLenData, info.slice(n)))
+    return Buffer.concat([info.slice(0, n), opaque(encodeGroupContext({ ...context, extensions: renewed() }))])
+  }
+  const hpke = {
+    ...suite.hpke,
+    seal: (key, plaintext, info, aad) => suite.hpke.seal(key, plaintext, inNew(info), aad),
+    open: (key, kemOutput, ciphertext, info, aad) => suite.hpke.open(key, kemOutput, ciphertext, inNew(info), aad),
+  }
+  return { ...suite, hpke }
+}
+
+const renewal = (list) =>
+  list.find((p) => p.proposalType === "group_context_extensions")?.groupContextExtensions.extensions
+
 // stage keeps a commit's new state until confirm, and answers with the commit and what goes with it.
 async function stage(c, commit, w, state) {
   c.staged = state
@@ -80,6 +110,10 @@ async function stage(c, commit, w, state) {
 }
 
 const ops = {
+  async reset() {
+    clients.clear()
+  },
+
   async suites() {
     return { Suites: Object.values(mls.ciphersuites) }
   },
@@ -127,6 +161,16 @@ const ops = {
     return { Message: base64(mls.encodeMlsMessage(m)) }
   },
 
+  async proposeFromOutside(c, r) {
+    const info = received(r.GroupInfo).groupInfo
+    info.groupContext.extensions = info.groupContext.extensions.flatMap(senderByItself)
+    const m = r.Proposal
+      ? await mls.proposeExternal(info, proposals([r.Proposal])[0], c.keyPackage.leafNode.signaturePublicKey,
+          c.keys.signaturePrivateKey, c.suite)
+      : await mls.proposeAddExternal(info, c.keyPackage, c.keys, c.suite)
+    return { Message: base64(mls.encodeMlsMessage(m)) }
+  },
+
   // ts-mls has no call that makes an Update: the leaf is built here and its key put in place before the commit.
   async update(c, r) {
     const keys = await c.suite.hpke.generateKeyPair()
@@ -144,10 +188,16 @@ const ops = {
   },
 
   async commit(c, r) {
-    const context = { state: c.state, cipherSuite: c.suite, pskIndex: mls.makePskIndex(c.state, c.psks) }
+    const byValue = proposals(r.Proposals)
+    const all = [...Object.values(c.state.unappliedProposals).map((p) => p.proposal), ...byValue]
+    const context = {
+      state: c.state,
+      cipherSuite: pathsWith(c.suite, () => renewal(all)),
+      pskIndex: mls.makePskIndex(c.state, c.psks),
+    }
     const { newState, welcome, commit } = await mls.createCommit(context, {
       wireAsPublicMessage: !r.Private,
-      extraProposals: proposals(r.Proposals),
+      extraProposals: byValue,
       ratchetTreeExtension: r.TreeInWelcome ?? false,
       authenticatedData: bytes(r.AAD),
     })
@@ -166,15 +216,24 @@ const ops = {
   async process(c, r) {
     let state = c.state
     const own = state.privatePath.leafIndex
-    let kind, updates, removes // of what was received: what it is, whether it applies this client's Update, a Remove of it
-    const run = (answer) =>
-      mls.processMessage(received(r.Message), state, mls.makePskIndex(state, c.psks), (m) => {
+    let kind // of what was received
+    let updates, removes, extensions // whether the commit applies this client's Update, a Remove of it; new extensions
+    const run = (answer) => {
+      // Not processMessage, which forgets the PSKs when it gets a PrivateMessage.
+      const { publicMessage, privateMessage } = received(r.Message)
+      const [process, m] = publicMessage
+        ? [mls.processPublicMessage, publicMessage]
+        : [mls.processPrivateMessage, privateMessage]
+      const suite = pathsWith(c.suite, () => extensions)
+      return process(state, m, mls.makePskIndex(state, c.psks), suite, (m) => {
         const has = (f) => m.kind === "commit" && m.proposals.some(f)
         kind = m.kind
+        if (m.kind === "commit") extensions = renewal(m.proposals.map((p) => p.proposal))
         updates = has((p) => p.proposal.proposalType === "update" && p.senderLeafIndex === own)
         removes = has((p) => p.proposal.proposalType === "remove" && p.proposal.remove.removed === own)
         return answer
-      }, c.suite)
+      })
+    }
     if (c.update) {
       await run("reject").catch(() => {})
       if (updates) state = { ...state, privatePath: updateLeafKey(state.privatePath, c.update) }

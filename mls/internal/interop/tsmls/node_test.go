@@ -88,49 +88,69 @@ var packages = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
-// node is a process that runs driver.mjs. It belongs to one test.
+// node is a process that runs driver.mjs. It belongs to one test at a time; what later tests find is warm.
 type node struct {
 	t   *testing.T
-	in  io.Writer
+	in  io.WriteCloser
 	out *bufio.Reader
 	log bytes.Buffer // standard error; read after the process has ended
-	end func() error
+	cmd *exec.Cmd
+}
+
+var idle = make(chan *node, 64)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	for len(idle) > 0 {
+		(<-idle).end()
+	}
+	os.Exit(code)
 }
 
 func startNode(t *testing.T) *node {
+	t.Helper()
+	var n *node
+	select {
+	case n = <-idle:
+	default:
+		n = newNode(t)
+	}
+	n.t = t
+	t.Cleanup(func() {
+		if t.Failed() {
+			n.end()
+		} else {
+			n.call(request{Op: "reset"})
+			idle <- n
+		}
+	})
+	return n
+}
+
+func newNode(t *testing.T) *node {
 	t.Helper()
 	dir, err := packages()
 	if err != nil {
 		absent(t, err)
 	}
-	n := &node{t: t}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	cmd := exec.CommandContext(ctx, "node", "--input-type=module", "--eval", driver)
-	cmd.Dir = dir // where the script's imports are looked for
-	cmd.Stderr = &n.log
-	in, err := cmd.StdinPipe()
+	n := &node{cmd: exec.Command("node", "--input-type=module", "--eval", driver)}
+	n.cmd.Dir = dir // where the script's imports are looked for
+	n.cmd.Stderr = &n.log
+	if n.in, err = n.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := n.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
+	n.out = bufio.NewReader(out)
+	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	n.in, n.out = in, bufio.NewReader(out)
-	n.end = sync.OnceValue(func() error {
-		defer cancel()
-		return errors.Join(in.Close(), cmd.Wait())
-	})
-	t.Cleanup(func() {
-		if err := n.end(); err != nil {
-			t.Errorf("node: %v\n%s", err, &n.log)
-		}
-	})
 	return n
 }
+
+func (n *node) end() error { return errors.Join(n.in.Close(), n.cmd.Wait()) }
 
 // request is what the driver is asked, answer what it says. Absent fields are zero.
 type request struct {
@@ -186,6 +206,8 @@ func (n *node) call(r request) (answer, error) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	late := time.AfterFunc(time.Minute, func() { n.cmd.Process.Kill() })
+	defer late.Stop()
 	var line []byte
 	if _, err = n.in.Write(append(b, '\n')); err == nil {
 		line, err = n.out.ReadBytes('\n')

@@ -18,8 +18,8 @@ type party interface {
 	create(groupID []byte, ext mls.Extensions) error
 	join(welcome, tree []byte) error
 	externalJoin(groupInfo, tree []byte, resync bool) (*commit, error)
-	propose(p mls.Proposal, private bool) ([]byte, error)
-	proposeUpdate(private bool) ([]byte, error)
+	propose(p *mls.Proposal) ([]byte, error)                                            // nil: an Update
+	proposeFromOutside(groupInfo []byte, index uint32, p *mls.Proposal) ([]byte, error) // nil: an Add of itself
 	commit(o commitOptions) (*commit, error)
 	confirm() error
 	drop() error
@@ -35,11 +35,11 @@ type options struct {
 	extensions     []mls.ExtensionType // further ones in the capabilities
 	leafExtensions mls.Extensions
 	psks           []psk
+	private        bool // proposals and commits of this client, external ones aside
 }
 
 type commitOptions struct {
 	proposals     []mls.Proposal
-	private       bool
 	treeInWelcome bool
 	aad           []byte
 }
@@ -64,8 +64,9 @@ const (
 
 // tsClient is a client of ts-mls.
 type tsClient struct {
-	node *node
-	id   string
+	node    *node
+	id      string
+	private bool
 }
 
 func (c *tsClient) call(op string, r request) (answer, error) {
@@ -81,6 +82,7 @@ func (c *tsClient) keyPackage(o options) ([]byte, error) {
 	if len(o.extensions) > 0 {
 		r.Capabilities = map[string]any{"extensions": o.extensions}
 	}
+	c.private = o.private
 	a, err := c.call("keyPackage", r)
 	return a.Message, err
 }
@@ -100,18 +102,26 @@ func (c *tsClient) externalJoin(groupInfo, tree []byte, resync bool) (*commit, e
 	return &commit{message: a.Message, groupInfo: a.GroupInfo, tree: a.Tree}, err
 }
 
-func (c *tsClient) propose(p mls.Proposal, private bool) ([]byte, error) {
-	a, err := c.call("propose", request{Proposal: codec.Marshal(p), Private: private})
+func (c *tsClient) propose(p *mls.Proposal) ([]byte, error) {
+	if p == nil {
+		a, err := c.call("update", request{Private: c.private})
+		return a.Message, err
+	}
+	a, err := c.call("propose", request{Proposal: codec.Marshal(p), Private: c.private, AAD: []byte("aad")})
 	return a.Message, err
 }
 
-func (c *tsClient) proposeUpdate(private bool) ([]byte, error) {
-	a, err := c.call("update", request{Private: private})
+func (c *tsClient) proposeFromOutside(groupInfo []byte, _ uint32, p *mls.Proposal) ([]byte, error) {
+	r := request{GroupInfo: groupInfo}
+	if p != nil {
+		r.Proposal = codec.Marshal(p)
+	}
+	a, err := c.call("proposeFromOutside", r)
 	return a.Message, err
 }
 
 func (c *tsClient) commit(o commitOptions) (*commit, error) {
-	r := request{Private: o.private, TreeInWelcome: o.treeInWelcome, AAD: o.aad}
+	r := request{Private: c.private, TreeInWelcome: o.treeInWelcome, AAD: o.aad}
 	for _, p := range o.proposals {
 		r.Proposals = append(r.Proposals, codec.Marshal(p))
 	}
@@ -187,6 +197,9 @@ func (c *ourClient) keyPackage(o options) ([]byte, error) {
 		}
 		return nil, fmt.Errorf("no PSK %q", id.ID)
 	}}
+	if o.private {
+		c.config.HandshakeFormat = mls.WireFormatPrivateMessage
+	}
 	var err error
 	if c.signer, err = o.suite.GenerateSignatureKey(rand.Reader); err != nil {
 		return nil, err
@@ -244,7 +257,7 @@ func (c *ourClient) externalJoin(groupInfo, tree []byte, resync bool) (*commit, 
 	o := mls.ExternalJoinOptions{GroupInfo: m.GroupInfo, Tree: t, Credential: mls.BasicCredential([]byte(c.o.identity)),
 		Signer: c.signer, Capabilities: c.capabilities(), LeafExtensions: c.o.leafExtensions}
 	if resync {
-		o.Proposals = []mls.Proposal{remove(c.OwnLeaf())}
+		o.Proposals = []mls.Proposal{*remove(c.OwnLeaf())}
 	}
 	if c.joining, err = mls.ExternalJoin(c.config, o); err != nil {
 		return nil, err
@@ -253,14 +266,23 @@ func (c *ourClient) externalJoin(groupInfo, tree []byte, resync bool) (*commit, 
 		tree: codec.Marshal(c.joining.Tree())}, nil
 }
 
-func (c *ourClient) propose(p mls.Proposal, private bool) ([]byte, error) {
-	m, err := c.Propose(nil, nil, p)
-	return encoded(m, err)
+func (c *ourClient) propose(p *mls.Proposal) ([]byte, error) {
+	if p == nil {
+		return encoded(c.ProposeUpdate(nil, mls.UpdateOptions{AAD: []byte("aad")}))
+	}
+	return encoded(c.Propose(nil, []byte("aad"), *p))
 }
 
-func (c *ourClient) proposeUpdate(private bool) ([]byte, error) {
-	m, err := c.ProposeUpdate(nil, mls.UpdateOptions{})
-	return encoded(m, err)
+func (c *ourClient) proposeFromOutside(groupInfo []byte, index uint32, p *mls.Proposal) ([]byte, error) {
+	m, err := parseMessage(groupInfo)
+	if err != nil {
+		return nil, err
+	}
+	id, epoch := m.GroupInfo.GroupContext.GroupID, m.GroupInfo.GroupContext.Epoch
+	if p == nil {
+		return encoded(mls.NewMemberProposal(rand.Reader, c.signer, c.kp, id, epoch))
+	}
+	return encoded(mls.ExternalProposal(c.o.suite, rand.Reader, c.signer, index, id, epoch, *p))
 }
 
 func encoded(m *mls.MLSMessage, err error) ([]byte, error) {
@@ -314,8 +336,7 @@ func (c *ourClient) process(message []byte) (string, []byte, error) {
 }
 
 func (c *ourClient) send(aad, data []byte) ([]byte, error) {
-	m, err := c.Encrypt(nil, aad, data)
-	return encoded(m, err)
+	return encoded(c.Encrypt(nil, aad, data))
 }
 
 func (c *ourClient) groupInfo(withTree bool) (info, tree []byte, err error) {
@@ -332,14 +353,14 @@ func (c *ourClient) status() (*status, error) {
 		leaf: c.OwnLeaf(), active: c.Active(), pending: len(c.Pending())}, err
 }
 
-func add(kp []byte) mls.Proposal {
+func add(kp []byte) *mls.Proposal {
 	m, err := parseMessage(kp)
 	if err != nil {
 		panic(err)
 	}
-	return mls.Proposal{Type: mls.ProposalAdd, Add: &mls.Add{KeyPackage: *m.KeyPackage}}
+	return &mls.Proposal{Type: mls.ProposalAdd, Add: &mls.Add{KeyPackage: *m.KeyPackage}}
 }
 
-func remove(i mls.LeafIndex) mls.Proposal {
-	return mls.Proposal{Type: mls.ProposalRemove, Remove: &mls.Remove{Removed: i}}
+func remove(i mls.LeafIndex) *mls.Proposal {
+	return &mls.Proposal{Type: mls.ProposalRemove, Remove: &mls.Remove{Removed: i}}
 }

@@ -2,8 +2,10 @@ package tsmls
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/parley-mls/parley/mls"
@@ -33,7 +35,10 @@ type room struct {
 	count   int     // of clients
 	members []party
 	gone    []party // were removed
+	outside int     // clients that couldn't join, see mistaken
 	server  *mls.PublicGroup
+	blind   bool        // a proposal of the epoch was private
+	private func() bool // whether a new client's handshakes are
 }
 
 func newRoom(t *testing.T, n *node, id string, creator kind, o options, ext mls.Extensions) *room {
@@ -65,6 +70,9 @@ func (r *room) client(k kind) (party, []byte) {
 	}
 	o := r.options
 	o.identity = id
+	if r.private != nil {
+		o.private = r.private()
+	}
 	kp, err := p.keyPackage(o)
 	r.must(p, "key package", err)
 	return p, kp
@@ -107,7 +115,7 @@ func (r *room) commit(by party, o commitOptions) *commit {
 
 func (r *room) accept(by party, c *commit) {
 	r.t.Helper()
-	if m, t := r.parse(c.message, c.tree); m.Public != nil {
+	if m, t := r.parse(c.message, c.tree); m.Public != nil && !r.blind {
 		gi, _ := r.parse(c.groupInfo, nil)
 		s, err := r.server.CheckCommit(m.Public)
 		r.must(by, "commit at the server", err)
@@ -116,6 +124,7 @@ func (r *room) accept(by party, c *commit) {
 		r.must(by, "server", r.server.Apply(nil, s, gi.GroupInfo))
 	} else {
 		r.follow(c.groupInfo, c.tree, nil)
+		r.blind = false
 	}
 	for _, p := range r.members {
 		if p == by {
@@ -149,7 +158,7 @@ func (r *room) add(by party, treeInWelcome bool, kinds ...kind) []party {
 	for _, k := range kinds {
 		p, kp := r.client(k)
 		joiners = append(joiners, p)
-		o.proposals = append(o.proposals, add(kp))
+		o.proposals = append(o.proposals, *add(kp))
 	}
 	r.welcome(r.commit(by, o), treeInWelcome, joiners...)
 	return joiners
@@ -161,7 +170,11 @@ func (r *room) welcome(c *commit, treeInWelcome bool, joiners ...party) {
 		c.tree = nil
 	}
 	for _, p := range joiners {
-		r.must(p, "join", p.join(c.welcome, c.tree))
+		err := p.join(c.welcome, c.tree)
+		if r.mistaken(p, err) {
+			continue
+		}
+		r.must(p, "join", err)
 		r.members = append(r.members, p)
 	}
 	r.check()
@@ -178,11 +191,14 @@ func (r *room) join(k kind, from party, treeInGroupInfo bool) party {
 // resync lets a member replace itself by an external commit.
 func (r *room) resync(p, from party) {
 	r.t.Helper()
-	r.members = slices.DeleteFunc(r.members, func(o party) bool { return o == p })
-	r.external(p, from, false, true)
+	before := r.members
+	r.members = slices.DeleteFunc(slices.Clone(before), func(o party) bool { return o == p })
+	if !r.external(p, from, false, true) {
+		r.members = before
+	}
 }
 
-func (r *room) external(p, from party, treeInGroupInfo, resync bool) {
+func (r *room) external(p, from party, treeInGroupInfo, resync bool) (joined bool) {
 	r.t.Helper()
 	info, tree, err := from.groupInfo(treeInGroupInfo)
 	r.must(from, "GroupInfo", err)
@@ -190,18 +206,54 @@ func (r *room) external(p, from party, treeInGroupInfo, resync bool) {
 		tree = nil
 	}
 	c, err := p.externalJoin(info, tree, resync)
+	if r.mistaken(p, err) {
+		return false
+	}
 	r.must(p, "external join", err)
 	r.accept(p, c)
+	return true
 }
 
-// propose hands a proposal to all but its sender.
-func (r *room) propose(by party, message []byte, err error) {
+// mistaken says whether a joiner that is ts-mls's refuses a valid tree: an unmerged leaf of a node has to be in the lists
+// of the nodes between the two (RFC 9420, Section 12.4.3.1), and ts-mls wants it in those above the node as well, which
+// somebody's path may have replaced. That we take the tree is checked, and the client stays outside.
+func (r *room) mistaken(p party, err error) bool {
+	var ts tsError
+	if !errors.As(err, &ts) || !strings.Contains(string(ts), "non-blank intermediate node must list leaf node in its unmerged_leaves") {
+		return false
+	}
+	r.follow(r.members[0].groupInfo(false))
+	r.outside++
+	return true
+}
+
+// propose has a member propose, an Update if p is nil, and hands it to all others.
+func (r *room) propose(by party, p *mls.Proposal) {
 	r.t.Helper()
+	message, err := by.propose(p)
 	r.must(by, "propose", err)
+	r.proposed(by, message)
+}
+
+// proposeFromOutside has a client that isn't a member propose, as the external sender of that index or, if p is nil, to
+// be added.
+func (r *room) proposeFromOutside(by party, index uint32, p *mls.Proposal) {
+	r.t.Helper()
+	info, _, err := r.members[0].groupInfo(true)
+	r.must(r.members[0], "GroupInfo", err)
+	message, err := by.proposeFromOutside(info, index, p)
+	r.must(by, "propose", err)
+	r.proposed(by, message)
+}
+
+func (r *room) proposed(by party, message []byte) {
+	r.t.Helper()
 	if m, _ := r.parse(message, nil); m.Public != nil {
 		s, err := r.server.CheckProposal(m.Public)
 		r.must(by, "proposal at the server", err)
 		r.must(by, "server", r.server.ApplyProposal(nil, s))
+	} else {
+		r.blind = true
 	}
 	for _, p := range r.members {
 		if p == by {
@@ -243,20 +295,27 @@ func (r *room) check() {
 	}
 }
 
-// talk has every member send two messages, which all others read in the wrong order, and no former member at all.
+// talk has every member say something.
 func (r *room) talk() {
 	r.t.Helper()
-	for _, from := range r.members {
-		var messages [2][]byte
-		for i := range messages {
-			m, err := from.send([]byte("aad"), fmt.Appendf(nil, "%s in %d: %d", from.name(), r.server.Epoch(), i))
-			r.must(from, "send", err)
-			messages[1-i] = m
-		}
-		for i, m := range messages {
-			r.read(from, m, fmt.Sprintf("%s in %d: %d", from.name(), r.server.Epoch(), 1-i))
-		}
+	for _, p := range r.members {
+		r.say(p)
 	}
+}
+
+// say has a member send two messages, which all others read in the wrong order, and former members can't.
+func (r *room) say(from party) {
+	r.t.Helper()
+	var text [2]string
+	var messages [2][]byte
+	for i := range messages {
+		var err error
+		text[i] = fmt.Sprintf("%s in %d: %d", from.name(), r.server.Epoch(), i)
+		messages[i], err = from.send([]byte("aad"), []byte(text[i]))
+		r.must(from, "send", err)
+	}
+	r.read(from, messages[1], text[1])
+	r.read(from, messages[0], text[0])
 }
 
 func (r *room) read(from party, message []byte, want string) {

@@ -30,18 +30,18 @@ func TestEverySuiteIsTheSameInBoth(t *testing.T) {
 				a := r.members[0]
 				b := r.add(a, true, creator.other())[0]
 				c := r.add(b, false, creator)[0]
-				r.talk()
+				r.say(a)
+				r.say(b)
 				d := r.join(creator.other(), a, true)
 				for _, p := range []party{c, d} {
-					m, err := p.proposeUpdate(false)
-					r.propose(p, m, err)
+					r.propose(p, nil)
 				}
 				r.commit(b, commitOptions{})
-				r.commit(c, commitOptions{proposals: []mls.Proposal{remove(r.leaf(d))}})
-				r.talk()
+				r.commit(c, commitOptions{proposals: []mls.Proposal{*remove(r.leaf(d))}})
+				r.say(c)
 				r.join(creator, b, false)
 				r.commit(a, commitOptions{})
-				r.talk()
+				r.say(b)
 			}
 		})
 	}
@@ -74,14 +74,11 @@ func TestMembersOfBothAgreeThroughTheLifeOfAGroup(t *testing.T) {
 
 		for _, by := range []party{a, b} {
 			for _, p := range []party{c, d} {
-				m, err := p.proposeUpdate(false)
-				r.propose(p, m, err)
+				r.propose(p, nil)
 			}
 			_, kp := r.client(creator)
-			m, err := d.propose(add(kp), false)
-			r.propose(d, m, err)
-			m, err = c.propose(remove(r.leaf(more[0])), false)
-			r.propose(c, m, err)
+			r.propose(d, add(kp))
+			r.propose(c, remove(r.leaf(more[0])))
 			more = more[1:]
 			r.commit(by, commitOptions{})
 			r.talk()
