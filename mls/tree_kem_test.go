@@ -218,3 +218,17 @@ func BenchmarkFirstPath(b *testing.B) {
 		}
 	}
 }
+
+// No vector of the working group has such a tree.
+func TestCommitSecretFollowsTheLastNodeOfAFilteredPath(t *testing.T) {
+	tt := newTestTree(t, testSuite, 8)
+	for i := range LeafIndex(4) {
+		tt.removeLeaf(i)
+	}
+	np := tt.commit(t, 4)
+	// The root isn't on it: nobody is left below its other child (RFC 9420, Sections 4.1.2 and 12.4.1).
+	if want := []NodeIndex{9, 11}; !slices.Equal(np.path, want) {
+		t.Fatalf("filtered direct path %d, want %d", np.path, want)
+	}
+	wantBytes(t, "commit secret", np.commitSecret, testSuite.deriveSecret(np.pathSecrets[1], "path"))
+}

@@ -62,6 +62,18 @@ func (w *walk) member(except ...party) party {
 	}
 }
 
+// first returns the member at leaf 0, which stays. Without members in the left half of the tree the root isn't on the
+// filtered direct path of a committer; its commit secret follows from the path secret of the last node that is (RFC
+// 9420, Section 12.4.1), but ts-mls makes another.
+func (w *walk) first() party {
+	for _, p := range w.r.members {
+		if w.r.leaf(p) == 0 {
+			return p
+		}
+	}
+	return nil
+}
+
 func (w *walk) step() {
 	r := w.r
 	switch n := len(r.members); {
@@ -102,8 +114,8 @@ func (w *walk) epoch() {
 			joiners = append(joiners, j)
 			p = add(kp)
 			w.did("add %s", j.name())
-		case n > len(touched)+1 && w.chance(50):
-			target := w.member(touched...)
+		case n > len(touched)+2 && w.chance(50):
+			target := w.member(append(touched, w.first())...)
 			touched = append(touched, target)
 			p = remove(r.leaf(target))
 			w.did("remove %s", target.name())
