@@ -3,6 +3,9 @@
 import { createInterface } from "node:readline"
 import * as mls from "ts-mls"
 import { p256, p384, p521 } from "@noble/curves/nist.js"
+import { XWing } from "@hpke/hybridkem-x-wing"
+import { ml_dsa44, ml_dsa65 } from "@noble/post-quantum/ml-dsa.js"
+import { shake256 } from "@noble/hashes/sha3.js"
 import { decodeProposal } from "ts-mls/proposal.js"
 import { decodeGroupContext, encodeGroupContext } from "ts-mls/groupContext.js"
 import { signGroupInfo } from "ts-mls/groupInfo.js"
@@ -12,6 +15,50 @@ import { updateLeafKey } from "ts-mls/privateKeyPath.js"
 import { decodeRatchetTree, encodeRatchetTree } from "ts-mls/ratchetTree.js"
 import { encode } from "ts-mls/codec/tlsEncoder.js"
 import { decodeVarLenData, decodeVarLenType, varLenDataEncoder } from "ts-mls/codec/variableLength.js"
+
+// The suites of draft-ietf-mls-pq-ciphersuites that the primitives of ts-mls make up, with the smaller ML-DSA of the
+// library that it has the large one from, by our numbers. Its own post-quantum suites have other hashes, and 79 has
+// another KDF in HPKE than outside.
+const composed = [
+  [0xf001, "X-Wing", "SHA-256", "AES128GCM", "Ed25519"],
+  [0xf002, "X-Wing", "SHA-384", "AES256GCM", "Ed25519"],
+  [0xf006, "ML-KEM-768", "SHA-384", "AES256GCM", "Ed25519"],
+  [0xf007, "ML-KEM-768", "SHA-384", "AES256GCM", "P256"],
+  [0xf008, "ML-KEM-1024", "SHA-384", "AES256GCM", "P384"],
+  [0xf009, "X-Wing", "SHA-384", "CHACHA20POLY1305", "ML-DSA-44"],
+  [0xf00a, "ML-KEM-768", "SHA-384", "AES256GCM", "ML-DSA-65"],
+  [0xf00b, "ML-KEM-1024", "SHA-384", "AES256GCM", "ML-DSA-87"],
+].map(([id, kem, hash, aead, signature]) => {
+  const name = [kem, aead, hash, signature].join("_")
+  mls.ciphersuites[name] = id
+  return { name, hash, hpke: { kem, kdf: "HKDF-" + hash.replace("-", ""), aead }, signature }
+})
+
+// implement returns a suite. The seeds of post-quantum keys are derived here as draft-ietf-hpke-pq, Sections 3 and 4,
+// has it; in ts-mls DeriveKeyPair of ML-KEM takes the seed itself, and that of X-Wing derives it otherwise.
+async function implement(suite) {
+  const dsa = { "ML-DSA-44": ml_dsa44, "ML-DSA-65": ml_dsa65 }[suite.signature]
+  const impl = await mls.getCiphersuiteImpl(dsa ? { ...suite, signature: "ML-DSA-87" } : suite)
+  if (dsa)
+    impl.signature = {
+      sign: async (key, m) => dsa.sign(m, key),
+      verify: async (key, m, signature) => dsa.verify(signature, m, key),
+      keygen: async () => {
+        const { publicKey, secretKey } = dsa.keygen()
+        return { publicKey, signKey: secretKey }
+      },
+    }
+  const kem = { "X-Wing": [0x647a, 32], "ML-KEM-768": [0x41, 64], "ML-KEM-1024": [0x42, 64] }[suite.hpke.kem]
+  if (!kem) return impl
+  const [id, size] = kem
+  const u16 = (n) => Uint8Array.of(n >> 8, n & 255)
+  const deriveKeyPair = (ikm) => {
+    const label = [Buffer.from("HPKE-v1KEM"), u16(id), u16(13), Buffer.from("DeriveKeyPair"), u16(size)]
+    const seed = shake256(Buffer.concat([ikm, ...label]), { dkLen: size })
+    return id === 0x647a ? new XWing().generateKeyPairDerand(seed) : impl.hpke.deriveKeyPair(seed)
+  }
+  return { ...impl, hpke: { ...impl.hpke, deriveKeyPair } }
+}
 
 const clients = new Map()
 const bytes = (s) => new Uint8Array(Buffer.from(s ?? "", "base64"))
@@ -120,13 +167,14 @@ const ops = {
 
   async keyPackage(c, r) {
     const name = Object.entries(mls.ciphersuites).find(([, v]) => v === r.Suite)[0]
-    const suite = mls.getCiphersuiteFromName(name)
-    c.suite = await mls.getCiphersuiteImpl(suite)
+    const suite = composed.find((s) => s.name === name) ?? mls.getCiphersuiteFromName(name)
+    c.suite = await implement(suite)
     c.psks = psks(r.PSKs)
+    const capabilities = mls.defaultCapabilities()
     const now = BigInt(Math.floor(Date.now() / 1000))
     const { publicPackage, privatePackage } = await mls.generateKeyPackageWithKey(
       { credentialType: "basic", identity: bytes(r.Identity) },
-      { ...mls.defaultCapabilities(), ...r.Capabilities },
+      { ...capabilities, ciphersuites: [...capabilities.ciphersuites, name], ...r.Capabilities },
       { notBefore: now - 3600n, notAfter: now + 86400n * 28n },
       extensions(r.Extensions),
       await signatureKey(c.suite, suite.signature),

@@ -38,7 +38,6 @@ func TestEverySuiteIsTheSameInBoth(t *testing.T) {
 				}
 				r.commit(b, commitOptions{})
 				r.commit(c, commitOptions{proposals: []mls.Proposal{*remove(r.leaf(d))}})
-				r.say(c)
 				r.join(creator, b, false)
 				r.commit(a, commitOptions{})
 				r.say(b)
