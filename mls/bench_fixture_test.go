@@ -219,7 +219,9 @@ func contains(leaves []LeafIndex, i LeafIndex) bool { return len(within(leaves, 
 func (g *benchGroup) server() *PublicGroup {
 	p, _ := g.view()
 	cfg := PublicConfig{Verifier: g.verifier()}
-	return &PublicGroup{rules: cfg.rules(), state: p}
+	s := &PublicGroup{rules: cfg.rules(), state: p}
+	s.publish()
+	return s
 }
 
 func (r *roster) clone() *roster {

@@ -64,11 +64,17 @@ func (c *PendingCommit) Info() *StagedInfo { return &c.evolution.info }
 func (c *PendingCommit) Epoch() uint64 { return c.evolution.context.Epoch }
 
 // PendingCommit returns the staged own commit, nil if there is none.
-func (g *Group) PendingCommit() *PendingCommit { return g.staged }
+func (g *Group) PendingCommit() *PendingCommit {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.view.staged
+}
 
 // Commit makes a commit and stages it: the group stays as it is until Confirm or Drop (RFC 9420, Section 12.4.1). The
 // staged commit is in the Batch, so that it survives a restart. It fails with ErrStaged if one is staged already.
 func (g *Group) Commit(b Batch, o CommitOptions) (*PendingCommit, error) {
+	g.op.Lock()
+	defer g.done()
 	b = orDiscard(b)
 	c, err := g.commit(b, o)
 	if err != nil {
@@ -120,7 +126,7 @@ func (g *Group) commit(b Batch, o CommitOptions) (*PendingCommit, error) {
 			return nil, err
 		}
 		newSigner = s
-		if path, err = e.tree.generatePath(cs, rand, g.own, template, g.GroupID(), s); err != nil {
+		if path, err = e.tree.generatePath(cs, rand, g.own, template, g.state.context.GroupID, s); err != nil {
 			return nil, err
 		}
 		if err := checkLeafFits(template, e.rules); err != nil {
@@ -389,7 +395,7 @@ func (g *Group) resumption(id PreSharedKeyID) secret {
 	if !g.active || !bytes.Equal(id.GroupID, g.GroupID()) {
 		return nil
 	}
-	if id.Epoch == g.Epoch() {
+	if id.Epoch == g.state.context.Epoch {
 		return g.secrets.resumption
 	}
 	if e := g.pastEpoch(id.Epoch); e != nil {
@@ -504,6 +510,8 @@ func (g *Group) loadPendingCommit(b []byte) (*PendingCommit, error) {
 
 // Confirm applies the staged own commit, after it was accepted. It fails with ErrStaged if there is none.
 func (g *Group) Confirm(b Batch) error {
+	g.op.Lock()
+	defer g.done()
 	c := g.staged
 	if c == nil {
 		return fmt.Errorf("mls: confirm: %w: there is none", ErrStaged)
@@ -522,6 +530,8 @@ func (g *Group) Confirm(b Batch) error {
 // Drop forgets the staged own commit, after it was refused: the group is as before Commit, except that the key of a
 // PrivateMessage stays used. Without one it does nothing.
 func (g *Group) Drop(b Batch) error {
+	g.op.Lock()
+	defer g.done()
 	if g.staged == nil {
 		return nil
 	}

@@ -9,7 +9,8 @@ import (
 )
 
 // Config is what a Group takes from its application. Only Verifier is required. A Config must not change while
-// groups use it.
+// groups use it. What it holds is called by as many goroutines at once as call methods of its groups; see Group for what
+// it may call in turn.
 type Config struct {
 	// Rand is the source of all randomness; nil means crypto/rand.
 	Rand io.Reader
@@ -52,7 +53,7 @@ type Config struct {
 	// credentials; Policy, which sees the sender of each committed proposal, has to judge who is authorized.
 	NewMemberProposals bool
 	// Policy, if set, sees every commit, own ones too, after the checks of RFC 9420 and before it is staged; an
-	// error refuses it. It is for rules that all members judge alike.
+	// error refuses it. It is for rules that all members judge alike. The StagedInfo is valid until Policy returns.
 	Policy func(*StagedInfo) error
 }
 

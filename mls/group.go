@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"sync"
 
 	"github.com/parley-mls/parley/mls/codec"
 )
@@ -20,12 +21,23 @@ var ErrStaged = errors.New("mls: staged commit")
 // ErrSigner: the signer for the own leaf's signature key isn't there.
 var ErrSigner = errors.New("mls: no signer for the own leaf's signature key")
 
-// Group is a client's state in a group. It isn't safe for concurrent use. Its methods that take a Batch write to it
-// what they change, and if they fail change nothing; the caller makes the Batch durable before it acts on the
-// result. If it can't, the Group in memory is ahead of the store, and has to be loaded again. A nil Batch keeps the
-// changes in memory only.
+// Group is a client's state in a group. Its methods that take a Batch write to it what they change, and if they fail
+// change nothing; the caller makes the Batch durable before it acts on the result. If it can't, the Group in memory is
+// ahead of the store, and has to be loaded again. A nil Batch keeps the changes in memory only.
+//
+// Its methods may be called by several goroutines at once. Those that change it or prepare a change, which are those
+// with a Batch and AddSigner, take turns. All others see the group as the last finished one left it and don't wait for
+// one that is under way. A Batch is written to within its method's turn: Batches of one group must become durable in
+// that order, and who calls from several goroutines and gives each call a Batch of its own has to see to that.
+//
+// What is called in the course of a change (Config's functions, the CredentialVerifier, Components, Signers, the Batch)
+// may call the group's methods that don't change it, and no others: those would wait for themselves.
 type Group struct {
 	redact
+	op   sync.Mutex   // held throughout a change; guards all but view
+	mu   sync.RWMutex // guards view
+	view groupView
+
 	cfg      Config
 	state    publicState
 	own      LeafIndex
@@ -39,6 +51,42 @@ type Group struct {
 	sealer   *sealer                  // seals the epoch's stored state; nil if it is of format 1
 	link     *link                    // while the group is made that follows from another one
 	signers  map[string]crypto.Signer // by signature key: the own leaf's, and one that will replace it
+}
+
+// groupView is what a Group's reading methods see: the state as the last change left it. Nothing in it changes, apart
+// from what readers don't touch: the public state's rules and counts.
+type groupView struct {
+	redact
+	state   publicState
+	own     LeafIndex
+	active  bool
+	secrets *epochSecrets
+	staged  *PendingCommit
+	signer  crypto.Signer // nil if there is none for the own leaf
+}
+
+// done ends a change, whether it succeeded or not.
+func (g *Group) done() {
+	g.publish()
+	g.op.Unlock()
+}
+
+// publish shows the state to the reading methods.
+func (g *Group) publish() {
+	v := groupView{state: g.state, own: g.own, active: g.active, secrets: g.secrets, staged: g.staged}
+	if g.active {
+		v.signer, _ = g.signer()
+	}
+	g.mu.Lock()
+	g.view = v
+	g.mu.Unlock()
+}
+
+// public returns what readers see of the public state.
+func (g *Group) public() publicState {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.view.state
 }
 
 // GroupOptions says what a new group is.
@@ -119,11 +167,12 @@ func (g *Group) start(es *epochSecrets, s epochSealers) {
 	g.secrets = es
 }
 
-// saveAll writes the whole state of a group that has no past.
+// saveAll writes the whole state of a group that has no past, and shows it to readers.
 func (g *Group) saveAll(b Batch) {
 	saveTree(b, g.state.tree)
 	g.state.saveExtensions(b)
 	g.saveEpoch(b)
+	g.publish()
 }
 
 // saveEpoch writes what every epoch has anew.
@@ -157,6 +206,7 @@ func LoadGroup(cfg Config, signer crypto.Signer, state iter.Seq2[[]byte, []byte]
 		return nil, err
 	}
 	if !g.active {
+		g.publish()
 		return g, nil
 	}
 	g.secrets, g.exports, g.sealer = in.header.secrets, in.exports, in.stateSeal
@@ -167,7 +217,7 @@ func LoadGroup(cfg Config, signer crypto.Signer, state iter.Seq2[[]byte, []byte]
 	if g.state.tree.Leaf(g.own) == nil || g.private.leaf != g.own {
 		return nil, fmt.Errorf("%w: own leaf %d", errState, g.own)
 	}
-	if g.messages, err = in.secretTree(g.suite(), g.Epoch(), g.state.tree.Size()); err != nil {
+	if g.messages, err = in.secretTree(g.suite(), g.state.context.Epoch, g.state.tree.Size()); err != nil {
 		return nil, fmt.Errorf("mls: load state: secrets: %w", err)
 	}
 	if err := g.loadPast(in); err != nil {
@@ -183,12 +233,15 @@ func LoadGroup(cfg Config, signer crypto.Signer, state iter.Seq2[[]byte, []byte]
 			return nil, fmt.Errorf("mls: load state: staged commit: %w", err)
 		}
 	}
+	g.publish()
 	return g, nil
 }
 
 // AddSigner gives the group a signer. A group uses the one whose public key is in its own leaf, so that a commit with
 // a new signature key can be confirmed or dropped after a restart.
 func (g *Group) AddSigner(s crypto.Signer) error {
+	g.op.Lock()
+	defer g.done()
 	pub, err := g.suite().SignaturePublicKey(s.Public())
 	if err != nil {
 		return fmt.Errorf("mls: signer: %w", err)
@@ -208,19 +261,27 @@ func (g *Group) signer() (crypto.Signer, error) {
 func (g *Group) suite() CipherSuite { return g.state.context.CipherSuite }
 
 // GroupID returns the group's identifier, which may not be changed.
-func (g *Group) GroupID() []byte { return g.state.context.GroupID }
+func (g *Group) GroupID() []byte { return g.public().context.GroupID }
 
 // Epoch returns the number of the current epoch.
-func (g *Group) Epoch() uint64 { return g.state.context.Epoch }
+func (g *Group) Epoch() uint64 { return g.public().context.Epoch }
 
 // Suite returns the cipher suite.
-func (g *Group) Suite() CipherSuite { return g.suite() }
+func (g *Group) Suite() CipherSuite { return g.public().context.CipherSuite }
 
 // OwnLeaf returns the index of this client's leaf.
-func (g *Group) OwnLeaf() LeafIndex { return g.own }
+func (g *Group) OwnLeaf() LeafIndex {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.view.own
+}
 
 // Active says whether this client is a member. After its removal it isn't, and its secrets are deleted.
-func (g *Group) Active() bool { return g.active }
+func (g *Group) Active() bool {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.view.active
+}
 
 // live says whether this client may send to the group.
 func (g *Group) live() error {
@@ -234,51 +295,58 @@ func (g *Group) live() error {
 }
 
 // Context returns the GroupContext of the current epoch, whose fields may not be changed.
-func (g *Group) Context() GroupContext { return g.state.context }
+func (g *Group) Context() GroupContext { return g.public().context }
 
 // ConfirmationTag returns the confirmation tag of the commit that began the epoch.
-func (g *Group) ConfirmationTag() []byte { return g.state.confirmationTag }
+func (g *Group) ConfirmationTag() []byte { return g.public().confirmationTag }
 
 // EpochAuthenticator returns a value that two members have in common only if they agree on the group's state (RFC
 // 9420, Section 8.7). It is nil for a former member.
 func (g *Group) EpochAuthenticator() []byte {
-	if !g.active {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if !g.view.active {
 		return nil
 	}
-	return bytes.Clone(g.secrets.authenticator)
+	return bytes.Clone(g.view.secrets.authenticator)
 }
 
 // Export returns n bytes of key material for the application (RFC 9420, Section 8.5), the same for all members in
 // this epoch.
 func (g *Group) Export(label string, context []byte, n int) ([]byte, error) {
-	if !g.active {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if !g.view.active {
 		return nil, fmt.Errorf("mls: export: %w", ErrRemoved)
 	}
-	if n < 0 || n > 255*g.suite().HashSize() {
+	cs := g.view.state.context.CipherSuite
+	if n < 0 || n > 255*cs.HashSize() {
 		return nil, fmt.Errorf("mls: export: %w: %d bytes", ErrMalformed, n)
 	}
-	return g.secrets.export(g.suite(), label, context, n), nil
+	return g.view.secrets.export(cs, label, context, n), nil
 }
 
 // Members returns the members in the order of their leaves.
-func (g *Group) Members() iter.Seq[Member] { return g.state.members() }
+func (g *Group) Members() iter.Seq[Member] { return g.public().members() }
 
 // Member returns the member at a leaf.
-func (g *Group) Member(i LeafIndex) (Member, bool) { return g.state.member(i) }
+func (g *Group) Member(i LeafIndex) (Member, bool) { return g.public().member(i) }
 
 // Tree returns the ratchet tree of the current epoch. It stays as it is when the group moves on.
-func (g *Group) Tree() *RatchetTree { return g.state.tree }
+func (g *Group) Tree() *RatchetTree { return g.public().tree }
 
 // Dictionary returns the GroupContext's application data, which may not be changed.
-func (g *Group) Dictionary() AppDataDictionary { return g.state.dictionary() }
+func (g *Group) Dictionary() AppDataDictionary { return g.public().dictionary() }
 
 // Extension returns the data of an extension of the GroupContext, and whether there is one.
-func (g *Group) Extension(t ExtensionType) ([]byte, bool) { return g.state.context.Extensions.Find(t) }
+func (g *Group) Extension(t ExtensionType) ([]byte, bool) {
+	return g.public().context.Extensions.Find(t)
+}
 
 // Pending returns the proposals of this epoch that were sent or received and not committed.
-func (g *Group) Pending() []PendingProposal { return g.state.pendingList() }
+func (g *Group) Pending() []PendingProposal { return g.public().pendingList() }
 
-func (p *publicState) members() iter.Seq[Member] {
+func (p publicState) members() iter.Seq[Member] {
 	t := p.tree
 	return func(yield func(Member) bool) {
 		for i, l := range t.Leaves() {
@@ -289,12 +357,12 @@ func (p *publicState) members() iter.Seq[Member] {
 	}
 }
 
-func (p *publicState) member(i LeafIndex) (Member, bool) {
+func (p publicState) member(i LeafIndex) (Member, bool) {
 	l := p.tree.Leaf(i)
 	return Member{Index: i, Leaf: l}, l != nil
 }
 
-func (p *publicState) dictionary() AppDataDictionary {
+func (p publicState) dictionary() AppDataDictionary {
 	d, err := dictionaryOf(p.context.Extensions)
 	if err != nil {
 		return nil // a context with a damaged dictionary was refused
@@ -305,26 +373,40 @@ func (p *publicState) dictionary() AppDataDictionary {
 // GroupInfo returns the signed description of the current epoch (RFC 9420, Section 12.4.3), with the ratchet tree
 // and with the key for external commits if wanted.
 func (g *Group) GroupInfo(withTree, externalPub bool) (*GroupInfo, error) {
-	if err := g.live(); err != nil {
-		return nil, fmt.Errorf("mls: group info: %w", err)
-	}
-	signer, err := g.signer()
+	gi, tree, signer, err := g.describe(externalPub)
 	if err != nil {
 		return nil, fmt.Errorf("mls: group info: %w", err)
 	}
-	gi := &GroupInfo{GroupContext: g.state.context, ConfirmationTag: g.state.confirmationTag, Signer: g.own}
 	if withTree {
-		gi.Extensions = gi.Extensions.Set(ExtensionRatchetTree, codec.Marshal(g.state.tree))
-	}
-	if externalPub {
-		if gi.Extensions, err = setExternalPub(gi.Extensions, g.suite(), g.secrets); err != nil {
-			return nil, fmt.Errorf("mls: group info: %w", err)
-		}
+		gi.Extensions = gi.Extensions.Set(ExtensionRatchetTree, codec.Marshal(tree))
 	}
 	if err := gi.sign(g.cfg.rand(), signer); err != nil {
 		return nil, fmt.Errorf("mls: group info: %w", err)
 	}
 	return gi, nil
+}
+
+// describe is the part of GroupInfo for which the secrets must stay.
+func (g *Group) describe(externalPub bool) (*GroupInfo, *RatchetTree, crypto.Signer, error) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	v := &g.view
+	switch {
+	case !v.active:
+		return nil, nil, nil, ErrRemoved
+	case v.state.reinit != nil:
+		return nil, nil, nil, ErrEnded
+	case v.signer == nil:
+		return nil, nil, nil, ErrSigner
+	}
+	gi := &GroupInfo{GroupContext: v.state.context, ConfirmationTag: v.state.confirmationTag, Signer: v.own}
+	if externalPub {
+		var err error
+		if gi.Extensions, err = setExternalPub(nil, v.state.suite(), v.secrets); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	return gi, v.state.tree, v.signer, nil
 }
 
 func setExternalPub(ext Extensions, cs CipherSuite, es *epochSecrets) (Extensions, error) {
@@ -346,7 +428,7 @@ func (g *Group) signHandshake(signer crypto.Signer, aad []byte, c FramedContent)
 	if format != WireFormatPublicMessage && format != WireFormatPrivateMessage {
 		return nil, fmt.Errorf("%w: handshakes of wire format %d", ErrUnsupported, format)
 	}
-	c.GroupID, c.Epoch, c.Sender = g.GroupID(), g.Epoch(), Sender{Type: SenderMember, Leaf: g.own}
+	c.GroupID, c.Epoch, c.Sender = g.state.context.GroupID, g.state.context.Epoch, Sender{Type: SenderMember, Leaf: g.own}
 	c.AuthenticatedData = bytes.Clone(aad)
 	return signContent(g.suite(), g.cfg.rand(), signer, format, c, g.state.encoded)
 }
@@ -365,7 +447,7 @@ func (g *Group) frame(b Batch, ac *AuthenticatedContent) (*MLSMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	saveSecrets(b, g.Epoch(), g.messages)
+	saveSecrets(b, g.state.context.Epoch, g.messages)
 	return NewMLSMessage(m), nil
 }
 
@@ -373,6 +455,8 @@ func (g *Group) frame(b Batch, ac *AuthenticatedContent) (*MLSMessage, error) {
 // with ErrPending while there are proposals that no commit has applied, so that nobody reads on whose removal was
 // proposed (Section 12.4), with ErrRemoved for a former member, and with ErrEnded after a ReInit.
 func (g *Group) Encrypt(b Batch, aad, data []byte) (*MLSMessage, error) {
+	g.op.Lock()
+	defer g.done()
 	if err := g.live(); err != nil {
 		return nil, fmt.Errorf("mls: encrypt: %w", err)
 	}
@@ -384,7 +468,7 @@ func (g *Group) Encrypt(b Batch, aad, data []byte) (*MLSMessage, error) {
 		return nil, fmt.Errorf("mls: encrypt: %w", err)
 	}
 	ac, err := signContent(g.suite(), g.cfg.rand(), signer, WireFormatPrivateMessage, FramedContent{
-		GroupID: g.state.context.GroupID, Epoch: g.Epoch(), Sender: Sender{Type: SenderMember, Leaf: g.own},
+		GroupID: g.state.context.GroupID, Epoch: g.state.context.Epoch, Sender: Sender{Type: SenderMember, Leaf: g.own},
 		AuthenticatedData: bytes.Clone(aad), ContentType: ContentApplication, ApplicationData: data,
 	}, g.state.encoded)
 	if err != nil {

@@ -65,6 +65,8 @@ func (s *StagedCommit) AAD() []byte { return s.aad }
 // read, ErrRemoved for a former member, and ErrEnded after a ReInit. A ValidationError names the rule that a handshake
 // message breaks.
 func (g *Group) Receive(b Batch, m *MLSMessage) (Received, error) {
+	g.op.Lock()
+	defer g.done()
 	if !g.active {
 		return nil, fmt.Errorf("mls: receive: %w", ErrRemoved)
 	}
@@ -92,7 +94,7 @@ func (g *Group) receivePublic(b Batch, m *MLSMessage) (Received, error) {
 	var hash [sha256.Size]byte
 	if c.ContentType == ContentCommit {
 		hash = messageHash(m)
-		if e := g.pastEpoch(c.Epoch); e != nil && bytes.Equal(c.GroupID, g.GroupID()) && e.endedBy(hash) {
+		if e := g.pastEpoch(c.Epoch); e != nil && bytes.Equal(c.GroupID, g.state.context.GroupID) && e.endedBy(hash) {
 			return &Duplicate{}, nil
 		}
 	}
@@ -157,13 +159,13 @@ func (g *Group) receiveHandshake(b Batch, ac *AuthenticatedContent, tag []byte, 
 func (g *Group) deleteKey(b Batch, step *ratchetStep) {
 	if step != nil {
 		g.messages.consume(step)
-		saveSecrets(b, g.Epoch(), g.messages)
+		saveSecrets(b, g.state.context.Epoch, g.messages)
 	}
 }
 
 func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 	m := msg.Private
-	if !bytes.Equal(m.GroupID, g.GroupID()) {
+	if !bytes.Equal(m.GroupID, g.state.context.GroupID) {
 		return nil, fmt.Errorf("%w: message for another group", ErrMalformed)
 	}
 	st, senderData, encoded := g.messages, g.secrets.senderData, g.state.encoded
@@ -172,13 +174,13 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 	if m.ContentType == ContentCommit {
 		hash = messageHash(msg)
 	}
-	if m.Epoch != g.Epoch() {
+	if m.Epoch != g.state.context.Epoch {
 		past := g.pastEpoch(m.Epoch)
 		if past != nil && m.ContentType == ContentCommit && past.endedBy(hash) {
 			return &Duplicate{}, nil
 		}
 		if past == nil || m.ContentType != ContentApplication {
-			return nil, fmt.Errorf("%w: got %d, want %d", ErrEpoch, m.Epoch, g.Epoch())
+			return nil, fmt.Errorf("%w: got %d, want %d", ErrEpoch, m.Epoch, g.state.context.Epoch)
 		}
 		st, senderData, encoded = past.tree, past.senderData, codec.Marshal(past.context)
 		leaf = func(i LeafIndex) *LeafNode { return g.leafAt(past, i) }
@@ -289,6 +291,8 @@ func (g *Group) stageCommit(ac *AuthenticatedContent, hash [sha256.Size]byte) (*
 // commit removes this client, the group isn't active afterwards and its secrets are deleted. It fails with ErrEpoch
 // if the group has moved on since.
 func (g *Group) Apply(b Batch, s *StagedCommit) error {
+	g.op.Lock()
+	defer g.done()
 	if !g.active {
 		return fmt.Errorf("mls: apply: %w", ErrRemoved)
 	}
@@ -311,7 +315,7 @@ func (g *Group) Apply(b Batch, s *StagedCommit) error {
 
 // leave deletes all secrets and keeps the public state of the epoch that this client was removed in.
 func (g *Group) leave(b Batch, e *evolution) {
-	deleteSecrets(b, g.Epoch(), g.messages)
+	deleteSecrets(b, g.state.context.Epoch, g.messages)
 	for epoch := range g.extensionEpochs() {
 		b.Delete(key64(keyExtensions, epoch))
 	}

@@ -10,6 +10,8 @@ import (
 // Propose sends a proposal to the group and notes it as pending. aad is authenticated and not encrypted. For an Update
 // see ProposeUpdate. A PreSharedKey without a nonce gets a fresh one.
 func (g *Group) Propose(b Batch, aad []byte, prop Proposal) (*MLSMessage, error) {
+	g.op.Lock()
+	defer g.done()
 	if prop.Type == ProposalUpdate {
 		return nil, fmt.Errorf("mls: propose: %w: an update is made by ProposeUpdate", ErrMalformed)
 	}
@@ -27,6 +29,8 @@ type UpdateOptions struct {
 // ProposeUpdate proposes a new leaf for this client with a fresh encryption key, which is kept until a commit
 // applies or ends the epoch (RFC 9420, Section 12.1.2).
 func (g *Group) ProposeUpdate(b Batch, o UpdateOptions) (*MLSMessage, error) {
+	g.op.Lock()
+	defer g.done()
 	if err := g.live(); err != nil {
 		return nil, fmt.Errorf("mls: propose update: %w", err)
 	}
@@ -43,7 +47,7 @@ func (g *Group) ProposeUpdate(b Batch, o UpdateOptions) (*MLSMessage, error) {
 	}
 	leaf.Source, leaf.EncryptionKey = LeafNodeUpdate, pub
 	leaf.Lifetime, leaf.ParentHash = Lifetime{}, nil
-	if err := leaf.sign(g.suite(), g.cfg.rand(), signer, g.GroupID(), g.own); err != nil {
+	if err := leaf.sign(g.suite(), g.cfg.rand(), signer, g.state.context.GroupID, g.own); err != nil {
 		return nil, err
 	}
 	m, err := g.propose(b, o.AAD, Proposal{Type: ProposalUpdate, Update: &Update{LeafNode: *leaf}}, private)

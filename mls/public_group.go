@@ -4,18 +4,49 @@ import (
 	"bytes"
 	"fmt"
 	"iter"
+	"sync"
 
 	"github.com/parley-mls/parley/mls/codec"
 )
 
 // PublicGroup is what a server that orders a group's messages knows of it (RFC 9750, Section 5): the tree, the
 // GroupContext and the proposals, and no secret. It checks of a handshake message all but the membership tag, the
-// confirmation tag, path secrets and Welcomes. It isn't safe for concurrent use. A nil Batch keeps changes in memory
-// only.
+// confirmation tag, path secrets and Welcomes. A nil Batch keeps changes in memory only.
+//
+// Its methods may be called by several goroutines at once. Those that check or apply something take turns; the others
+// see the group as the last change left it and don't wait. Order of Batches and callbacks are as for a Group.
 type PublicGroup struct {
+	op   sync.Mutex   // held throughout a check or a change; guards all but view
+	mu   sync.RWMutex // guards view
+	view publicView
+
 	rules rules
 	state publicState
 	info  *GroupInfo
+}
+
+// publicView is what a PublicGroup's reading methods see: the state as the last change left it.
+type publicView struct {
+	state publicState // of which rules and counts aren't for readers
+	info  *GroupInfo
+}
+
+// done ends a check or change.
+func (g *PublicGroup) done() {
+	g.publish()
+	g.op.Unlock()
+}
+
+func (g *PublicGroup) publish() {
+	g.mu.Lock()
+	g.view = publicView{state: g.state, info: g.info}
+	g.mu.Unlock()
+}
+
+func (g *PublicGroup) public() publicState {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.view.state
 }
 
 // NewPublicGroup begins with the epoch that gi describes, after it has validated gi's signature and the whole tree
@@ -31,6 +62,7 @@ func NewPublicGroup(cfg PublicConfig, b Batch, gi *GroupInfo, tree *RatchetTree)
 	saveTree(b, state.tree)
 	g.state.saveExtensions(b)
 	g.saveEpoch(b, gi)
+	g.publish()
 	return g, nil
 }
 
@@ -60,47 +92,52 @@ func LoadPublicGroup(cfg PublicConfig, state iter.Seq2[[]byte, []byte]) (*Public
 	if err := codec.Unmarshal(in.groupInfo, g.info); err != nil {
 		return nil, fmt.Errorf("mls: load state: group info: %w", err)
 	}
+	g.publish()
 	return g, nil
 }
 
 // GroupID returns the group's identifier, which may not be changed.
-func (g *PublicGroup) GroupID() []byte { return g.state.context.GroupID }
+func (g *PublicGroup) GroupID() []byte { return g.public().context.GroupID }
 
 // Epoch returns the number of the current epoch.
-func (g *PublicGroup) Epoch() uint64 { return g.state.context.Epoch }
+func (g *PublicGroup) Epoch() uint64 { return g.public().context.Epoch }
 
 // Suite returns the cipher suite.
-func (g *PublicGroup) Suite() CipherSuite { return g.state.suite() }
+func (g *PublicGroup) Suite() CipherSuite { return g.public().context.CipherSuite }
 
 // Context returns the GroupContext of the current epoch, whose fields may not be changed.
-func (g *PublicGroup) Context() GroupContext { return g.state.context }
+func (g *PublicGroup) Context() GroupContext { return g.public().context }
 
 // ConfirmationTag returns the confirmation tag of the commit that began the epoch.
-func (g *PublicGroup) ConfirmationTag() []byte { return g.state.confirmationTag }
+func (g *PublicGroup) ConfirmationTag() []byte { return g.public().confirmationTag }
 
 // Members returns the members in the order of their leaves.
-func (g *PublicGroup) Members() iter.Seq[Member] { return g.state.members() }
+func (g *PublicGroup) Members() iter.Seq[Member] { return g.public().members() }
 
 // Member returns the member at a leaf.
-func (g *PublicGroup) Member(i LeafIndex) (Member, bool) { return g.state.member(i) }
+func (g *PublicGroup) Member(i LeafIndex) (Member, bool) { return g.public().member(i) }
 
 // Tree returns the ratchet tree of the current epoch. It stays as it is when the group moves on.
-func (g *PublicGroup) Tree() *RatchetTree { return g.state.tree }
+func (g *PublicGroup) Tree() *RatchetTree { return g.public().tree }
 
 // Dictionary returns the GroupContext's application data, which may not be changed.
-func (g *PublicGroup) Dictionary() AppDataDictionary { return g.state.dictionary() }
+func (g *PublicGroup) Dictionary() AppDataDictionary { return g.public().dictionary() }
 
 // Extension returns the data of an extension of the GroupContext, and whether there is one.
 func (g *PublicGroup) Extension(t ExtensionType) ([]byte, bool) {
-	return g.state.context.Extensions.Find(t)
+	return g.public().context.Extensions.Find(t)
 }
 
 // Pending returns the proposals of this epoch that no commit has applied.
-func (g *PublicGroup) Pending() []PendingProposal { return g.state.pendingList() }
+func (g *PublicGroup) Pending() []PendingProposal { return g.public().pendingList() }
 
 // GroupInfo returns the current epoch's GroupInfo as its committer signed it, for external joiners. The ratchet tree
 // is in it only if it came with it.
-func (g *PublicGroup) GroupInfo() *GroupInfo { return g.info }
+func (g *PublicGroup) GroupInfo() *GroupInfo {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.view.info
+}
 
 // StagedProposal is a proposal that was checked.
 type StagedProposal struct {
@@ -118,6 +155,8 @@ func (s *StagedProposal) Known() bool { return s.known }
 // CheckProposal checks a proposal of a member, of an external sender or, if the configuration allows it, of a new
 // member, and changes nothing.
 func (g *PublicGroup) CheckProposal(m *PublicMessage) (*StagedProposal, error) {
+	g.op.Lock()
+	defer g.done()
 	s, err := g.checkProposal(m)
 	if err != nil {
 		return nil, fmt.Errorf("mls: check proposal: %w", err)
@@ -134,9 +173,9 @@ func (g *PublicGroup) checkProposal(m *PublicMessage) (*StagedProposal, error) {
 		return nil, err
 	}
 	ac := m.authenticated()
-	ref := ac.ref(g.Suite())
+	ref := ac.ref(g.state.suite())
 	if e := g.state.findPending(ref); e != nil {
-		return &StagedProposal{epoch: g.Epoch(), entry: e, known: true}, nil
+		return &StagedProposal{epoch: g.state.context.Epoch, entry: e, known: true}, nil
 	}
 	if len(g.state.pending) >= maxPending {
 		return nil, fmt.Errorf("%w: %d proposals pending", ErrMalformed, maxPending)
@@ -152,13 +191,15 @@ func (g *PublicGroup) checkProposal(m *PublicMessage) (*StagedProposal, error) {
 	if err := e.keepMessage(ac, m.MembershipTag); err != nil {
 		return nil, err
 	}
-	return &StagedProposal{epoch: g.Epoch(), entry: e}, nil
+	return &StagedProposal{epoch: g.state.context.Epoch, entry: e}, nil
 }
 
 // ApplyProposal notes a checked proposal as pending. It fails with ErrEpoch if the group has moved on since.
 func (g *PublicGroup) ApplyProposal(b Batch, s *StagedProposal) error {
-	if s.epoch != g.Epoch() {
-		return fmt.Errorf("mls: apply proposal: %w: got %d, want %d", ErrEpoch, s.epoch, g.Epoch())
+	g.op.Lock()
+	defer g.done()
+	if s.epoch != g.state.context.Epoch {
+		return fmt.Errorf("mls: apply proposal: %w: got %d, want %d", ErrEpoch, s.epoch, g.state.context.Epoch)
 	}
 	if s.known || g.state.findPending(s.entry.Ref) != nil {
 		return nil
@@ -181,6 +222,8 @@ func (s *StagedPublic) Tree() *RatchetTree { return s.evolution.tree }
 // CheckCommit checks a commit as far as public data shows, and changes nothing (RFC 9420, Sections 12.2, 12.4.2 and
 // 12.4.3.2). A ValidationError names the rule that it breaks.
 func (g *PublicGroup) CheckCommit(m *PublicMessage) (*StagedPublic, error) {
+	g.op.Lock()
+	defer g.done()
 	s, err := g.checkCommit(m)
 	if err != nil {
 		return nil, fmt.Errorf("mls: check commit: %w", err)
@@ -257,6 +300,8 @@ func (s *StagedPublic) CheckTree(t *RatchetTree) error {
 // Apply moves the group to the commit's epoch, writes what changed, and keeps gi, which CheckGroupInfo has accepted,
 // for external joiners. It fails with ErrEpoch if the group has moved on since the commit was checked.
 func (g *PublicGroup) Apply(b Batch, s *StagedPublic, gi *GroupInfo) error {
+	g.op.Lock()
+	defer g.done()
 	e := s.evolution
 	if err := e.fits(&g.state); err != nil {
 		return fmt.Errorf("mls: apply: %w", err)

@@ -158,7 +158,7 @@ func (p *publicState) roster(v CredentialVerifier) (*roster, error) {
 	return p.counts, nil
 }
 
-func (p *publicState) pendingList() []PendingProposal {
+func (p publicState) pendingList() []PendingProposal {
 	list := make([]PendingProposal, len(p.pending))
 	for i, e := range p.pending {
 		list[i] = e.PendingProposal

@@ -28,17 +28,19 @@ type LinkOptions struct {
 
 // ReInit returns the proposal that ended the group, nil if the group goes on. Of a group that has ended nothing can be
 // made but its successor: what would send or process a message of the last epoch fails with ErrEnded.
-func (g *Group) ReInit() *ReInit { return g.state.reinit }
+func (g *Group) ReInit() *ReInit { return g.public().reinit }
 
 // ReInit returns the proposal that ended the group, nil if the group goes on. No proposal or commit follows it: the
 // checks fail with ErrEnded.
-func (g *PublicGroup) ReInit() *ReInit { return g.state.reinit }
+func (g *PublicGroup) ReInit() *ReInit { return g.public().reinit }
 
 // NewSuccessor makes the group that the ReInit asked for, in its first epoch of all members, and the Welcome for the
 // others, nil if there are none. They are all members of the old group, each by a KeyPackage. b is for the new group's
 // state. Any member may do this, so whoever orders the groups' messages decides whose successor it is (by its group
 // identifier); others give theirs up and join that one.
 func (g *Group) NewSuccessor(b Batch, o LinkOptions) (*Group, *Welcome, error) {
+	g.op.Lock()
+	defer g.done()
 	next, w, err := g.newSuccessor(b, o)
 	if err != nil {
 		return nil, nil, fmt.Errorf("mls: new successor: %w", err)
@@ -68,6 +70,8 @@ func (g *Group) newSuccessor(b Batch, o LinkOptions) (*Group, *Welcome, error) {
 // JoinSuccessor joins the group that the ReInit asked for by its Welcome, as JoinGroup does, after it has checked that
 // the group is just that and has all members of the old one. b is for the new group's state.
 func (g *Group) JoinSuccessor(b Batch, signer crypto.Signer, w *Welcome, kp *KeyPackage, secrets *KeyPackageSecrets, tree *RatchetTree) (*Group, error) {
+	g.op.Lock()
+	defer g.done()
 	l, err := g.successorLink()
 	if err != nil {
 		return nil, fmt.Errorf("mls: join successor: %w", err)
@@ -83,6 +87,8 @@ func (g *Group) JoinSuccessor(b Batch, signer crypto.Signer, w *Welcome, kp *Key
 // NewBranch makes a group of some of this group's members, with its version and suite, in its first epoch of all of
 // them, and the Welcome for the others, nil if there are none. b is for the new group's state. This group isn't changed.
 func (g *Group) NewBranch(b Batch, groupID []byte, ext Extensions, o LinkOptions) (*Group, *Welcome, error) {
+	g.op.Lock()
+	defer g.done()
 	l, err := g.branchLink()
 	if err != nil {
 		return nil, nil, fmt.Errorf("mls: new branch: %w", err)
@@ -101,6 +107,8 @@ func (g *Group) NewBranch(b Batch, groupID []byte, ext Extensions, o LinkOptions
 // this group's version and suite, and no member who wasn't in this group when the branch was made. That may have been
 // in a past epoch, if this client was a member in it and MaxPastEpochs keeps it. b is for the new group's state.
 func (g *Group) JoinBranch(b Batch, signer crypto.Signer, w *Welcome, kp *KeyPackage, secrets *KeyPackageSecrets, tree *RatchetTree) (*Group, error) {
+	g.op.Lock()
+	defer g.done()
 	l, err := g.branchLink()
 	if err != nil {
 		return nil, fmt.Errorf("mls: join branch: %w", err)

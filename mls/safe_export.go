@@ -17,6 +17,8 @@ const exportLeaves = 1 << 16
 // deleted by that, in the Batch too: a second call fails with ErrExported. An epoch that was saved in format 1 has no
 // such secrets; for it the error is ErrUnsupported.
 func (g *Group) SafeExport(b Batch, id ComponentID) ([]byte, error) {
+	g.op.Lock()
+	defer g.done()
 	if !g.active {
 		return nil, fmt.Errorf("mls: safe export: %w", ErrRemoved)
 	}

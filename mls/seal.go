@@ -126,6 +126,8 @@ func (c *Config) newSealers() (epochSealers, error) {
 // also seals a state that was loaded from format 1, which otherwise happens with the next epoch. It writes as much as
 // there are secrets, and needs no commit.
 func (g *Group) Reseal(b Batch) error {
+	g.op.Lock()
+	defer g.done()
 	if !g.active {
 		return nil // without secrets
 	}

@@ -12,18 +12,20 @@ import (
 // member or of a new one, is received and applied as any other, and the group isn't active afterwards. If a commit
 // leaves the proposal out, it has to be made anew. All members must support it. There may be one in an epoch.
 func (g *Group) ProposeSelfRemove(b Batch) (*MLSMessage, error) {
+	g.op.Lock()
+	defer g.done()
 	return g.propose(b, nil, Proposal{Type: ProposalSelfRemove}, nil)
 }
 
 // SelfRemoves returns the members' pending proposals to be removed, each as it was sent. Who joins by an external
 // commit needs them with the GroupInfo (see ExternalJoinOptions).
-func (g *Group) SelfRemoves() []*MLSMessage { return g.state.selfRemoves() }
+func (g *Group) SelfRemoves() []*MLSMessage { return g.public().selfRemoves() }
 
 // SelfRemoves returns the members' pending proposals to be removed, each as it was sent. Who joins by an external
 // commit needs them with the GroupInfo (see ExternalJoinOptions).
-func (g *PublicGroup) SelfRemoves() []*MLSMessage { return g.state.selfRemoves() }
+func (g *PublicGroup) SelfRemoves() []*MLSMessage { return g.public().selfRemoves() }
 
-func (p *publicState) selfRemoves() []*MLSMessage {
+func (p publicState) selfRemoves() []*MLSMessage {
 	var list []*MLSMessage
 	for _, e := range p.pending {
 		if e.message != nil {

@@ -9,8 +9,10 @@ import (
 	"testing"
 )
 
-// caches are fields that hold what can be computed from the others, and are filled when it is first needed.
+// caches are fields that hold what can be computed from the others, and are filled when it is first needed or at the end
+// of a change.
 var caches = map[string]bool{
+	"Group.view": true, "PublicGroup.view": true,
 	"publicState.rules": true, "publicState.counts": true, "treeSlot.hash": true, "treePage.owner": true, "RatchetTree.owner": true,
 }
 
