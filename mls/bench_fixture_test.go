@@ -185,18 +185,23 @@ func (g *benchGroup) verifier() CredentialVerifier {
 
 func (g *benchGroup) config() Config { return Config{Verifier: g.verifier()} }
 
-// view returns the public part of the group, its roster counted.
-func (g *benchGroup) view() (publicState, *epochSecrets) {
+// view returns the public part of the group with that roster.
+func (g *benchGroup) view(counts *roster) (publicState, *epochSecrets) {
 	es := testSuite.epochSecretsFrom(g.epochSecret)
 	p := newPublicState(g.ctx, g.tree.clone(), es.confirmationTag(testSuite, g.ctx.ConfirmedTranscriptHash))
-	p.counts = g.counts.clone()
+	p.counts = counts
 	return p, es
 }
 
 // member returns a member's view of the group.
 func (g *benchGroup) member(tb testing.TB, i LeafIndex) *Group {
 	tb.Helper()
-	p, es := g.view()
+	return g.memberWith(tb, i, g.counts.clone())
+}
+
+func (g *benchGroup) memberWith(tb testing.TB, i LeafIndex, counts *roster) *Group {
+	tb.Helper()
+	p, es := g.view(counts)
 	m := &Group{cfg: g.config(), own: i, active: true, private: newTreePrivate(i, g.keys[i.node()]),
 		signers: make(map[string]crypto.Signer), state: p}
 	for n := i.node(); n != g.tree.root(); {
@@ -217,7 +222,7 @@ func contains(leaves []LeafIndex, i LeafIndex) bool { return len(within(leaves, 
 
 // server returns a server's view of the group.
 func (g *benchGroup) server() *PublicGroup {
-	p, _ := g.view()
+	p, _ := g.view(g.counts.clone())
 	cfg := PublicConfig{Verifier: g.verifier()}
 	s := &PublicGroup{rules: cfg.rules(), state: p}
 	s.publish()

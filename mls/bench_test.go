@@ -2,6 +2,7 @@ package mls
 
 import (
 	"testing"
+	"time"
 
 	"github.com/parley-mls/parley/mls/codec"
 )
@@ -48,33 +49,31 @@ var benchOps = []benchOp{
 		}
 		alone := benchGroupOf(tb, benchKind{1, fullTree, g.x509})
 		var alice *Group
-		return func() { alice = alone.member(tb, 0) }, func(b Batch) int { return commitAndMerge(tb, alice, b, o) }
+		return func() { alice = alone.member(tb, 0) }, func(b Batch) int { return commitSize(commitAndMerge(tb, alice, b, o)) }
 	}},
 	{"Update", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
 		alice := g.member(tb, 0)
-		return nil, func(b Batch) int { return commitAndMerge(tb, alice, b, CommitOptions{}) }
+		return nil, func(b Batch) int { return commitSize(commitAndMerge(tb, alice, b, CommitOptions{})) }
 	}},
 	{"ProcessUpdate", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
-		i := 0
-		return benchProcess(tb, g, func() LeafIndex { // evenly spread
-			i++
-			return LeafIndex(1 + (2*(i%32)+1)*(g.n-1)/64)
-		})
+		var leaves []LeafIndex // evenly spread
+		for i := range min(16, g.n-1) {
+			leaves = append(leaves, LeafIndex(1+(2*i+1)*(g.n-1)/(2*min(16, g.n-1))))
+		}
+		return benchProcess(tb, g, leaves...)
 	}},
 	{"ProcessUpdateNearest", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
-		return benchProcess(tb, g, func() LeafIndex { return 1 })
+		return benchProcess(tb, g, 1)
 	}},
 	{"Follow", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
-		alice := g.member(tb, 0)
-		c, err := alice.Commit(nil, CommitOptions{})
-		must(tb, err)
-		var server *PublicGroup
-		return func() { server = g.server() }, func(b Batch) int {
+		alice, server := g.member(tb, 0), g.server()
+		var c *PendingCommit
+		return func() { c = commitAndMerge(tb, alice, nil, CommitOptions{}) }, func(b Batch) int {
 			s, err := server.CheckCommit(c.Message().Public)
 			must(tb, err)
 			must(tb, s.CheckGroupInfo(c.GroupInfo()))
 			must(tb, server.Apply(b, s, c.GroupInfo()))
-			return size(c.Message()) + size(c.GroupInfo())
+			return 0
 		}
 	}},
 	{"Join", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
@@ -135,14 +134,15 @@ func must(tb testing.TB, err error) {
 func benchMembersOf(tb testing.TB, g *benchGroup, n int) []benchMember {
 	members, err := benchMembers(1<<20, n, g.x509)
 	must(tb, err)
+	must(tb, parallel(n, func(i int) error { return members[i].kp.Validate(time.Now(), g.verifier()) }))
 	return members
 }
 
-func commitAndMerge(tb testing.TB, g *Group, b Batch, o CommitOptions) int {
+func commitAndMerge(tb testing.TB, g *Group, b Batch, o CommitOptions) *PendingCommit {
 	c, err := g.Commit(b, o)
 	must(tb, err)
 	must(tb, g.Confirm(b))
-	return commitSize(c)
+	return c
 }
 
 // benchAdd adds one client to a group that is as it was before each time.
@@ -150,22 +150,55 @@ func benchAdd(o CommitOptions) func(tb testing.TB, g *benchGroup) (func(), func(
 	return func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
 		o := o
 		o.Proposals = []Proposal{add(benchMembersOf(tb, g, 1)[0].kp)}
+		counts := g.counts.clone()
 		var alice *Group
-		return func() { alice = g.member(tb, 0) }, func(b Batch) int { return commitAndMerge(tb, alice, b, o) }
+		var c *PendingCommit
+		return func() {
+				if c != nil { // take back what merging it counted
+					counts.merge(c.evolution.change.negated())
+				}
+				alice = g.memberWith(tb, 0, counts)
+			}, func(b Batch) int {
+				c = commitAndMerge(tb, alice, b, o)
+				return commitSize(c)
+			}
 	}
 }
 
-// benchProcess has members receive and apply the same update.
-func benchProcess(tb testing.TB, g *benchGroup, next func() LeafIndex) (func(), func(Batch) int) {
-	c, err := g.member(tb, 0).Commit(nil, CommitOptions{})
-	must(tb, err)
-	var m *Group
-	return func() { m = g.member(tb, next()) }, func(b Batch) int {
-		r, err := m.Receive(b, c.Message())
-		must(tb, err)
-		must(tb, m.Apply(b, r.(*StagedCommit)))
-		return 0
+func (r *roster) negated() *roster {
+	return &roster{-r.members, negated(r.signature), negated(r.encryption), negated(r.identity),
+		negated(r.uses), negated(r.credentials), negated(r.extensions), negated(r.proposals)}
+}
+
+func negated[T comparable](m map[T]int) map[T]int {
+	out := make(map[T]int, len(m))
+	for k, n := range m {
+		out[k] = -n
 	}
+	return out
+}
+
+// benchProcess has members receive and apply updates, one after the other the same.
+func benchProcess(tb testing.TB, g *benchGroup, leaves ...LeafIndex) (func(), func(Batch) int) {
+	alice := g.member(tb, 0)
+	var members []*Group
+	for _, i := range leaves {
+		members = append(members, g.member(tb, i))
+	}
+	var c *PendingCommit
+	next := 0
+	return func() {
+			if next %= len(members); next == 0 {
+				c = commitAndMerge(tb, alice, nil, CommitOptions{})
+			}
+		}, func(b Batch) int {
+			m := members[next]
+			next++
+			r, err := m.Receive(b, c.Message())
+			must(tb, err)
+			must(tb, m.Apply(b, r.(*StagedCommit)))
+			return 0
+		}
 }
 
 // benchJoin is what a new member gets.

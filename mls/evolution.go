@@ -123,20 +123,22 @@ func (p *publicState) applyProposals(r *rules, list []resolved, committer LeafIn
 			e.tree.removeLeaf(at)
 		}
 	}
+	var leaves []*LeafNode
 	for i := range list {
 		if a := list[i].Proposal.Add; a != nil {
-			leaf := &a.KeyPackage.LeafNode
-			if err := checkLeafFits(leaf, e.rules); err != nil {
+			if err := checkLeafFits(&a.KeyPackage.LeafNode, e.rules); err != nil {
 				return nil, err
 			}
-			if e.tree.full() {
-				return nil, errFull()
-			}
-			at := e.tree.addLeaf(leaf)
-			e.info.Added = append(e.info.Added, Member{Index: at, Leaf: leaf})
-			e.added = append(e.added, at)
+			leaves = append(leaves, &a.KeyPackage.LeafNode)
 			e.adds = append(e.adds, &a.KeyPackage)
 		}
+	}
+	if !e.tree.hasRoom(len(leaves)) {
+		return nil, errFull()
+	}
+	e.added = e.tree.addLeaves(leaves)
+	for i, at := range e.added {
+		e.info.Added = append(e.info.Added, Member{Index: at, Leaf: leaves[i]})
 	}
 	e.info.After = e.context
 	return e, nil
@@ -236,7 +238,7 @@ func (p *publicState) applyPath(r *rules, e *evolution, path *UpdatePath) error 
 	leaf := &path.LeafNode
 	old := e.replaced()
 	if e.external {
-		if e.tree.full() {
+		if !e.tree.hasRoom(1) {
 			return errFull()
 		}
 		e.committer = e.tree.addLeaf(leaf)

@@ -134,7 +134,7 @@ func externalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
 	if err := r.checkCredential(cs, template, old); err != nil {
 		return nil, err
 	}
-	if e.tree.full() {
+	if !e.tree.hasRoom(1) {
 		return nil, errFull()
 	}
 	e.committer = e.tree.addLeaf(template)

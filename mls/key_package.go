@@ -36,7 +36,12 @@ type KeyPackage struct {
 	LeafNode    LeafNode
 	Extensions  Extensions
 	Signature   []byte
+
+	sound []byte // the Ref that it had when Validate found it sound
 }
+
+// validated says whether Validate found the KeyPackage sound and it hasn't changed since.
+func (kp *KeyPackage) validated() bool { return kp.sound != nil && bytes.Equal(kp.sound, kp.Ref()) }
 
 func (kp *KeyPackage) marshalUnsigned(w *codec.Writer) {
 	w.Uint16(uint16(kp.Version))
@@ -77,10 +82,14 @@ func (kp *KeyPackage) verifySignature() error {
 }
 
 // Validate checks a KeyPackage by itself (RFC 9420, Section 10.1): version, suite, leaf, signatures, lifetime at now,
-// credential with v. Whether it fits a group is checked when a proposal adds it.
+// credential with v. Whether it fits a group is checked when a proposal adds it. Validate notes in the KeyPackage that
+// its signatures are good, so that the commit that adds it needn't verify them again unless it was changed.
 func (kp *KeyPackage) Validate(now time.Time, v CredentialVerifier) error {
-	if err := kp.validateTimeless(); err != nil {
-		return err
+	if !kp.validated() {
+		if err := kp.validateTimeless(); err != nil {
+			return err
+		}
+		kp.sound = kp.Ref()
 	}
 	if err := kp.LeafNode.checkLifetimeLength(MaxLifetime); err != nil {
 		return err

@@ -167,3 +167,29 @@ func TestLastResortKeyPackagesAreTold(t *testing.T) {
 		t.Error("a mark with data is one")
 	}
 }
+
+func TestChangedKeyPackageIsValidatedAgain(t *testing.T) {
+	r := newRoom(t, testSuite, nil)
+	alice := r.members[0]
+	kp, _, err := NewKeyPackage(KeyPackageOptions{Suite: testSuite, Credential: BasicCredential([]byte("new")), Signer: newSigner(t, testSuite)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kp.Validate(time.Now(), testVerifier{}); err != nil {
+		t.Fatal(err)
+	}
+	if !kp.validated() {
+		t.Error("validated and not known to be")
+	}
+	changed := *kp
+	changed.LeafNode.Credential = BasicCredential([]byte("other"))
+	if _, err := alice.Commit(nil, CommitOptions{Proposals: []Proposal{add(&changed)}}); !errors.Is(err, ErrSignature) {
+		t.Errorf("KeyPackage changed after Validate: got %v, want ErrSignature", err)
+	}
+	if err := changed.Validate(time.Now(), testVerifier{}); !errors.Is(err, ErrSignature) {
+		t.Errorf("got %v, want ErrSignature", err)
+	}
+	if _, err := alice.Commit(nil, CommitOptions{Proposals: []Proposal{add(kp)}}); err != nil {
+		t.Error(err)
+	}
+}

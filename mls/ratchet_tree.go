@@ -3,7 +3,6 @@ package mls
 import (
 	"fmt"
 	"iter"
-	"maps"
 	"slices"
 	"sync/atomic"
 
@@ -84,7 +83,7 @@ type RatchetTree struct {
 	firstBlank LeafIndex
 	pages      []*treePage // nil pages are blank
 	owner      atomic.Pointer[treeOwner]
-	dirty      map[NodeIndex]struct{} // changed since the tree was cloned or dirty was cleared
+	dirty      []NodeIndex // changed since the tree was cloned or dirty was cleared; in any order, some more than once
 }
 
 func newRatchetTree(first *LeafNode) *RatchetTree {
@@ -160,10 +159,7 @@ func (t *RatchetTree) clone() *RatchetTree {
 
 // touch notes that a node changed, and forgets the hashes above it.
 func (t *RatchetTree) touch(n NodeIndex) {
-	if t.dirty == nil {
-		t.dirty = make(map[NodeIndex]struct{})
-	}
-	t.dirty[n] = struct{}{}
+	t.dirty = append(t.dirty, n)
 	for t.slot(n).hash != nil { // a node whose hash isn't known has no ancestor whose hash is
 		t.writable(n).hash = nil
 		if n == t.root() {
@@ -174,7 +170,11 @@ func (t *RatchetTree) touch(n NodeIndex) {
 }
 
 // dirtyNodes returns the nodes that changed, ascending; those beyond the tree are to be deleted where they are stored.
-func (t *RatchetTree) dirtyNodes() []NodeIndex { return slices.Sorted(maps.Keys(t.dirty)) }
+func (t *RatchetTree) dirtyNodes() []NodeIndex {
+	slices.Sort(t.dirty)
+	t.dirty = slices.Compact(t.dirty)
+	return t.dirty
+}
 
 func (t *RatchetTree) clearDirty() { t.dirty = nil }
 
@@ -263,37 +263,53 @@ func (t *RatchetTree) blankPath(i LeafIndex) {
 	}
 }
 
-// addLeaf puts l into the leftmost blank leaf, or extends the tree (RFC 9420, Section 12.1.1). It panics past
-// maxLeafSlots members; callers ask full first.
-func (t *RatchetTree) addLeaf(l *LeafNode) LeafIndex {
+// addLeaf is addLeaves of one.
+func (t *RatchetTree) addLeaf(l *LeafNode) LeafIndex { return t.addLeaves([]*LeafNode{l})[0] }
+
+// addLeaves puts each leaf into the leftmost blank one, and extends the tree where there is none (RFC 9420, Section
+// 12.1.1). It panics past maxLeafSlots members; callers ask hasRoom first. The indices ascend.
+func (t *RatchetTree) addLeaves(leaves []*LeafNode) []LeafIndex {
+	added := make([]LeafIndex, len(leaves))
 	i := t.firstBlank
-	for uint32(i) < t.slots && t.slot(i.node()).leaf != nil {
+	for k, l := range leaves {
+		for uint32(i) < t.slots && t.slot(i.node()).leaf != nil {
+			i++
+		}
+		if uint32(i) == t.slots {
+			if !t.hasRoom(1) {
+				panic("mls: ratchet tree is full")
+			}
+			t.resize(2 * t.slots)
+		}
+		t.setLeaf(i, l)
+		added[k] = i
 		i++
 	}
-	if uint32(i) == t.slots {
-		if t.full() {
-			panic("mls: ratchet tree is full")
-		}
-		t.resize(2 * t.slots)
-	}
-	t.firstBlank = i + 1
-	t.setLeaf(i, l)
-	for n := i.node(); n != t.root(); {
-		n = n.parent()
-		if p := t.slot(n).parent; p != nil {
-			c := *p
-			at, found := slices.BinarySearch(p.UnmergedLeaves, i)
-			if !found {
-				c.UnmergedLeaves = slices.Insert(slices.Clone(p.UnmergedLeaves), at, i)
-				t.setParent(n, &c)
-			}
-		}
-	}
-	return i
+	t.firstBlank = i
+	t.addUnmerged(t.root(), added)
+	return added
 }
 
-// full says whether no member can be added.
-func (t *RatchetTree) full() bool { return t.count == maxLeafSlots }
+// addUnmerged notes new leaves, which ascend, at the parents above them that are at or below n: each parent's list is
+// written once, however many they are.
+func (t *RatchetTree) addUnmerged(n NodeIndex, added []LeafIndex) {
+	added = within(added, n)
+	if n.isLeaf() || len(added) == 0 {
+		return
+	}
+	if p := t.slot(n).parent; p != nil {
+		c := *p
+		c.UnmergedLeaves = slices.Concat(p.UnmergedLeaves, added)
+		slices.Sort(c.UnmergedLeaves)
+		c.UnmergedLeaves = slices.Compact(c.UnmergedLeaves)
+		t.setParent(n, &c)
+	}
+	t.addUnmerged(n.left(), added)
+	t.addUnmerged(n.right(), added)
+}
+
+// hasRoom says whether so many members can be added.
+func (t *RatchetTree) hasRoom(n int) bool { return t.count+n <= maxLeafSlots }
 
 // errFull is for a commit that adds a member to a full tree.
 func errFull() error {

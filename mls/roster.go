@@ -46,8 +46,9 @@ func rosterOf(t *RatchetTree, v CredentialVerifier) (*roster, error) {
 
 // rosterChange counts what differs from one tree to another, a changed clone of it.
 func rosterChange(from, to *RatchetTree, v CredentialVerifier) (*roster, error) {
-	r := newRoster()
-	for _, n := range to.dirtyNodes() {
+	dirty := to.dirtyNodes()
+	r := &roster{encryption: make(map[string]int, 2*len(dirty))}
+	for _, n := range dirty {
 		if key := from.publicKey(n); key != nil {
 			r.encryption[string(key)]--
 		}
@@ -87,6 +88,11 @@ func (r *roster) countLeaf(l *LeafNode, v CredentialVerifier, d int) error {
 }
 
 func (r *roster) count(l *LeafNode, id []byte, d int) {
+	if r.signature == nil {
+		n := newRoster()
+		n.encryption = r.encryption
+		*r = *n
+	}
 	r.members += d
 	r.signature[string(l.SignatureKey)] += d
 	if id != nil {

@@ -43,7 +43,8 @@ func (t *RatchetTree) validate(cs CipherSuite, groupID []byte, checkLeaf func(Le
 	})
 }
 
-// checkUnmergedLeaves checks that unmerged leaves are members below their node and unmerged at each node between.
+// checkUnmergedLeaves checks that unmerged leaves are members below their node and unmerged at each node between: at the
+// next one, which is checked in its turn.
 func (t *RatchetTree) checkUnmergedLeaves() error {
 	for n := NodeIndex(1); uint32(n) < t.nodeWidth(); n += 2 {
 		p := t.slot(n).parent
@@ -54,16 +55,31 @@ func (t *RatchetTree) checkUnmergedLeaves() error {
 			if !n.covers(l) || t.Leaf(l) == nil {
 				return invalid("12.4.3.1", "unmerged leaf %d of node %d is not a member below it", l, n)
 			}
-			for at := l.node().parent(); at != n; at = at.parent() {
-				if q := t.slot(at).parent; q != nil {
-					if _, ok := slices.BinarySearch(q.UnmergedLeaves, l); !ok {
-						return invalid("12.4.3.1", "leaf %d is unmerged at node %d and not at node %d below", l, n, at)
-					}
+			if at := t.nextParent(n, l); at != n {
+				if _, ok := slices.BinarySearch(t.slot(at).parent.UnmergedLeaves, l); !ok {
+					return invalid("12.4.3.1", "leaf %d is unmerged at node %d and not at node %d below", l, n, at)
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// nextParent returns the highest node between n and leaf l below it that isn't blank, n if there is none.
+func (t *RatchetTree) nextParent(n NodeIndex, l LeafIndex) NodeIndex {
+	for at := n; ; {
+		if l.node() < at {
+			at = at.left()
+		} else {
+			at = at.right()
+		}
+		switch {
+		case at.isLeaf():
+			return n
+		case t.slot(at).parent != nil:
+			return at
+		}
+	}
 }
 
 // checkUniqueKeys checks that no two nodes have the same encryption key and no two leaves the same signature key.

@@ -98,8 +98,10 @@ func (r *rules) checkKeyPackage(cs CipherSuite, kp *KeyPackage, verified bool) e
 	if verified || r.replay {
 		return nil
 	}
-	if err := kp.validateTimeless(); err != nil {
-		return err
+	if !kp.validated() {
+		if err := kp.validateTimeless(); err != nil {
+			return err
+		}
 	}
 	return r.checkCredential(cs, &kp.LeafNode, nil)
 }
@@ -259,11 +261,14 @@ func (p *publicState) checkList(r *rules, list []resolved, committer LeafIndex, 
 		removes    = 0
 		ephemeral  = false
 	)
+	if _, err := p.contextRules(); err != nil { // computed now, and not by several goroutines
+		return err
+	}
+	if err := parallel(len(list), func(i int) error { return p.checkProposal(r, &list[i]) }); err != nil {
+		return err
+	}
 	for i := range list {
 		e := &list[i]
-		if err := p.checkProposal(r, e); err != nil {
-			return err
-		}
 		prop := &e.Proposal
 		if external {
 			switch prop.Type {
