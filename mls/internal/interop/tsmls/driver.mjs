@@ -195,6 +195,27 @@ const ops = {
     c.state = await mls.joinGroup(m.welcome, c.keyPackage, c.keys, index, c.suite, tree(r.Tree))
   },
 
+  // lead makes the group that follows from another client's: a branch if it has an identifier, else the successor.
+  async lead(c, r) {
+    const { state } = clients.get(r.From)
+    const others = r.KeyPackages.map((b) => received(b).keyPackage)
+    const { reinit } = state.groupActiveState
+    const { newState, welcome: w } = r.GroupID
+      ? await mls.branchGroup(state, c.keyPackage, c.keys, others, bytes(r.GroupID), c.suite)
+      : await mls.reinitCreateNewGroup(
+          state, c.keyPackage, c.keys, others, reinit.groupId, reinit.cipherSuite, reinit.extensions)
+    c.state = newState
+    return { Welcome: welcome(w), Tree: base64(encodeRatchetTree(newState.ratchetTree)) }
+  },
+
+  async follow(c, r) {
+    const { state } = clients.get(r.From)
+    const w = received(r.Welcome).welcome
+    c.state = r.Branch
+      ? await mls.joinGroupFromBranch(state, w, c.keyPackage, c.keys, tree(r.Tree), c.suite)
+      : await mls.joinGroupFromReinit(state, w, c.keyPackage, c.keys, tree(r.Tree))
+  },
+
   async externalJoin(c, r) {
     const info = received(r.GroupInfo).groupInfo
     const { publicMessage, newState } = await mls.joinGroupExternal(

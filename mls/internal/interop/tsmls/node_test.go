@@ -170,6 +170,10 @@ type request struct {
 	Tree       []byte `json:",omitempty"`
 	Resync     bool   `json:",omitempty"`
 
+	From        string   `json:",omitempty"`
+	KeyPackages [][]byte `json:",omitempty"`
+	Branch      bool     `json:",omitempty"`
+
 	Proposal      []byte   `json:",omitempty"`
 	Proposals     [][]byte `json:",omitempty"`
 	Private       bool     `json:",omitempty"`

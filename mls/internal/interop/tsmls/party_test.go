@@ -18,6 +18,8 @@ type party interface {
 	create(groupID []byte, ext mls.Extensions) error
 	join(welcome, tree []byte) error
 	externalJoin(groupInfo, tree []byte, resync bool) (*commit, error)
+	lead(from party, groupID []byte, keyPackages [][]byte) (welcome, tree []byte, err error)
+	follow(from party, branch bool, welcome, tree []byte) error
 	propose(p *mls.Proposal) ([]byte, error)                                            // nil: an Update
 	proposeFromOutside(groupInfo []byte, index uint32, p *mls.Proposal) ([]byte, error) // nil: an Add of itself
 	commit(o commitOptions) (*commit, error)
@@ -97,6 +99,16 @@ func (c *tsClient) join(welcome, tree []byte) error {
 	return err
 }
 
+func (c *tsClient) lead(from party, groupID []byte, keyPackages [][]byte) (welcome, tree []byte, err error) {
+	a, err := c.call("lead", request{From: from.name(), GroupID: groupID, KeyPackages: keyPackages})
+	return a.Welcome, a.Tree, err
+}
+
+func (c *tsClient) follow(from party, branch bool, welcome, tree []byte) error {
+	_, err := c.call("follow", request{From: from.name(), Branch: branch, Welcome: welcome, Tree: tree})
+	return err
+}
+
 func (c *tsClient) externalJoin(groupInfo, tree []byte, resync bool) (*commit, error) {
 	a, err := c.call("externalJoin", request{GroupInfo: groupInfo, Tree: tree, Resync: resync})
 	return &commit{message: a.Message, groupInfo: a.GroupInfo, tree: a.Tree}, err
@@ -157,7 +169,7 @@ func (c *tsClient) groupInfo(withTree bool) (info, tree []byte, err error) {
 func (c *tsClient) status() (*status, error) {
 	a, err := c.call("status", request{})
 	return &status{context: a.Context, authenticator: a.Authenticator, exported: a.Exported, leaf: mls.LeafIndex(a.Leaf),
-		active: a.Active == "active", pending: a.Pending}, err
+		active: a.Active != "removedFromGroup", pending: a.Pending}, err
 }
 
 // ourClient is a client of this module. Its state is kept in memory.
@@ -242,6 +254,44 @@ func (c *ourClient) join(welcome, tree []byte) error {
 		return err
 	}
 	c.Group, err = mls.JoinGroup(c.config, nil, c.signer, m.Welcome, c.kp, c.secrets, t)
+	return err
+}
+
+func (c *ourClient) lead(from party, groupID []byte, keyPackages [][]byte) (welcome, tree []byte, err error) {
+	o := mls.LinkOptions{Credential: c.kp.LeafNode.Credential, Signer: c.signer}
+	for _, b := range keyPackages {
+		m, err := parseMessage(b)
+		if err != nil {
+			return nil, nil, err
+		}
+		o.KeyPackages = append(o.KeyPackages, m.KeyPackage)
+	}
+	var w *mls.Welcome
+	if old := from.(*ourClient); groupID != nil {
+		c.Group, w, err = old.NewBranch(nil, groupID, nil, o)
+	} else {
+		c.Group, w, err = old.NewSuccessor(nil, o)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return codec.Marshal(mls.NewMLSMessage(w)), codec.Marshal(c.Tree()), nil
+}
+
+func (c *ourClient) follow(from party, branch bool, welcome, tree []byte) error {
+	m, err := parseMessage(welcome)
+	if err != nil {
+		return err
+	}
+	t, err := parseTree(tree)
+	if err != nil {
+		return err
+	}
+	join := from.(*ourClient).JoinSuccessor
+	if branch {
+		join = from.(*ourClient).JoinBranch
+	}
+	c.Group, err = join(nil, c.signer, m.Welcome, c.kp, c.secrets, t)
 	return err
 }
 

@@ -63,13 +63,18 @@ func (r *room) must(p party, action string, err error) {
 func (r *room) client(k kind) (party, []byte) {
 	r.t.Helper()
 	r.count++
-	id := fmt.Sprintf("%s %s%d", r.id, k, r.count)
+	return r.named(k, fmt.Sprintf("%s%d", k, r.count))
+}
+
+func (r *room) named(k kind, identity string) (party, []byte) {
+	r.t.Helper()
+	id := r.id + " " + identity
 	var p party = &ourClient{id: id}
 	if k == theirs {
 		p = &tsClient{id: id, node: r.node}
 	}
 	o := r.options
-	o.identity = id
+	o.identity = identity
 	if r.private != nil {
 		o.private = r.private()
 	}
@@ -338,6 +343,46 @@ func (r *room) read(from party, message []byte, want string) {
 			r.t.Fatalf("%s was removed and reads a message of %s", p.name(), from.name())
 		}
 	}
+}
+
+// next has a member make a group that follows from r's, and the others join it: a branch of those in among, or if that is
+// nil the successor.
+func (r *room) next(by party, o options, among []party) *room {
+	r.t.Helper()
+	next := &room{t: r.t, node: r.node, id: r.id + " next", options: o, count: r.count}
+	var id []byte
+	if among != nil {
+		id = []byte(next.id)
+	} else {
+		among = r.members
+	}
+	var leader party
+	var kps [][]byte
+	olds := make(map[party]party)
+	for _, old := range among {
+		k := ours
+		if _, ok := old.(*tsClient); ok {
+			k = theirs
+		}
+		p, kp := next.named(k, strings.TrimPrefix(old.name(), r.id+" "))
+		olds[p] = old
+		if old == by {
+			leader = p
+			next.members = slices.Insert(next.members, 0, p)
+		} else {
+			kps = append(kps, kp)
+			next.members = append(next.members, p)
+		}
+	}
+	welcome, tree, err := leader.lead(by, id, kps)
+	next.must(leader, "lead", err)
+	for _, p := range next.members[1:] {
+		next.must(p, "follow", p.follow(olds[p], id != nil, welcome, tree))
+	}
+	next.follow(leader.groupInfo(false))
+	next.check()
+	next.talk()
+	return next
 }
 
 func (r *room) leaf(p party) mls.LeafIndex { return r.status(p).leaf }

@@ -263,3 +263,40 @@ func TestTheirProposalsAsExternalSenderAreTaken(t *testing.T) {
 		t.Errorf("%d removed, %d members, want 2 and 3", len(r.gone), r.server.Tree().Count())
 	}
 }
+
+func TestSuccessorsOfBothAreTheSame(t *testing.T) {
+	eachCreator(t, func(t *testing.T, n *node, o options, creator kind) {
+		for i := range 2 {
+			r, a, b, c, d := four(t, n, o, creator, nil)
+			by := []party{a, b}[i]
+			next := o
+			next.suite = []mls.CipherSuite{mls.P256_AES128GCM_SHA256_P256, mls.X25519_CHACHA20POLY1305_SHA256_Ed25519}[i]
+			end := &mls.Proposal{Type: mls.ProposalReInit, ReInit: &mls.ReInit{GroupID: []byte("another"), Version: mls.MLS10, CipherSuite: next.suite}}
+			if i == 0 {
+				r.propose(c, end)
+				r.commit(by, commitOptions{})
+			} else {
+				r.commit(by, commitOptions{proposals: []mls.Proposal{*end}})
+			}
+			for _, p := range r.members {
+				if _, err := p.send(nil, []byte("too late")); err == nil {
+					t.Errorf("%s sends to a group that has ended", p.name())
+				}
+			}
+			s := r.next([]party{d, c}[i], next, nil)
+			s.commit(s.members[1], commitOptions{})
+		}
+	})
+}
+
+func TestBranchesOfBothAreTheSame(t *testing.T) {
+	eachCreator(t, func(t *testing.T, n *node, o options, creator kind) {
+		r, a, b, c, d := four(t, n, o, creator, nil)
+		r.next(a, o, []party{a, b, c})
+		r.commit(c, commitOptions{})
+		s := r.next(b, o, []party{b, c, d})
+		s.add(s.members[0], true, ours, theirs)
+		s.talk()
+		r.talk()
+	})
+}
