@@ -1,13 +1,3 @@
-// Package mls is the Messaging Layer Security protocol of RFC 9420 as a library: bytes in, bytes out, without I/O of
-// its own. Clients start at NewGroup, JoinGroup and ExternalJoin and keep a Group; servers that order a group's
-// handshakes keep a PublicGroup, which checks all that public data shows. A Group writes each change of its state into
-// a Batch of the caller's, who makes it durable before a message goes out.
-//
-// Randomness and time come from Config and the options; their zero values are crypto/rand and time.Now. The
-// app_data_dictionary extension and the AppDataUpdate proposal are those of draft-ietf-mls-extensions.
-//
-// What was received is decoded, checked and applied in separate steps. Decoding is strict, trees and leaves that were
-// decoded aren't changed, and a check that fails leaves no trace.
 package mls
 
 import (

@@ -392,14 +392,17 @@ func (g *Group) resumption(id PreSharedKeyID) secret {
 	if g.link != nil && id.linked() {
 		return g.link.parent.resumption(id)
 	}
-	if !g.active || !bytes.Equal(id.GroupID, g.GroupID()) {
+	g.mu.RLock() // another group's change may ask
+	defer g.mu.RUnlock()
+	v := &g.view
+	if !v.active || !bytes.Equal(id.GroupID, v.state.context.GroupID) {
 		return nil
 	}
-	if id.Epoch == g.state.context.Epoch {
-		return g.secrets.resumption
+	if id.Epoch == v.state.context.Epoch {
+		return bytes.Clone(v.secrets.resumption)
 	}
-	if e := g.pastEpoch(id.Epoch); e != nil {
-		return e.resumption
+	if e := findPast(&g.cfg, v.past, id.Epoch); e != nil {
+		return bytes.Clone(e.resumption)
 	}
 	return nil
 }
@@ -508,10 +511,16 @@ func (g *Group) loadPendingCommit(b []byte) (*PendingCommit, error) {
 	return c, nil
 }
 
-// Confirm applies the staged own commit, after it was accepted. It fails with ErrStaged if there is none.
+// Confirm applies the staged own commit or Resync, after it was accepted. It fails with ErrStaged if there is none.
 func (g *Group) Confirm(b Batch) error {
 	g.op.Lock()
 	defer g.done()
+	if g.entrance.resync != nil {
+		if err := g.confirmResync(orDiscard(b)); err != nil {
+			return fmt.Errorf("mls: confirm: %w", err)
+		}
+		return nil
+	}
 	c := g.staged
 	if c == nil {
 		return fmt.Errorf("mls: confirm: %w: there is none", ErrStaged)
@@ -532,6 +541,14 @@ func (g *Group) Confirm(b Batch) error {
 func (g *Group) Drop(b Batch) error {
 	g.op.Lock()
 	defer g.done()
+	if g.entrance.resync != nil {
+		if key := g.entrance.resync.newLeaf().SignatureKey; !bytes.Equal(key, g.state.tree.Leaf(g.own).SignatureKey) {
+			delete(g.signers, string(key))
+		}
+		g.entrance.resync = nil
+		g.entrance.save(g.sealer.seal(orDiscard(b)))
+		return nil
+	}
 	if g.staged == nil {
 		return nil
 	}
@@ -561,15 +578,10 @@ func (g *Group) advance(b Batch, e *evolution, es *epochSecrets, private *treePr
 	g.sealer.erase()
 	g.start(es, sealers)
 	saveNodes(b, g.state.tree)
-	after := g.extensionEpochs()
 	if !before[g.state.extEpoch] {
 		g.state.saveExtensions(b)
 	}
-	for epoch := range before {
-		if !after[epoch] {
-			b.Delete(key64(keyExtensions, epoch))
-		}
-	}
+	g.dropExtensions(b, before)
 	g.saveEpoch(b)
 	own := string(g.state.tree.Leaf(g.own).SignatureKey)
 	for key := range g.signers {

@@ -14,7 +14,8 @@ import (
 type Config struct {
 	// Rand is the source of all randomness; nil means crypto/rand.
 	Rand io.Reader
-	// Time is the clock that lifetimes of leaves are compared with when this client sends them; nil means time.Now.
+	// Time is the clock that lifetimes of leaves are compared with when this client sends them, and that tells the age
+	// of past epochs; nil means time.Now.
 	Time func() time.Time
 	// Verifier is the authentication service.
 	Verifier CredentialVerifier
@@ -26,8 +27,8 @@ type Config struct {
 	PSK func(id PreSharedKeyID) ([]byte, error)
 	// Group returns this client's state in another group, nil if it has none, so that the resumption keys of that
 	// group can be used in this one (RFC 9420, Section 8.4, usage application): of its current epoch and of those that
-	// its MaxPastEpochs keeps. It is called while a commit with such a key is made or processed, or a Welcome; the
-	// group that it returns may not be in use elsewhere then. nil means that there are no others.
+	// its MaxPastEpochs keeps. It is called while a commit with such a key is made or processed, or a Welcome. nil means
+	// that there are no others.
 	Group func(id []byte) *Group
 	// HandshakeFormat is how this client sends proposals and commits to the group: as WireFormatPublicMessage, or as
 	// WireFormatPrivateMessage, which servers can't follow (RFC 9420, Section 6). 0 means the former. It takes either
@@ -40,6 +41,9 @@ type Config struct {
 	// MaxPastEpochs is how many epochs before the current one still decrypt late application messages;
 	// 0 means 4, less than 0 none.
 	MaxPastEpochs int
+	// MaxPastAge is how long after its end a past epoch is kept at most; 0 means seven days, less than 0 for as long as
+	// MaxPastEpochs says. An epoch that was saved in format 1 ends when it is loaded.
+	MaxPastAge time.Duration
 	// MaxSkippedKeys is how many keys of messages not yet seen are kept per sender and epoch; 0 means 1000.
 	MaxSkippedKeys int
 	// MaxForward is how many generations at once a sender's ratchet may be moved on by one message; 0 means
@@ -88,6 +92,7 @@ type PublicConfig struct {
 
 const (
 	defaultPastEpochs  = 4
+	defaultPastAge     = 7 * 24 * time.Hour
 	defaultSkippedKeys = 1000
 	defaultMaxForward  = 100_000
 	minPadding         = 64
@@ -115,6 +120,12 @@ func (c *Config) pastEpochs() int {
 		return defaultPastEpochs
 	}
 	return c.MaxPastEpochs
+}
+
+// expired says whether a past epoch that ended at that time, in seconds since 1970, is too old by now.
+func (c *Config) expired(ended uint64) bool {
+	age := cmp.Or(c.MaxPastAge, defaultPastAge)
+	return age >= 0 && c.now().Sub(time.Unix(int64(ended), 0)) > age
 }
 
 func (c *Config) padded(n int) int {

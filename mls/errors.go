@@ -30,6 +30,10 @@ var (
 	ErrEnded = errors.New("mls: group has ended")
 	// ErrExported: a component's secret of the epoch was exported before, and deleted.
 	ErrExported = errors.New("mls: secret exported before")
+	// ErrFork: another member's state of the same epoch differs from this client's.
+	ErrFork = errors.New("mls: the group has forked")
+	// ErrResync: the group's state is about to be replaced by an external commit, which is to be confirmed or dropped.
+	ErrResync = errors.New("mls: a resync waits")
 	// ErrPending: application data may be sent only after the epoch's proposals were committed.
 	ErrPending = errors.New("mls: proposals are to be committed first")
 )

@@ -38,6 +38,7 @@ type PendingJoin struct {
 	secrets *epochSecrets
 	private *treePrivate
 	staged  *StagedInfo // nil after LoadPendingJoin
+	resync  bool        // it replaces a Group's state, and is confirmed by that
 }
 
 // Message returns the external commit, a PublicMessage.
@@ -57,19 +58,29 @@ func (p *PendingJoin) Epoch() uint64 { return p.info.GroupContext.Epoch }
 
 // ExternalJoin makes an external commit (RFC 9420, Section 12.4.3.2).
 func ExternalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
-	p, err := externalJoin(cfg, o)
+	p, err := externalJoin(cfg, o, nil)
 	if err != nil {
 		return nil, fmt.Errorf("mls: external join: %w", err)
 	}
 	return p, nil
 }
 
-func externalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
+// externalJoin makes an external commit, and if a state is given that it replaces, with a Remove of that client.
+func externalJoin(cfg Config, o ExternalJoinOptions, former *Group) (*PendingJoin, error) {
 	r := cfg.rules()
 	r.now = cfg.now
 	state, err := checkGroupInfo(&r, o.GroupInfo, o.Tree)
 	if err != nil {
 		return nil, err
+	}
+	var resumption func(PreSharedKeyID) secret
+	if former != nil {
+		resumption = former.resumption
+		i, err := former.formerLeaf(state.tree)
+		if err != nil {
+			return nil, err
+		}
+		o.Proposals = append([]Proposal{{Type: ProposalRemove, Remove: &Remove{Removed: i}}}, o.Proposals...)
 	}
 	ctx := o.GroupInfo.GroupContext
 	cs, rand := ctx.CipherSuite, cfg.rand()
@@ -107,7 +118,7 @@ func externalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
 	if err != nil {
 		return nil, err
 	}
-	psk, err := derivePSK(cfg, cs, ids, nil)
+	psk, err := derivePSK(cfg, cs, ids, resumption)
 	if err != nil {
 		return nil, err
 	}
@@ -175,29 +186,45 @@ func externalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
 	}
 	return &PendingJoin{
 		cfg: cfg, signer: o.Signer, message: NewMLSMessage(m), info: gi, tree: e.tree, secrets: es,
-		private: path.private, staged: &e.info,
+		private: path.private, staged: &e.info, resync: former != nil,
 	}, nil
 }
 
+// newLeaf returns the joiner's leaf in the new epoch.
+func (p *PendingJoin) newLeaf() *LeafNode { return p.tree.Leaf(p.private.leaf) }
+
 // Confirm returns the group, after the commit was accepted, and writes its state. It is called again only if what it
-// wrote couldn't be made durable.
+// wrote couldn't be made durable. A Resync is confirmed by its group: here the error is ErrResync.
 func (p *PendingJoin) Confirm(b Batch) (*Group, error) {
-	g := &Group{
-		cfg: p.cfg, state: newPublicState(p.info.GroupContext, p.tree, p.info.ConfirmationTag),
-		own: p.private.leaf, active: true, private: p.private, signers: make(map[string]crypto.Signer),
+	if p.resync {
+		return nil, fmt.Errorf("mls: confirm join: %w: the group confirms it", ErrResync)
 	}
-	if err := g.AddSigner(p.signer); err != nil {
-		return nil, fmt.Errorf("mls: confirm join: %w", err)
-	}
-	if _, err := g.signer(); err != nil {
-		return nil, fmt.Errorf("mls: confirm join: %w", err)
-	}
-	sealers, err := p.cfg.newSealers()
+	g, err := p.group(p.signer)
 	if err != nil {
 		return nil, fmt.Errorf("mls: confirm join: %w", err)
 	}
-	g.start(p.secrets.clone(), sealers)
 	g.saveAll(orDiscard(b))
+	return g, nil
+}
+
+// group is the group in its first epoch for this client.
+func (p *PendingJoin) group(signer crypto.Signer) (*Group, error) {
+	g := &Group{
+		cfg: p.cfg, state: newPublicState(p.info.GroupContext, p.tree, p.info.ConfirmationTag),
+		own: p.private.leaf, active: true, private: p.private, signers: make(map[string]crypto.Signer),
+		entrance: entrance{joined: p.Epoch()},
+	}
+	if err := g.AddSigner(signer); err != nil {
+		return nil, err
+	}
+	if _, err := g.signer(); err != nil {
+		return nil, err
+	}
+	sealers, err := p.cfg.newSealers()
+	if err != nil {
+		return nil, err
+	}
+	g.start(p.secrets.clone(), sealers)
 	return g, nil
 }
 

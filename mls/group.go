@@ -48,6 +48,7 @@ type Group struct {
 	exports  *exporterTree // nil if the epoch was saved in format 1
 	past     []*pastEpoch  // oldest first
 	staged   *PendingCommit
+	entrance entrance
 	sealer   *sealer                  // seals the epoch's stored state; nil if it is of format 1
 	link     *link                    // while the group is made that follows from another one
 	signers  map[string]crypto.Signer // by signature key: the own leaf's, and one that will replace it
@@ -62,6 +63,8 @@ type groupView struct {
 	active  bool
 	secrets *epochSecrets
 	staged  *PendingCommit
+	resync  *PendingJoin
+	past    []*pastEpoch
 	signer  crypto.Signer // nil if there is none for the own leaf
 }
 
@@ -73,7 +76,8 @@ func (g *Group) done() {
 
 // publish shows the state to the reading methods.
 func (g *Group) publish() {
-	v := groupView{state: g.state, own: g.own, active: g.active, secrets: g.secrets, staged: g.staged}
+	v := groupView{state: g.state, own: g.own, active: g.active, secrets: g.secrets, staged: g.staged,
+		resync: g.entrance.resync, past: g.past}
 	if g.active {
 		v.signer, _ = g.signer()
 	}
@@ -182,6 +186,7 @@ func (g *Group) saveEpoch(b Batch) {
 		kind: kindGroup, slots: g.state.tree.Size(), context: g.state.context, extEpoch: g.state.extEpoch,
 		confirmationTag: g.state.confirmationTag, own: g.own, active: g.active, secrets: g.secrets,
 	}))
+	g.entrance.save(state)
 	if g.active {
 		g.sealer.save(b, key1(keyStateSeal))
 		g.messages.sealer.save(b, key64(keyEpochSeal, g.state.context.Epoch))
@@ -203,6 +208,9 @@ func LoadGroup(cfg Config, signer crypto.Signer, state iter.Seq2[[]byte, []byte]
 	}
 	g := &Group{cfg: cfg, own: in.header.own, active: in.header.active, signers: make(map[string]crypto.Signer)}
 	if g.state, err = in.publicState(); err != nil {
+		return nil, err
+	}
+	if g.entrance, err = loadEntrance(cfg, in.entrance); err != nil {
 		return nil, err
 	}
 	if !g.active {
@@ -290,6 +298,8 @@ func (g *Group) live() error {
 		return ErrRemoved
 	case g.state.reinit != nil:
 		return ErrEnded
+	case g.entrance.resync != nil:
+		return ErrResync
 	}
 	return nil
 }

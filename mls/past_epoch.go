@@ -20,7 +20,11 @@ type pastEpoch struct {
 	senderData secret
 	resumption secret
 	commit     [sha256.Size]byte // SHA-256 of the MLSMessage that ended the epoch
-	tree       *secretTree
+	ended      uint64            // seconds since 1970
+	undated    bool              // its end isn't in the store, which is of format 1
+	// authenticator is the epoch authenticator, nil if the epoch was saved in format 1.
+	authenticator secret
+	tree          *secretTree
 	// replaced has the epoch's leaves that the commit which ended it changed; nil if there was none. What it doesn't
 	// have is in a later epoch's, or in the current tree.
 	replaced map[LeafIndex]*LeafNode
@@ -36,6 +40,10 @@ func (e *pastEpoch) MarshalMLS(w *codec.Writer) {
 	w.Opaque(e.senderData)
 	w.Opaque(e.resumption)
 	w.Raw(e.commit[:])
+	if !e.undated {
+		w.Uint64(e.ended)
+		w.Opaque(e.authenticator)
+	}
 }
 
 // UnmarshalMLS implements codec.Unmarshaler.
@@ -46,6 +54,12 @@ func (e *pastEpoch) UnmarshalMLS(r *codec.Reader) {
 	e.senderData = r.Opaque()
 	e.resumption = r.Opaque()
 	copy(e.commit[:], r.Raw(sha256.Size))
+	if e.undated = r.Len() == 0; !e.undated {
+		e.ended = r.Uint64()
+		if b := r.Opaque(); len(b) > 0 {
+			e.authenticator = b
+		}
+	}
 }
 
 // retire makes the current epoch a past one, before the state moves on to next, and forgets the oldest.
@@ -54,7 +68,8 @@ func (g *Group) retire(b Batch, next *evolution, commit [sha256.Size]byte) {
 	e := &pastEpoch{
 		context: g.state.context, extEpoch: g.state.extEpoch, slots: g.state.tree.Size(),
 		senderData: g.secrets.senderData, resumption: g.secrets.resumption, commit: commit,
-		tree: g.messages, replaced: make(map[LeafIndex]*LeafNode),
+		tree: g.messages, replaced: make(map[LeafIndex]*LeafNode), ended: uint64(g.cfg.now().Unix()),
+		authenticator: g.secrets.authenticator,
 	}
 	if limit > 0 {
 		epoch := e.context.Epoch
@@ -76,9 +91,46 @@ func (g *Group) retire(b Batch, next *evolution, commit [sha256.Size]byte) {
 	} else {
 		deleteSecrets(b, e.context.Epoch, e.tree)
 	}
-	for len(g.past) > limit {
+	g.forgetOldest(b, limit)
+}
+
+// forgetOldest forgets past epochs that are more than so many, and those that are too old.
+func (g *Group) forgetOldest(b Batch, limit int) {
+	for len(g.past) > 0 && (len(g.past) > limit || g.cfg.expired(g.past[0].ended)) {
 		g.forget(b, g.past[0])
 		g.past = slices.Clone(g.past[1:])
+	}
+}
+
+// Expire forgets the past epochs that are older than MaxPastAge, with what they have of keys. Every change of epoch and
+// every message received does so too: this is for clients that wait. What is too old isn't used before either.
+func (g *Group) Expire(b Batch) {
+	g.op.Lock()
+	defer g.done()
+	g.expire(orDiscard(b))
+}
+
+func (g *Group) expire(b Batch) {
+	for _, e := range g.past {
+		if e.undated {
+			e.undated = false
+			g.savePast(b, e)
+		}
+	}
+	if len(g.past) > 0 && g.cfg.expired(g.past[0].ended) {
+		before := g.extensionEpochs()
+		g.forgetOldest(b, len(g.past))
+		g.dropExtensions(b, before)
+	}
+}
+
+// dropExtensions deletes GroupContext extensions that only epochs had which are forgotten since.
+func (g *Group) dropExtensions(b Batch, before map[uint64]bool) {
+	after := g.extensionEpochs()
+	for epoch := range before {
+		if !after[epoch] {
+			b.Delete(key64(keyExtensions, epoch))
+		}
 	}
 }
 
@@ -107,11 +159,16 @@ func (g *Group) extensionEpochs() map[uint64]bool {
 }
 
 func (g *Group) pastEpoch(epoch uint64) *pastEpoch {
-	i := slices.IndexFunc(g.past, func(e *pastEpoch) bool { return e.context.Epoch == epoch })
-	if i < 0 {
+	return findPast(&g.cfg, g.past, epoch)
+}
+
+// findPast returns an epoch that is kept and not too old, nil if there is none.
+func findPast(c *Config, past []*pastEpoch, epoch uint64) *pastEpoch {
+	i := slices.IndexFunc(past, func(e *pastEpoch) bool { return e.context.Epoch == epoch })
+	if i < 0 || c.expired(past[i].ended) {
 		return nil
 	}
-	return g.past[i]
+	return past[i]
 }
 
 // leafAt returns a leaf as it was in a past epoch.
@@ -147,6 +204,9 @@ func (g *Group) loadPast(in *entries) error {
 			return fmt.Errorf("%w: epoch %d", errState, epoch)
 		}
 		e.context.Extensions = ext
+		if e.undated {
+			e.ended = uint64(g.cfg.now().Unix())
+		}
 		if e.replaced == nil {
 			e.replaced = make(map[LeafIndex]*LeafNode)
 		}

@@ -83,6 +83,7 @@ func (g *Group) Receive(b Batch, m *MLSMessage) (Received, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mls: receive: %w", err)
 	}
+	g.expire(orDiscard(b))
 	return r, nil
 }
 
@@ -296,6 +297,9 @@ func (g *Group) Apply(b Batch, s *StagedCommit) error {
 	if !g.active {
 		return fmt.Errorf("mls: apply: %w", ErrRemoved)
 	}
+	if g.entrance.resync != nil {
+		return fmt.Errorf("mls: apply: %w", ErrResync)
+	}
 	if err := s.evolution.fits(&g.state); err != nil {
 		return fmt.Errorf("mls: apply: %w", err)
 	}
@@ -315,6 +319,17 @@ func (g *Group) Apply(b Batch, s *StagedCommit) error {
 
 // leave deletes all secrets and keeps the public state of the epoch that this client was removed in.
 func (g *Group) leave(b Batch, e *evolution) {
+	g.deleteMember(b)
+	g.state.adopt(e)
+	g.active = false
+	clear(g.signers)
+	saveNodes(b, g.state.tree)
+	g.state.saveExtensions(b)
+	g.saveEpoch(b)
+}
+
+// deleteMember deletes what only a member has, from the store too, and the GroupContext's extensions.
+func (g *Group) deleteMember(b Batch) {
 	deleteSecrets(b, g.state.context.Epoch, g.messages)
 	for epoch := range g.extensionEpochs() {
 		b.Delete(key64(keyExtensions, epoch))
@@ -332,11 +347,6 @@ func (g *Group) leave(b Batch, e *evolution) {
 		b.Delete(key1(keyStateSeal))
 		g.sealer.erase()
 	}
-	g.state.adopt(e)
-	g.active = false
+	g.entrance.resync = nil
 	g.staged, g.past, g.secrets, g.messages, g.exports, g.private, g.sealer = nil, nil, nil, nil, nil, nil, nil
-	clear(g.signers)
-	saveNodes(b, g.state.tree)
-	g.state.saveExtensions(b)
-	g.saveEpoch(b)
 }

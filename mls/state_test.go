@@ -18,6 +18,7 @@ func dump(g *Group) map[string]string {
 	dumpPublic(s, &g.state)
 	s.Set(key1(keyHeader), codec.Marshal(&header{kind: kindGroup, slots: g.state.tree.Size(), context: g.state.context,
 		extEpoch: g.state.extEpoch, confirmationTag: g.state.confirmationTag, own: g.own, active: g.active, secrets: g.secrets}))
+	g.entrance.save(s)
 	if !g.active {
 		return s.m
 	}

@@ -26,6 +26,7 @@ import (
 //	e epoch  z         a past epoch
 //	a node  y          a node of the exporter tree
 //	l epoch leaf       a past epoch's leaf that the current tree doesn't have any more
+//	j  y               how this client came in, and the external commit by which it will anew
 //	r                  the ReInit that ended the group
 //	y                  the key that seals a member's entries marked y
 //	z epoch            the key that seals the epoch's entries marked z
@@ -47,10 +48,11 @@ const (
 	keyStateSeal  = 'y'
 	keyEpochSeal  = 'z'
 	keyReInit     = 'r'
+	keyEntrance   = 'j'
 )
 
 // stateFormat is the version of the format above, the first field of the header. Format 1 differs in that nothing is
-// sealed and there is no exporter tree.
+// sealed, there is no exporter tree, and past epochs have neither end nor authenticator.
 const stateFormat = 2
 
 func knownFormat(f uint16) bool { return f == 1 || f == stateFormat }
@@ -197,6 +199,7 @@ type entries struct {
 	header     *header
 	private    []byte
 	staged     []byte
+	entrance   []byte
 	groupInfo  []byte
 	nodes      map[NodeIndex][]byte
 	pending    []*pendingEntry
@@ -226,7 +229,7 @@ func readEntries(state iter.Seq2[[]byte, []byte]) (*entries, error) {
 			return nil, fmt.Errorf("mls: load state: entry %x: %w: key", k, errState)
 		}
 		switch k[0] {
-		case keyHeader, keyPrivate, keyStaged, keyPending, keySecret, keyPast, keyExport:
+		case keyHeader, keyPrivate, keyStaged, keyPending, keySecret, keyPast, keyExport, keyEntrance:
 			sealed = append(sealed, entry{slices.Clone(k), slices.Clone(v)})
 			continue
 		}
@@ -247,7 +250,7 @@ func readEntries(state iter.Seq2[[]byte, []byte]) (*entries, error) {
 // keyLength is how many bytes follow the first one in the keys of a kind; at least that many for the secret tree's.
 var keyLength = map[byte]int{keyHeader: 0, keyPrivate: 0, keyStaged: 0, keyGroupInfo: 0, keyNode: 4, keyPending: 4,
 	keyExtensions: 8, keySecret: 8, keyPast: 8, keyExport: 4, keyPastLeaf: 12, keyStateSeal: 0, keyEpochSeal: 8,
-	keyReInit: 0}
+	keyReInit: 0, keyEntrance: 0}
 
 func (e *entries) add(kind byte, k, v []byte) error {
 	var err error
@@ -259,6 +262,8 @@ func (e *entries) add(kind byte, k, v []byte) error {
 		e.private = slices.Clone(v)
 	case keyStaged:
 		e.staged = slices.Clone(v)
+	case keyEntrance:
+		e.entrance = slices.Clone(v)
 	case keyGroupInfo:
 		e.groupInfo = slices.Clone(v)
 	case keyNode:

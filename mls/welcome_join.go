@@ -88,7 +88,7 @@ func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, key
 	}
 	g := &Group{
 		cfg: cfg, state: *state, own: own, active: true,
-		private: private, signers: make(map[string]crypto.Signer),
+		private: private, signers: make(map[string]crypto.Signer), entrance: entrance{joined: gi.GroupContext.Epoch},
 	}
 	sealers, err := cfg.newSealers()
 	if err != nil {
