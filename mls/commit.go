@@ -13,6 +13,7 @@ import (
 
 // CommitOptions says what a commit contains.
 type CommitOptions struct {
+	redact
 	// Proposals are committed by value, after the pending ones, or alone if one of them is a ReInit. A PreSharedKey without a nonce gets a fresh one. A Remove
 	// of a member whose SelfRemove is pending is left out.
 	Proposals []Proposal

@@ -1,12 +1,7 @@
 package mls
 
 import (
-	"bytes"
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
-	"log/slog"
-	"reflect"
 	"strings"
 	"testing"
 )
@@ -116,43 +111,4 @@ func TestNoPastEpochsAreKeptIfNoneAreWanted(t *testing.T) {
 		t.Error("a message of a past epoch is read")
 	}
 	sameState(t, "bob", f.bob.store.m, dump(f.bob.Group))
-}
-
-// TestGroupsDoNotShowTheirSecrets formats everything of a group that an application could log.
-func TestGroupsDoNotShowTheirSecrets(t *testing.T) {
-	f := newForgery(t)
-	gi, err := f.alice.GroupInfo(true, true)
-	f.must(err)
-	join, err := ExternalJoin(testConfig(), ExternalJoinOptions{GroupInfo: gi, Credential: BasicCredential([]byte("eve")), Signer: newSigner(t, testSuite)})
-	f.must(err)
-	f.room.propose(f.carol.ProposeUpdate(f.carol.store, UpdateOptions{}))
-	c, err := f.alice.Commit(nil, CommitOptions{})
-	f.must(err)
-	got, err := f.bob.Receive(nil, c.Message())
-	f.must(err)
-	own, err := f.alice.Receive(nil, c.Message())
-	f.must(err)
-	staged := got.(*StagedCommit)
-	gone := goneSecrets{"epoch": f.alice.secrets.init, "leaf": secret(f.alice.private.keys[0]), "commit": c.secrets.init,
-		"committed leaf": secret(c.private.keys[0]), "staged leaf": secret(staged.private.keys[2]),
-		"join": join.secrets.init, "update": secret(f.carol.state.pending[0].private)}
-	for what, v := range map[string]any{
-		"group": f.alice.Group, "group by value": reflect.ValueOf(f.bob.Group).Elem().Interface(), "members": f.room.members, "pending commit": c, "own": own, "staged": staged,
-		"join": join, "pending": f.carol.Pending(), "resolved": c.evolution.list, "secret tree": f.bob.messages, "past": f.bob.past,
-		"proposals": f.carol.state.pending, "info": c.Info(), "header": header{secrets: f.alice.secrets},
-	} {
-		var log bytes.Buffer
-		slog.New(slog.NewTextHandler(&log, nil)).Info("x", "v", v)
-		slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "v", v)
-		j, _ := json.Marshal(v)
-		shown := fmt.Sprintf("%v %+v %#v %x %X %q %d %s", v, v, v, v, v, v, v, v) + log.String() + string(j)
-		for name, s := range gone {
-			for _, form := range []string{string(s), fmt.Sprintf("%x", []byte(s)), fmt.Sprintf("%X", []byte(s)), fmt.Sprint([]byte(s)),
-				fmt.Sprintf("%#v", []byte(s))[len("[]byte{"):], base64.StdEncoding.EncodeToString(s)} {
-				if strings.Contains(shown, strings.Trim(form, "[]{}")) {
-					t.Errorf("%s shows the secret of the %s", what, name)
-				}
-			}
-		}
-	}
 }

@@ -100,11 +100,13 @@ func (secret) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
 func (secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
 func (secret) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
 
-// redact is embedded in structs with secrets in unexported fields: fmt reads those without asking their methods.
+// redact is embedded in structs with secrets in unexported fields: fmt reads those without asking their methods. It is
+// embedded in options with a Signer too, which may be a private key.
 type redact struct{}
 
-// Format hides the struct's contents, and so does LogValue.
-func (redact) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(redacted)) }
-
-// LogValue hides the struct's contents.
-func (redact) LogValue() slog.Value { return slog.StringValue(redacted) }
+// Format hides the struct's contents, and so do String, GoString, LogValue and MarshalJSON.
+func (redact) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
+func (redact) String() string               { return redacted }
+func (redact) GoString() string             { return redacted }
+func (redact) LogValue() slog.Value         { return slog.StringValue(redacted) }
+func (redact) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }

@@ -10,6 +10,7 @@ import (
 
 // ExternalJoinOptions says how to join by an external commit.
 type ExternalJoinOptions struct {
+	redact
 	GroupInfo *GroupInfo   // must have the key for external commits
 	Tree      *RatchetTree // nil if the GroupInfo carries it; belongs to the group from then on
 

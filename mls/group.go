@@ -95,6 +95,7 @@ func (g *Group) public() publicState {
 
 // GroupOptions says what a new group is.
 type GroupOptions struct {
+	redact
 	GroupID        []byte // should be unique (RFC 9420, Section 11)
 	Suite          CipherSuite
 	Credential     Credential

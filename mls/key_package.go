@@ -166,6 +166,7 @@ func (kp *KeyPackage) checkExtensions() error {
 
 // KeyPackageOptions says what a new KeyPackage contains.
 type KeyPackageOptions struct {
+	redact
 	Rand           io.Reader        // nil: crypto/rand
 	Time           func() time.Time // nil: time.Now; used if Lifetime is zero
 	Suite          CipherSuite
@@ -182,6 +183,13 @@ type KeyPackageOptions struct {
 // KeyPackageSecrets are the private keys of a KeyPackage. They are kept until a Welcome uses it or it expires, those of
 // a last-resort KeyPackage until it is replaced, where their deletion erases them: see Erasable.
 type KeyPackageSecrets struct{ InitKey, EncryptionKey HPKEPrivateKey }
+
+// Format hides the keys, and so do String, GoString, LogValue and MarshalJSON.
+func (KeyPackageSecrets) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
+func (KeyPackageSecrets) String() string               { return redacted }
+func (KeyPackageSecrets) GoString() string             { return redacted }
+func (KeyPackageSecrets) LogValue() slog.Value         { return slog.StringValue(redacted) }
+func (KeyPackageSecrets) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
 
 // Erase overwrites the keys in memory, after the last use.
 func (s *KeyPackageSecrets) Erase() {
@@ -200,12 +208,6 @@ func (s *KeyPackageSecrets) UnmarshalMLS(r *codec.Reader) {
 	s.InitKey = r.Opaque()
 	s.EncryptionKey = r.Opaque()
 }
-
-// String hides the keys, and so do GoString, LogValue and MarshalJSON.
-func (KeyPackageSecrets) String() string               { return redacted }
-func (KeyPackageSecrets) GoString() string             { return redacted }
-func (KeyPackageSecrets) LogValue() slog.Value         { return slog.StringValue(redacted) }
-func (KeyPackageSecrets) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
 
 // NewKeyPackage makes a KeyPackage with fresh keys, signed by o.Signer.
 func NewKeyPackage(o KeyPackageOptions) (*KeyPackage, *KeyPackageSecrets, error) {

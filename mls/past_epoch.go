@@ -22,8 +22,8 @@ type pastEpoch struct {
 	commit     [sha256.Size]byte // SHA-256 of the MLSMessage that ended the epoch
 	ended      uint64            // seconds since 1970
 	undated    bool              // its end isn't in the store, which is of format 1
-	// authenticator is the epoch authenticator, nil if the epoch was saved in format 1.
-	authenticator secret
+	// authenticator is the SHA-256 of the epoch authenticator, nil if the epoch was saved in format 1.
+	authenticator []byte
 	tree          *secretTree
 	// replaced has the epoch's leaves that the commit which ended it changed; nil if there was none. What it doesn't
 	// have is in a later epoch's, or in the current tree.
@@ -69,7 +69,7 @@ func (g *Group) retire(b Batch, next *evolution, commit [sha256.Size]byte) {
 		context: g.state.context, extEpoch: g.state.extEpoch, slots: g.state.tree.Size(),
 		senderData: g.secrets.senderData, resumption: g.secrets.resumption, commit: commit,
 		tree: g.messages, replaced: make(map[LeafIndex]*LeafNode), ended: uint64(g.cfg.now().Unix()),
-		authenticator: g.secrets.authenticator,
+		authenticator: authenticatorHash(g.secrets.authenticator),
 	}
 	if limit > 0 {
 		epoch := e.context.Epoch

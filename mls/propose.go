@@ -20,6 +20,7 @@ func (g *Group) Propose(b Batch, aad []byte, prop Proposal) (*MLSMessage, error)
 
 // UpdateOptions says what an Update changes apart from the encryption key.
 type UpdateOptions struct {
+	redact
 	Credential   *Credential   // nil: the present one
 	Signer       crypto.Signer // nil: the present one
 	Capabilities *Capabilities // nil: the present ones

@@ -13,6 +13,7 @@ import (
 
 // LinkOptions says who is in a group that follows from another one, and with what leaf this client is.
 type LinkOptions struct {
+	redact
 	// KeyPackages are those of the other members, of the new group's suite.
 	KeyPackages    []*KeyPackage
 	Credential     Credential

@@ -3,6 +3,7 @@ package mls
 import (
 	"bytes"
 	"crypto"
+	"crypto/sha256"
 	"crypto/subtle"
 	"fmt"
 	"maps"
@@ -24,19 +25,25 @@ func (g *Group) CheckAuthenticator(epoch uint64, other []byte) error {
 	if !g.view.active {
 		return fmt.Errorf("mls: check authenticator: %w", ErrRemoved)
 	}
-	var own secret
+	var own []byte
 	if epoch == g.view.state.context.Epoch {
-		own = g.view.secrets.authenticator
+		own = authenticatorHash(g.view.secrets.authenticator)
 	} else if e := findPast(&g.cfg, g.view.past, epoch); e != nil {
 		own = e.authenticator
 	}
 	if own == nil {
 		return fmt.Errorf("mls: check authenticator: %w: %d", ErrEpoch, epoch)
 	}
-	if subtle.ConstantTimeCompare(own, other) != 1 {
+	if subtle.ConstantTimeCompare(own, authenticatorHash(other)) != 1 {
 		return fmt.Errorf("mls: check authenticator: %w: epoch %d", ErrFork, epoch)
 	}
 	return nil
+}
+
+// authenticatorHash is what is kept of the epoch authenticator of a past epoch.
+func authenticatorHash(authenticator []byte) []byte {
+	h := sha256.Sum256(authenticator)
+	return h[:]
 }
 
 // entrance is what a group remembers of how this client came in, so that it doesn't come in twice the same way.
@@ -83,6 +90,7 @@ func loadEntrance(cfg Config, b []byte) (e entrance, err error) {
 
 // ResyncOptions says how to replace a group's state by an external commit.
 type ResyncOptions struct {
+	redact
 	// GroupInfo is that of the group as the others have it. It must have the key for external commits.
 	GroupInfo   *GroupInfo
 	Tree        *RatchetTree  // nil if the GroupInfo carries it; belongs to the group from then on

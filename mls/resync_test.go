@@ -78,17 +78,22 @@ func wantError(t *testing.T, what string, err, want error) {
 
 func TestForkIsDetected(t *testing.T) {
 	f := fork(t)
-	epoch := f.alice.Epoch()
-	before := f.bob.past[len(f.bob.past)-1]
+	epoch, former := f.alice.Epoch(), f.alice.EpochAuthenticator()
+	wantError(t, "before the next", f.carol.CheckAuthenticator(epoch, former), ErrFork)
+	f.room.commit(f.alice, CommitOptions{})
+	f.must(second(f.carol.Commit(f.carol.store, CommitOptions{})))
+	f.must(f.carol.Confirm(f.carol.store))
+	epoch++
 	for _, reload := range []bool{false, true} {
 		if reload {
 			f.carol.reload(t)
+			f.bob.reload(t)
 		}
 		wantError(t, "another member's", f.carol.CheckAuthenticator(epoch, f.alice.EpochAuthenticator()), ErrFork)
 		wantError(t, "a short one", f.carol.CheckAuthenticator(epoch, nil), ErrFork)
 		f.must(f.bob.CheckAuthenticator(epoch, f.alice.EpochAuthenticator()))
-		f.must(f.carol.CheckAuthenticator(epoch-1, before.authenticator))
-		wantError(t, "past epoch", f.carol.CheckAuthenticator(epoch-1, f.alice.EpochAuthenticator()), ErrFork)
+		f.must(f.bob.CheckAuthenticator(epoch-1, former))
+		wantError(t, "past epoch", f.carol.CheckAuthenticator(epoch-1, former), ErrFork)
 		wantError(t, "epoch to come", f.carol.CheckAuthenticator(epoch+1, f.alice.EpochAuthenticator()), ErrEpoch)
 	}
 }

@@ -366,7 +366,7 @@ func TestRemovedMemberKeepsNoSecrets(t *testing.T) {
 	r.commit(alice, CommitOptions{Proposals: []Proposal{remove(bob.OwnLeaf())}})
 	for k := range bob.store.m {
 		switch k[0] {
-		case keyHeader, keyNode, keyExtensions:
+		case keyHeader, keyNode, keyExtensions, keyEntrance:
 		default:
 			t.Errorf("entry %q is left", k)
 		}

@@ -78,6 +78,7 @@ func (m *Welcome) KeyPackageRefs() [][]byte {
 //	    PreSharedKeyID psks<V>;
 //	} GroupSecrets;
 type GroupSecrets struct {
+	redact
 	JoinerSecret secret
 	PathSecret   secret // nil if absent
 	PSKs         []PreSharedKeyID
