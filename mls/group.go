@@ -462,6 +462,18 @@ func (g *Group) frame(b Batch, ac *AuthenticatedContent) (*MLSMessage, error) {
 	return NewMLSMessage(m), nil
 }
 
+// Generation returns the generation of the key that Encrypt uses next (RFC 9420, Section 9.1): the number of application
+// messages that this client has encrypted in the epoch. It is 0 for a former member.
+func (g *Group) Generation() uint32 {
+	if g.messages == nil {
+		return 0
+	}
+	if r := g.messages.ratchets[ratchetID{g.own, applicationRatchet}]; r != nil {
+		return r.generation
+	}
+	return 0
+}
+
 // Encrypt makes a message of application data (RFC 9420, Section 15). aad is authenticated and not encrypted. It fails
 // with ErrPending while there are proposals that no commit has applied, so that nobody reads on whose removal was
 // proposed (Section 12.4), with ErrRemoved for a former member, and with ErrEnded after a ReInit.

@@ -143,6 +143,7 @@ func (g *Group) savePast(b Batch, e *pastEpoch) {
 func (g *Group) forget(b Batch, e *pastEpoch) {
 	epoch := e.context.Epoch
 	deleteSecrets(b, epoch, e.tree)
+	e.senderData.erase()
 	for _, i := range slices.Sorted(maps.Keys(e.replaced)) {
 		b.Delete(keyLeaf(epoch, i))
 	}

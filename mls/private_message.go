@@ -129,6 +129,8 @@ func protectPrivate(cs CipherSuite, rand io.Reader, st *secretTree, senderDataSe
 	}
 	d.generation = generation
 	m := &PrivateMessage{GroupID: c.GroupID, Epoch: c.Epoch, ContentType: c.ContentType, AuthenticatedData: c.AuthenticatedData}
+	defer key.erase()
+	defer nonce.erase()
 	if m.Ciphertext, err = cs.aeadSeal(key, guardNonce(nonce, d.reuseGuard), m.contentAAD(), w.Bytes()); err != nil {
 		return nil, 0, fmt.Errorf("mls: encrypt message: %w", err)
 	}

@@ -160,6 +160,7 @@ func (g *Group) receiveHandshake(b Batch, ac *AuthenticatedContent, tag []byte, 
 func (g *Group) deleteKey(b Batch, step *ratchetStep) {
 	if step != nil {
 		g.messages.consume(step)
+		step.erase()
 		saveSecrets(b, g.state.context.Epoch, g.messages)
 	}
 }
@@ -216,6 +217,7 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 		return g.receiveHandshake(b, ac, nil, hash, step)
 	}
 	st.consume(step)
+	step.erase()
 	saveSecrets(b, m.Epoch, st)
 	return &ApplicationMessage{
 		Sender: sender, Leaf: l, Epoch: m.Epoch, Generation: step.generation,

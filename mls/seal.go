@@ -12,7 +12,7 @@ import (
 // systems and their journals: a secret that was written there can't be taken back. So the secrets of a group's state are
 // sealed, and the keys that open them are in a few short entries, the only ones whose deletion has to be real: one for
 // the state of the current epoch, replaced when the epoch ends, and one for each epoch's messages, which goes with the
-// epoch (RFC 9420, Sections 9.2 and 14.2; RFC 9750, Section 6.3). A seal is AES-256-GCM with a random nonce before the
+// epoch (RFC 9420, Section 9.2; RFC 9750, Section 8.2.2). A seal is AES-256-GCM with a random nonce before the
 // ciphertext; the entry's key is authenticated with it, so that entries can't be put in each other's place.
 //
 // The key of an epoch's messages opens what the store still has of that epoch's used keys, so that they are gone for

@@ -133,7 +133,7 @@ func (s *secretTree) peek(l LeafIndex, k ratchetKind, generation uint32, lim rat
 	if generation-r.generation > lim.maxForward {
 		return nil, fmt.Errorf("%w: generation %d of leaf %d, %d expected", ErrGeneration, generation, l, r.generation)
 	}
-	n := &ratchet{generation: r.generation, secret: r.secret, skipped: slices.Clone(r.skipped)}
+	n := &ratchet{generation: r.generation, secret: slices.Clone(r.secret), skipped: slices.Clone(r.skipped)}
 	for n.generation < generation {
 		if int64(generation-n.generation) <= int64(lim.maxSkipped) {
 			key, nonce := s.messageKey(n)
@@ -155,12 +155,15 @@ func (s *secretTree) messageKey(r *ratchet) (key, nonce secret) {
 		s.cs.deriveTreeSecret(r.secret, "nonce", r.generation, s.cs.aeadNonceSize())
 }
 
+// advance erases the former secret, which is r's alone.
 func (s *secretTree) advance(r *ratchet) {
+	old := r.secret
+	defer old.erase()
 	if r.generation == math.MaxUint32 {
 		r.exhausted, r.secret = true, nil
 		return
 	}
-	r.secret = s.cs.deriveTreeSecret(r.secret, "secret", r.generation, s.cs.HashSize())
+	r.secret = s.cs.deriveTreeSecret(old, "secret", r.generation, s.cs.HashSize())
 	r.generation++
 }
 
@@ -174,11 +177,12 @@ func (s *secretTree) expand(step *ratchetStep) error {
 		n = n.parent()
 	}
 	step.expanded = make(map[NodeIndex]secret)
-	sec := s.nodes[n]
+	sec := slices.Clone(s.nodes[n])
 	step.used = append(step.used, n)
 	for !n.isLeaf() {
 		left := s.cs.expandWithLabel(sec, "tree", []byte("left"), s.cs.HashSize())
 		right := s.cs.expandWithLabel(sec, "tree", []byte("right"), s.cs.HashSize())
+		sec.erase()
 		if step.leaf.node() < n {
 			step.expanded[n.right()] = right
 			n, sec = n.left(), left
@@ -191,6 +195,7 @@ func (s *secretTree) expand(step *ratchetStep) error {
 	for _, k := range []ratchetKind{handshakeRatchet, applicationRatchet} {
 		step.fresh[k] = &ratchet{secret: s.cs.expandWithLabel(sec, k.label(), nil, s.cs.HashSize())}
 	}
+	sec.erase()
 	return nil
 }
 
@@ -205,6 +210,7 @@ func (s *secretTree) consume(step *ratchetStep) {
 	}
 	s.version++
 	for _, n := range step.used {
+		s.nodes[n].erase()
 		delete(s.nodes, n)
 		s.dirty[nodeKey(n)] = struct{}{}
 	}
@@ -217,18 +223,47 @@ func (s *secretTree) consume(step *ratchetStep) {
 		s.dirty[ratchetKey(step.leaf, k)] = struct{}{}
 	}
 	id := ratchetID{step.leaf, step.kind}
-	s.markSkipped(id, s.ratchets[id], step.next)
+	before := s.ratchets[id]
+	s.markSkipped(id, before, step)
+	if before.generation != step.next.generation || step.next.exhausted && !before.exhausted {
+		before.secret.erase() // else it is the next one's too
+	}
 	s.ratchets[id] = step.next
 	s.dirty[ratchetKey(step.leaf, step.kind)] = struct{}{}
 }
 
-// markSkipped notes the skipped keys in which two states of a ratchet differ.
-func (s *secretTree) markSkipped(id ratchetID, before, after *ratchet) {
-	a, b := before.skipped, after.skipped
+// erase overwrites the key in memory, after the step was consumed.
+func (t *ratchetStep) erase() {
+	t.key.erase()
+	t.nonce.erase()
+}
+
+// erase overwrites all secrets in memory, when the tree isn't used any more.
+func (s *secretTree) erase() {
+	for _, sec := range s.nodes {
+		sec.erase()
+	}
+	for _, r := range s.ratchets {
+		r.secret.erase()
+		for _, m := range r.skipped {
+			m.key.erase()
+			m.nonce.erase()
+		}
+	}
+}
+
+// markSkipped notes the skipped keys in which two states of a ratchet differ. It erases those that are
+// too many; the one that the step is about is for it to erase.
+func (s *secretTree) markSkipped(id ratchetID, before *ratchet, step *ratchetStep) {
+	a, b := before.skipped, step.next.skipped
 	for len(a) > 0 || len(b) > 0 {
 		switch {
 		case len(b) == 0 || len(a) > 0 && a[0].generation < b[0].generation:
 			s.dirty[skippedKey(id.leaf, id.kind, a[0].generation)] = struct{}{}
+			if a[0].generation != step.generation {
+				a[0].key.erase()
+				a[0].nonce.erase()
+			}
 			a = a[1:]
 		case len(a) == 0 || b[0].generation < a[0].generation:
 			s.dirty[skippedKey(id.leaf, id.kind, b[0].generation)] = struct{}{}

@@ -372,6 +372,7 @@ func deleteSecrets(b Batch, epoch uint64, st *secretTree) {
 	for _, k := range st.keys() {
 		b.Delete(append(slices.Clip(prefix), k...))
 	}
+	st.erase()
 	if st.sealer != nil {
 		b.Delete(key64(keyEpochSeal, epoch))
 		st.sealer.erase()

@@ -102,7 +102,9 @@ func (p *treePrivate) UnmarshalMLS(r *codec.Reader) {
 
 // nodeKeys derives a node's key pair from its path secret (RFC 9420, Section 7.4).
 func (cs CipherSuite) nodeKeys(pathSecret secret) (HPKEPublicKey, HPKEPrivateKey, error) {
-	return cs.DeriveHPKEKey(cs.deriveSecret(pathSecret, "node"))
+	s := cs.deriveSecret(pathSecret, "node")
+	defer s.erase()
+	return cs.DeriveHPKEKey(s)
 }
 
 // newPath is an update path whose secrets aren't encrypted yet: that needs the tree hash with the path in it.
@@ -198,6 +200,17 @@ func (t *RatchetTree) recipients(n NodeIndex, exclude []LeafIndex) []NodeIndex {
 	return slices.DeleteFunc(res, func(n NodeIndex) bool { return excluded[n] })
 }
 
+// erase overwrites the path secrets and the commit secret in memory, after the last use.
+func (np *newPath) erase() {
+	if np == nil {
+		return
+	}
+	for _, s := range np.pathSecrets {
+		s.erase()
+	}
+	np.commitSecret.erase()
+}
+
 // secretFor returns the path secret of the lowest node above both the committer and a joiner.
 func (np *newPath) secretFor(joiner LeafIndex) secret {
 	if i := slices.Index(np.path, commonAncestor(np.private.leaf, joiner)); i >= 0 {
@@ -262,9 +275,10 @@ func (t *RatchetTree) decryptPath(cs CipherSuite, priv *treePrivate, sender Leaf
 }
 
 // deriveUp stores the private keys of the nodes in path, the first of which has path secret s, and returns the commit
-// secret. The keys must match the tree's.
+// secret. The keys must match the tree's. The path secrets are erased.
 func (t *RatchetTree) deriveUp(cs CipherSuite, priv *treePrivate, path []NodeIndex, s secret) (secret, error) {
 	for _, n := range path {
+		defer s.erase()
 		pub, key, err := cs.nodeKeys(s)
 		if err != nil {
 			return nil, fmt.Errorf("mls: path: %w", err)
@@ -286,6 +300,6 @@ func (t *RatchetTree) installPathSecret(cs CipherSuite, priv *treePrivate, signe
 	if k < 0 {
 		return invalid("12.4.3.1", "path secret for a node that leaf %d does not have on its path", signer)
 	}
-	_, err := t.deriveUp(cs, priv, path[k:], pathSecret)
+	_, err := t.deriveUp(cs, priv, path[k:], slices.Clone(pathSecret))
 	return err
 }

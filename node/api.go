@@ -248,6 +248,7 @@ func (a clientAPI) SubmitMessage(ctx context.Context, req *connect.Request[api.M
 		return nil, err
 	}
 	by := sessionOf(ctx).submitter()
+	by.generation = req.Msg.Generation
 	var resp *mimi.SubmitMessageResponse
 	var seq uint64
 	if room.Domain() == a.n.cfg.Domain {
@@ -259,6 +260,18 @@ func (a clientAPI) SubmitMessage(ctx context.Context, req *connect.Request[api.M
 		return nil, err
 	}
 	return connect.NewResponse(&api.MimiResponse{Body: codec.Marshal(resp), Seq: seq}), nil
+}
+
+// LastSent returns the last application message of the client in a group that this node knows of.
+func (a clientAPI) LastSent(ctx context.Context, req *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {
+	last, err := a.n.lastSent(sessionOf(ctx).client, req.Msg.Group)
+	if err != nil {
+		return nil, err
+	}
+	if last == nil {
+		return connect.NewResponse(new(api.LastSentResponse)), nil
+	}
+	return connect.NewResponse(&api.LastSentResponse{Known: true, Epoch: last.epoch, Generation: last.generation}), nil
 }
 
 // GroupInfo fetches what the client needs to join by an external commit from the room's hub.

@@ -19,6 +19,7 @@ import (
 type submitter struct {
 	domain       string
 	user, client mimi.URI // empty for a peer
+	generation   *uint32  // of the application message; nil if the client doesn't say, and for a peer
 }
 
 // maxHandshake is the largest size in bytes of a commit, or of proposals that come together. What the hub makes of them

@@ -36,6 +36,7 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 	hash := messageHash(m)
 	var resp *mimi.SubmitMessageResponse
 	var seq uint64
+	ordered := false
 	err = n.run(r, func() (*change, error) {
 		if rec, err := n.answered(r, hash); err != nil {
 			return nil, err
@@ -63,6 +64,10 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 			return nil, nil
 		}
 		c := n.begin(r, who.peers)
+		if err := n.noteSent(&c.batch, by, m.Private); err != nil {
+			return nil, err
+		}
+		ordered = true
 		time := now()
 		seq = c.log(codec.Marshal(&mimi.FanoutMessage{Timestamp: time, Message: m}))
 		resp = &mimi.SubmitMessageResponse{Code: mimi.SubmitAccepted, AcceptedTimestamp: time}
@@ -70,6 +75,11 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 		n.metrics.accepted.WithLabelValues("message").Inc()
 		return c, nil
 	})
+	if !ordered { // its key is used all the same
+		if err := n.noteSentAlone(by, m.Private); err != nil {
+			return nil, 0, err
+		}
+	}
 	if err != nil {
 		return n.refuseMessage(by, uri, err)
 	}

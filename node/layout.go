@@ -26,6 +26,8 @@ import (
 //	                                  µs since 1970, or one more than the one before
 //	n/c/<client> 00 <room>            memberRecord: the client's membership as far as the node knows
 //	n/a/<client> 00 <room>            the last entry that the client said it has stored
+//	n/s/<client> 00 <SHA-256>         sentRecord: the last application message that the client submitted in the group with
+//	                                  that hash of its identifier
 //	n/d/<user> 00 <client>            a client that has published KeyPackages
 //	n/k/<client> 00 <KeyPackageRef>   KeyPackage that nobody has claimed, after its expiry (8 bytes, Unix s)
 //	n/K/<KeyPackageRef>               refRecord: the local client whose KeyPackage it is, kept after it was claimed, with the
@@ -45,6 +47,7 @@ const (
 	prefixWelcome    = "n/w/"
 	prefixMember     = "n/c/"
 	prefixAcked      = "n/a/"
+	prefixSent       = "n/s/"
 	prefixDevice     = "n/d/"
 	prefixKeyPackage = "n/k/"
 	prefixOwnRef     = "n/K/"
@@ -162,6 +165,22 @@ func (m memberRecord) MarshalMLS(w *codec.Writer) {
 func (m *memberRecord) UnmarshalMLS(r *codec.Reader) {
 	m.start = r.Uint64()
 	m.end = r.Uint64()
+}
+
+// sentRecord is the place of an application message among those of its sender.
+type sentRecord struct {
+	epoch      uint64
+	generation uint32
+}
+
+func (v sentRecord) MarshalMLS(w *codec.Writer) {
+	w.Uint64(v.epoch)
+	w.Uint32(v.generation)
+}
+
+func (v *sentRecord) UnmarshalMLS(r *codec.Reader) {
+	v.epoch = r.Uint64()
+	v.generation = r.Uint32()
 }
 
 // refRecord says whose KeyPackage a KeyPackageRef names: a client's of this node, which only a hub of provider has

@@ -22,6 +22,7 @@ func records() map[string]record {
 			room: "mimi://alpha.example/r/lunch", seq: 7, fanout: []byte("end of a key"),
 		},
 		"member": &memberRecord{start: 7, end: 9},
+		"sent":   &sentRecord{epoch: 7, generation: 9},
 		"ref":    &refRecord{client: "mimi://alpha.example/d/x", user: "mimi://alpha.example/u/x", provider: "beta.example", expires: 9},
 	}
 }

@@ -98,6 +98,11 @@ func (n *Node) proxyMessage(ctx context.Context, by submitter, room mimi.URI, bo
 	if req.Sender != by.user {
 		return n.refuseMessage(by, room, refuse("notAllowed", "%s doesn't speak for %s", by.client, req.Sender))
 	}
+	if m := req.Message; m != nil && m.Private != nil {
+		if err := n.noteSentAlone(by, m.Private); err != nil {
+			return nil, 0, err
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, proxyTimeout)
 	defer cancel()
 	resp, seq, err := n.federation.SubmitMessage(ctx, room.Domain(), room, body)

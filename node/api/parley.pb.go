@@ -755,9 +755,12 @@ func (x *QueryRequest) GetBody() []byte {
 
 // MimiRequest is a request of a MIMI endpoint about a room.
 type MimiRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Room          string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"` // mimi://<hub>/r/<room>
-	Body          []byte                 `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"` // KeyMaterialRequest, UpdateRequest, SubmitMessageRequest or GroupInfoRequest
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Room  string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"` // mimi://<hub>/r/<room>
+	Body  []byte                 `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"` // KeyMaterialRequest, UpdateRequest, SubmitMessageRequest or GroupInfoRequest
+	// SubmitMessage: the generation of the message's key (RFC 9420, Section 9.1), which its ciphertext hides. The node
+	// keeps the last epoch and generation of the client, durable before the message goes on.
+	Generation    *uint32 `protobuf:"varint,3,opt,name=generation,proto3,oneof" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -806,6 +809,117 @@ func (x *MimiRequest) GetBody() []byte {
 	return nil
 }
 
+func (x *MimiRequest) GetGeneration() uint32 {
+	if x != nil && x.Generation != nil {
+		return *x.Generation
+	}
+	return 0
+}
+
+type LastSentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         []byte                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"` // group_id
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LastSentRequest) Reset() {
+	*x = LastSentRequest{}
+	mi := &file_parley_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LastSentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LastSentRequest) ProtoMessage() {}
+
+func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LastSentRequest.ProtoReflect.Descriptor instead.
+func (*LastSentRequest) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *LastSentRequest) GetGroup() []byte {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+type LastSentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Known         bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"` // false: the node has seen none
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Generation    uint32                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LastSentResponse) Reset() {
+	*x = LastSentResponse{}
+	mi := &file_parley_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LastSentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LastSentResponse) ProtoMessage() {}
+
+func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LastSentResponse.ProtoReflect.Descriptor instead.
+func (*LastSentResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *LastSentResponse) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *LastSentResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LastSentResponse) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 type MimiResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"` // the endpoint's response struct
@@ -816,7 +930,7 @@ type MimiResponse struct {
 
 func (x *MimiResponse) Reset() {
 	*x = MimiResponse{}
-	mi := &file_parley_proto_msgTypes[16]
+	mi := &file_parley_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +942,7 @@ func (x *MimiResponse) String() string {
 func (*MimiResponse) ProtoMessage() {}
 
 func (x *MimiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[16]
+	mi := &file_parley_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +955,7 @@ func (x *MimiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MimiResponse.ProtoReflect.Descriptor instead.
 func (*MimiResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{16}
+	return file_parley_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MimiResponse) GetBody() []byte {
@@ -867,7 +981,7 @@ type HubSenderRequest struct {
 
 func (x *HubSenderRequest) Reset() {
 	*x = HubSenderRequest{}
-	mi := &file_parley_proto_msgTypes[17]
+	mi := &file_parley_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +993,7 @@ func (x *HubSenderRequest) String() string {
 func (*HubSenderRequest) ProtoMessage() {}
 
 func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[17]
+	mi := &file_parley_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1006,7 @@ func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderRequest.ProtoReflect.Descriptor instead.
 func (*HubSenderRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{17}
+	return file_parley_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HubSenderRequest) GetCipherSuite() uint32 {
@@ -911,7 +1025,7 @@ type HubSenderResponse struct {
 
 func (x *HubSenderResponse) Reset() {
 	*x = HubSenderResponse{}
-	mi := &file_parley_proto_msgTypes[18]
+	mi := &file_parley_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1037,7 @@ func (x *HubSenderResponse) String() string {
 func (*HubSenderResponse) ProtoMessage() {}
 
 func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[18]
+	mi := &file_parley_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -936,7 +1050,7 @@ func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderResponse.ProtoReflect.Descriptor instead.
 func (*HubSenderResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{18}
+	return file_parley_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *HubSenderResponse) GetExternalSender() []byte {
@@ -957,7 +1071,7 @@ type CreateRoomRequest struct {
 
 func (x *CreateRoomRequest) Reset() {
 	*x = CreateRoomRequest{}
-	mi := &file_parley_proto_msgTypes[19]
+	mi := &file_parley_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1083,7 @@ func (x *CreateRoomRequest) String() string {
 func (*CreateRoomRequest) ProtoMessage() {}
 
 func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[19]
+	mi := &file_parley_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1096,7 @@ func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomRequest.ProtoReflect.Descriptor instead.
 func (*CreateRoomRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{19}
+	return file_parley_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateRoomRequest) GetRoom() string {
@@ -1014,7 +1128,7 @@ type CreateRoomResponse struct {
 
 func (x *CreateRoomResponse) Reset() {
 	*x = CreateRoomResponse{}
-	mi := &file_parley_proto_msgTypes[20]
+	mi := &file_parley_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1026,7 +1140,7 @@ func (x *CreateRoomResponse) String() string {
 func (*CreateRoomResponse) ProtoMessage() {}
 
 func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[20]
+	mi := &file_parley_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1039,7 +1153,7 @@ func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomResponse.ProtoReflect.Descriptor instead.
 func (*CreateRoomResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{20}
+	return file_parley_proto_rawDescGZIP(), []int{22}
 }
 
 type RoomsRequest struct {
@@ -1050,7 +1164,7 @@ type RoomsRequest struct {
 
 func (x *RoomsRequest) Reset() {
 	*x = RoomsRequest{}
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1176,7 @@ func (x *RoomsRequest) String() string {
 func (*RoomsRequest) ProtoMessage() {}
 
 func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1189,7 @@ func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsRequest.ProtoReflect.Descriptor instead.
 func (*RoomsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{21}
+	return file_parley_proto_rawDescGZIP(), []int{23}
 }
 
 type RoomsResponse struct {
@@ -1087,7 +1201,7 @@ type RoomsResponse struct {
 
 func (x *RoomsResponse) Reset() {
 	*x = RoomsResponse{}
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1213,7 @@ func (x *RoomsResponse) String() string {
 func (*RoomsResponse) ProtoMessage() {}
 
 func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1226,7 @@ func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsResponse.ProtoReflect.Descriptor instead.
 func (*RoomsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{22}
+	return file_parley_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RoomsResponse) GetRooms() []*Room {
@@ -1133,7 +1247,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1259,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1272,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{23}
+	return file_parley_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Room) GetRoom() string {
@@ -1192,7 +1306,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1318,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1331,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{24}
+	return file_parley_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Cursor) GetRoom() string {
@@ -1244,7 +1358,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1370,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1383,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{25}
+	return file_parley_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SubscribeRequest) GetCursors() []*Cursor {
@@ -1296,7 +1410,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1422,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1435,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{26}
+	return file_parley_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SubscribeResponse) GetEvents() []*Event {
@@ -1346,7 +1460,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1472,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1485,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{27}
+	return file_parley_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -1456,7 +1570,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1468,7 +1582,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1481,7 +1595,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{28}
+	return file_parley_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *LogEntry) GetRoom() string {
@@ -1517,7 +1631,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1643,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1656,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{29}
+	return file_parley_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Welcome) GetNumber() uint64 {
@@ -1582,7 +1696,7 @@ type TrustChange struct {
 
 func (x *TrustChange) Reset() {
 	*x = TrustChange{}
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1708,7 @@ func (x *TrustChange) String() string {
 func (*TrustChange) ProtoMessage() {}
 
 func (x *TrustChange) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1721,7 @@ func (x *TrustChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustChange.ProtoReflect.Descriptor instead.
 func (*TrustChange) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{30}
+	return file_parley_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TrustChange) GetDomain() string {
@@ -1625,7 +1739,7 @@ type Live struct {
 
 func (x *Live) Reset() {
 	*x = Live{}
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1751,7 @@ func (x *Live) String() string {
 func (*Live) ProtoMessage() {}
 
 func (x *Live) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1764,7 @@ func (x *Live) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Live.ProtoReflect.Descriptor instead.
 func (*Live) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{31}
+	return file_parley_proto_rawDescGZIP(), []int{33}
 }
 
 type AcknowledgeRequest struct {
@@ -1664,7 +1778,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +1790,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +1803,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{32}
+	return file_parley_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AcknowledgeRequest) GetCursors() []*Cursor {
@@ -1721,7 +1835,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1847,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1860,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{33}
+	return file_parley_proto_rawDescGZIP(), []int{35}
 }
 
 var File_parley_proto protoreflect.FileDescriptor
@@ -1791,10 +1905,22 @@ const file_parley_proto_rawDesc = "" +
 	"\tavailable\x18\x01 \x01(\rR\tavailable\":\n" +
 	"\fQueryRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
-	"\x04body\x18\x02 \x01(\fR\x04body\"5\n" +
+	"\x04body\x18\x02 \x01(\fR\x04body\"i\n" +
 	"\vMimiRequest\x12\x12\n" +
 	"\x04room\x18\x01 \x01(\tR\x04room\x12\x12\n" +
-	"\x04body\x18\x02 \x01(\fR\x04body\"4\n" +
+	"\x04body\x18\x02 \x01(\fR\x04body\x12#\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\rH\x00R\n" +
+	"generation\x88\x01\x01B\r\n" +
+	"\v_generation\"'\n" +
+	"\x0fLastSentRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\fR\x05group\"^\n" +
+	"\x10LastSentResponse\x12\x14\n" +
+	"\x05known\x18\x01 \x01(\bR\x05known\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\rR\n" +
+	"generation\"4\n" +
 	"\fMimiResponse\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\"5\n" +
@@ -1850,7 +1976,7 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Enrol\x12\x17.parley.v1.EnrolRequest\x1a\x18.parley.v1.EnrolResponse\x12=\n" +
 	"\x06Bundle\x12\x18.parley.v1.BundleRequest\x1a\x19.parley.v1.BundleResponse\x12F\n" +
 	"\tChallenge\x12\x1b.parley.v1.ChallengeRequest\x1a\x1c.parley.v1.ChallengeResponse\x12O\n" +
-	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\x92\a\n" +
+	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xd7\a\n" +
 	"\rClientService\x12:\n" +
 	"\x05Renew\x12\x17.parley.v1.RenewRequest\x1a\x18.parley.v1.EnrolResponse\x12@\n" +
 	"\aBundles\x12\x19.parley.v1.BundlesRequest\x1a\x1a.parley.v1.BundlesResponse\x12a\n" +
@@ -1862,7 +1988,8 @@ const file_parley_proto_rawDesc = "" +
 	"CreateRoom\x12\x1c.parley.v1.CreateRoomRequest\x1a\x1d.parley.v1.CreateRoomResponse\x12:\n" +
 	"\x05Rooms\x12\x17.parley.v1.RoomsRequest\x1a\x18.parley.v1.RoomsResponse\x129\n" +
 	"\x06Update\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12@\n" +
-	"\rSubmitMessage\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12<\n" +
+	"\rSubmitMessage\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12C\n" +
+	"\bLastSent\x12\x1a.parley.v1.LastSentRequest\x1a\x1b.parley.v1.LastSentResponse\x12<\n" +
 	"\tGroupInfo\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12H\n" +
 	"\tSubscribe\x12\x1b.parley.v1.SubscribeRequest\x1a\x1c.parley.v1.SubscribeResponse0\x01\x12L\n" +
 	"\vAcknowledge\x12\x1d.parley.v1.AcknowledgeRequest\x1a\x1e.parley.v1.AcknowledgeResponseB+Z)github.com/parley-mls/parley/node/api;apib\x06proto3"
@@ -1879,7 +2006,7 @@ func file_parley_proto_rawDescGZIP() []byte {
 	return file_parley_proto_rawDescData
 }
 
-var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_parley_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                  // 0: parley.v1.ErrorInfo
 	(*EnrolRequest)(nil),               // 1: parley.v1.EnrolRequest
@@ -1897,34 +2024,36 @@ var file_parley_proto_goTypes = []any{
 	(*PublishKeyPackagesResponse)(nil), // 13: parley.v1.PublishKeyPackagesResponse
 	(*QueryRequest)(nil),               // 14: parley.v1.QueryRequest
 	(*MimiRequest)(nil),                // 15: parley.v1.MimiRequest
-	(*MimiResponse)(nil),               // 16: parley.v1.MimiResponse
-	(*HubSenderRequest)(nil),           // 17: parley.v1.HubSenderRequest
-	(*HubSenderResponse)(nil),          // 18: parley.v1.HubSenderResponse
-	(*CreateRoomRequest)(nil),          // 19: parley.v1.CreateRoomRequest
-	(*CreateRoomResponse)(nil),         // 20: parley.v1.CreateRoomResponse
-	(*RoomsRequest)(nil),               // 21: parley.v1.RoomsRequest
-	(*RoomsResponse)(nil),              // 22: parley.v1.RoomsResponse
-	(*Room)(nil),                       // 23: parley.v1.Room
-	(*Cursor)(nil),                     // 24: parley.v1.Cursor
-	(*SubscribeRequest)(nil),           // 25: parley.v1.SubscribeRequest
-	(*SubscribeResponse)(nil),          // 26: parley.v1.SubscribeResponse
-	(*Event)(nil),                      // 27: parley.v1.Event
-	(*LogEntry)(nil),                   // 28: parley.v1.LogEntry
-	(*Welcome)(nil),                    // 29: parley.v1.Welcome
-	(*TrustChange)(nil),                // 30: parley.v1.TrustChange
-	(*Live)(nil),                       // 31: parley.v1.Live
-	(*AcknowledgeRequest)(nil),         // 32: parley.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 33: parley.v1.AcknowledgeResponse
+	(*LastSentRequest)(nil),            // 16: parley.v1.LastSentRequest
+	(*LastSentResponse)(nil),           // 17: parley.v1.LastSentResponse
+	(*MimiResponse)(nil),               // 18: parley.v1.MimiResponse
+	(*HubSenderRequest)(nil),           // 19: parley.v1.HubSenderRequest
+	(*HubSenderResponse)(nil),          // 20: parley.v1.HubSenderResponse
+	(*CreateRoomRequest)(nil),          // 21: parley.v1.CreateRoomRequest
+	(*CreateRoomResponse)(nil),         // 22: parley.v1.CreateRoomResponse
+	(*RoomsRequest)(nil),               // 23: parley.v1.RoomsRequest
+	(*RoomsResponse)(nil),              // 24: parley.v1.RoomsResponse
+	(*Room)(nil),                       // 25: parley.v1.Room
+	(*Cursor)(nil),                     // 26: parley.v1.Cursor
+	(*SubscribeRequest)(nil),           // 27: parley.v1.SubscribeRequest
+	(*SubscribeResponse)(nil),          // 28: parley.v1.SubscribeResponse
+	(*Event)(nil),                      // 29: parley.v1.Event
+	(*LogEntry)(nil),                   // 30: parley.v1.LogEntry
+	(*Welcome)(nil),                    // 31: parley.v1.Welcome
+	(*TrustChange)(nil),                // 32: parley.v1.TrustChange
+	(*Live)(nil),                       // 33: parley.v1.Live
+	(*AcknowledgeRequest)(nil),         // 34: parley.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 35: parley.v1.AcknowledgeResponse
 }
 var file_parley_proto_depIdxs = []int32{
-	23, // 0: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
-	24, // 1: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
-	27, // 2: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
-	28, // 3: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
-	29, // 4: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
-	30, // 5: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
-	31, // 6: parley.v1.Event.live:type_name -> parley.v1.Live
-	24, // 7: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	25, // 0: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
+	26, // 1: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
+	29, // 2: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
+	30, // 3: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
+	31, // 4: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
+	32, // 5: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
+	33, // 6: parley.v1.Event.live:type_name -> parley.v1.Live
+	26, // 7: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
 	1,  // 8: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
 	3,  // 9: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
 	5,  // 10: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
@@ -1934,33 +2063,35 @@ var file_parley_proto_depIdxs = []int32{
 	12, // 14: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
 	14, // 15: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
 	15, // 16: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	17, // 17: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	19, // 18: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	21, // 19: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	19, // 17: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	21, // 18: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	23, // 19: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
 	15, // 20: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
 	15, // 21: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
-	15, // 22: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
-	25, // 23: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	32, // 24: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 25: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 26: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 27: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 28: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 29: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 30: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 31: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	16, // 32: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	16, // 33: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	18, // 34: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	20, // 35: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	22, // 36: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	16, // 37: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	16, // 38: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	16, // 39: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	26, // 40: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	33, // 41: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	25, // [25:42] is the sub-list for method output_type
-	8,  // [8:25] is the sub-list for method input_type
+	16, // 22: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
+	15, // 23: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
+	27, // 24: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	34, // 25: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 26: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 27: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 28: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 29: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 30: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	11, // 31: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	13, // 32: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	18, // 33: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	18, // 34: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	20, // 35: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	22, // 36: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	24, // 37: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	18, // 38: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	18, // 39: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	17, // 40: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	18, // 41: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	28, // 42: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	35, // 43: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	26, // [26:44] is the sub-list for method output_type
+	8,  // [8:26] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -1971,7 +2102,8 @@ func file_parley_proto_init() {
 	if File_parley_proto != nil {
 		return
 	}
-	file_parley_proto_msgTypes[27].OneofWrappers = []any{
+	file_parley_proto_msgTypes[15].OneofWrappers = []any{}
+	file_parley_proto_msgTypes[29].OneofWrappers = []any{
 		(*Event_Entry)(nil),
 		(*Event_Welcome)(nil),
 		(*Event_Trust)(nil),
@@ -1983,7 +2115,7 @@ func file_parley_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_proto_rawDesc), len(file_parley_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -24,6 +24,9 @@ var (
 	ErrNotMember = errors.New("not a member of the room")
 	// ErrFrozen: the hub ordered something that this client can't accept; its view of the room stays as it was.
 	ErrFrozen = errors.New("the room is frozen")
+	// ErrRestored: the state of the room is older than what this client has sent: the directory was restored from an old
+	// copy. The client enters the room anew.
+	ErrRestored = errors.New("the state is an old copy")
 	// ErrQueued: the hub hasn't answered yet. The message is in the outbox and will be sent.
 	ErrQueued = errors.New("the message waits in the outbox")
 	// ErrRunning: another Run of the same Client is under way.

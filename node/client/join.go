@@ -269,6 +269,7 @@ func (r *Room) become(w *waits, b *store.Batch, g *mls.Group, seq uint64) error 
 		r.leaving.finish(fmt.Errorf("client: leave %s: this client entered the room anew", r.uri))
 	}
 	r.group, r.header, r.frozen, r.staged, r.leaving, r.stray = g, header{cursor: seq}, nil, nil, nil, 0
+	r.fresh, r.behind = false, false
 	r.saveHeader(b)
 	r.commitAt = time.Time{}
 	r.judgeLocked()

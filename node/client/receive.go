@@ -51,6 +51,7 @@ func (r *Room) receive(w *waits, seq uint64, fanout []byte) ([]Event, error) {
 // freeze stops the room before the entry seq. mu is held.
 func (r *Room) freeze(seq uint64, err error) []Event {
 	r.frozen = fmt.Errorf("client: %w: %s, entry %d: %w", ErrFrozen, r.uri, seq, err)
+	r.behind = errors.Is(err, mls.ErrOwnMessage) // a commit of this client's that it doesn't know
 	r.c.log.Error("room frozen", "room", r.uri, "seq", seq, "err", err)
 	r.touch()
 	return []Event{Frozen{Room: r.uri, Seq: seq, Err: r.frozen}}

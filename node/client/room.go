@@ -27,6 +27,8 @@ type Room struct {
 	frozen  error               // guarded by mu
 	flags   map[mimi.URI]string // guarded by mu: members whose credentials aren't good at present, by client
 	changed chan struct{}       // guarded by mu: closed and replaced at every change
+	fresh   bool                // guarded by mu: the node knows of nothing that was sent after this state; see restored.go
+	behind  bool                // guarded by mu: this state is an old copy; the room is frozen and entered anew
 	spent   bool                // guarded by mu: keys may have been used since the state was last resealed
 	wake    chan struct{}       // has room for one; tells the worker to look again
 

@@ -22,6 +22,7 @@ type outgoing struct {
 	number    uint64
 	text      []byte
 	submit    []byte            // SubmitMessageRequest; nil if it isn't encrypted yet
+	key       *uint32           // generation of the key that encrypted it; nil if an earlier release did
 	hash      [sha256.Size]byte // of the MLSMessage in it
 	ready     bool              // durable, so that it may leave
 	notBefore uint64            // epoch from which on it can be sent
@@ -46,6 +47,10 @@ func (o outgoing) MarshalMLS(w *codec.Writer) {
 	w.Opaque(o.text)
 	w.Opaque(o.submit)
 	w.Raw(o.hash[:])
+	w.Optional(o.key != nil)
+	if o.key != nil {
+		w.Uint32(*o.key)
+	}
 }
 
 // UnmarshalMLS implements codec.Unmarshaler.
@@ -55,6 +60,10 @@ func (o *outgoing) UnmarshalMLS(r *codec.Reader) {
 		o.submit = b
 	}
 	copy(o.hash[:], r.Raw(len(o.hash)))
+	if !r.Empty() && r.Optional() { // the first format ends before
+		generation := r.Uint32()
+		o.key = &generation
+	}
 }
 
 func (r *Room) loadOutbox() error {
@@ -110,7 +119,7 @@ func (r *Room) queue(w *waits, text []byte) (*outgoing, error) {
 	}
 	o := &outgoing{number: r.nextOut, text: append([]byte{}, text...), done: make(chan result, 1)}
 	b := new(store.Batch)
-	if len(r.outbox) == 0 && r.staged == nil && !r.held() {
+	if len(r.outbox) == 0 && r.staged == nil && !r.held() && r.fresh {
 		if err := r.seal(b, o); err != nil {
 			return nil, err
 		}
@@ -124,13 +133,16 @@ func (r *Room) queue(w *waits, text []byte) (*outgoing, error) {
 	return o, nil
 }
 
-// seal encrypts a message; its plaintext is kept for when the ciphertext comes back in the log. mu is held.
+// seal encrypts a message; its plaintext is kept for when the ciphertext comes back in the log. mu is held, and the room
+// is fresh.
 func (r *Room) seal(b *store.Batch, o *outgoing) error {
+	generation := r.group.Generation()
 	m, err := r.group.Encrypt(b.Prefixed(r.key(roomGroup)), nil, o.text)
 	if err != nil {
 		return fmt.Errorf("client: encrypt for %s: %w", r.uri, err)
 	}
 	r.spent = true
+	o.key = &generation
 	o.hash = sha256.Sum256(codec.Marshal(m))
 	o.submit = codec.Marshal(&mimi.SubmitMessageRequest{Message: m, Sender: r.c.User()})
 	b.Set(r.key(roomSealed, o.hash[:]...), o.text)
@@ -146,6 +158,10 @@ func (r *Room) sendMessage(ctx context.Context) error {
 	}
 	o := r.outbox[0]
 	var w waits
+	if o.submit == nil && !r.fresh {
+		r.mu.Unlock()
+		return nil
+	}
 	if o.submit == nil {
 		b := new(store.Batch)
 		err := r.seal(b, o)
@@ -158,12 +174,12 @@ func (r *Room) sendMessage(ctx context.Context) error {
 			return errors.Join(err, w.wait())
 		}
 	}
-	submit, hash := o.submit, o.hash
+	submit, hash, generation := o.submit, o.hash, o.key
 	r.mu.Unlock()
 	if err := w.wait(); err != nil {
 		return err
 	}
-	res, seq, err := r.c.submit(ctx, r.uri, submit)
+	res, seq, err := r.c.submit(ctx, r.uri, submit, generation)
 	if err != nil && !permanent(err) {
 		return err
 	}
@@ -194,7 +210,7 @@ func (r *Room) submitted(w *waits, hash [sha256.Size]byte, res *mimi.SubmitMessa
 	case err == nil && res.Code == mimi.SubmitEpochTooOld && res.CurrentEpoch > epochOf(o.submit):
 		// These bytes are in no log and never will be: encrypt anew in the epoch that the hub is in.
 		b.Delete(r.key(roomSealed, hash[:]...))
-		o.submit, o.notBefore = nil, res.CurrentEpoch
+		o.submit, o.key, o.notBefore = nil, nil, res.CurrentEpoch
 		b.Set(r.key64(roomOutbox, o.number), codec.Marshal(o))
 		return w.apply(r.c, b)
 	case err == nil:
@@ -229,8 +245,8 @@ func (r *Room) sent(b *store.Batch, hash [sha256.Size]byte, seq uint64) {
 }
 
 // submit sends a SubmitMessageRequest to a room's hub, through the own node.
-func (c *Client) submit(ctx context.Context, room mimi.URI, request []byte) (*mimi.SubmitMessageResponse, uint64, error) {
-	res, err := call(ctx, c.session, c.session.service.SubmitMessage, &api.MimiRequest{Room: string(room), Body: request})
+func (c *Client) submit(ctx context.Context, room mimi.URI, request []byte, generation *uint32) (*mimi.SubmitMessageResponse, uint64, error) {
+	res, err := call(ctx, c.session, c.session.service.SubmitMessage, &api.MimiRequest{Room: string(room), Body: request, Generation: generation})
 	if err != nil {
 		return nil, 0, fmt.Errorf("client: submit to %s: %w", room, err)
 	}
@@ -271,12 +287,18 @@ func (r *Room) Messages() []Message {
 	return out
 }
 
-// SealMessage encrypts a message without sending it and returns the SubmitMessageRequest that would be sent, for
+// SealMessage encrypts a message without sending it, once the node has said that the state isn't an old copy, and returns the SubmitMessageRequest that would be sent, for
 // SubmitRaw. When it turns up in the room's log it is delivered like any own message.
 func (r *Room) SealMessage(text []byte) (submit []byte, err error) {
+	if err := r.ask(context.Background()); err != nil {
+		return nil, fmt.Errorf("client: encrypt for %s: %w", r.uri, err)
+	}
 	var w waits
 	r.mu.Lock()
-	if err = r.usable(); err == nil {
+	if err = r.usable(); err == nil && !r.fresh {
+		err = fmt.Errorf("client: encrypt for %s: this client has just entered the room anew", r.uri)
+	}
+	if err == nil {
 		b := new(store.Batch)
 		o := &outgoing{text: append([]byte{}, text...)}
 		if err = r.seal(b, o); err == nil {
@@ -342,7 +364,7 @@ func (r *Room) StageUpdate(ctx context.Context) (update []byte, err error) {
 
 // SubmitRaw submits a SubmitMessageRequest, of whomever, to a room's hub through this client's node.
 func (c *Client) SubmitRaw(ctx context.Context, room mimi.URI, body []byte) (*mimi.SubmitMessageResponse, error) {
-	res, _, err := c.submit(ctx, room, body)
+	res, _, err := c.submit(ctx, room, body, nil)
 	return res, err
 }
 

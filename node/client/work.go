@@ -150,6 +150,10 @@ func (r *Room) idle(ctx context.Context, at time.Time) {
 func (r *Room) next() (step func(context.Context) error, at time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.behind && r.c.gone() == nil {
+		r.failAll(r.frozen)
+		return r.enterAnew, time.Time{}
+	}
 	if err := r.usable(); err != nil {
 		r.failAll(err)
 		return nil, time.Time{}
@@ -176,6 +180,9 @@ func (r *Room) next() (step func(context.Context) error, at time.Time) {
 		return r.settle, time.Time{}
 	}
 	if waiting && !r.held() && r.outbox[0].notBefore <= r.group.Epoch() {
+		if r.outbox[0].submit == nil && !r.fresh {
+			return r.ask, time.Time{}
+		}
 		return r.sendMessage, time.Time{}
 	}
 	return nil, r.commitAt

@@ -75,6 +75,8 @@ const (
 	// ClientServiceSubmitMessageProcedure is the fully-qualified name of the ClientService's
 	// SubmitMessage RPC.
 	ClientServiceSubmitMessageProcedure = "/parley.v1.ClientService/SubmitMessage"
+	// ClientServiceLastSentProcedure is the fully-qualified name of the ClientService's LastSent RPC.
+	ClientServiceLastSentProcedure = "/parley.v1.ClientService/LastSent"
 	// ClientServiceGroupInfoProcedure is the fully-qualified name of the ClientService's GroupInfo RPC.
 	ClientServiceGroupInfoProcedure = "/parley.v1.ClientService/GroupInfo"
 	// ClientServiceSubscribeProcedure is the fully-qualified name of the ClientService's Subscribe RPC.
@@ -264,6 +266,9 @@ type ClientServiceClient interface {
 	Update(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	// SubmitMessage submits an application message (MIMI submitMessage). Idempotent like Update.
 	SubmitMessage(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
+	// LastSent returns the last application message of this client in a group that the node has seen submitted. A client
+	// whose state was restored from an old copy learns from it that it mustn't go on from there.
+	LastSent(context.Context, *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error)
 	// GroupInfo fetches what an external join needs (MIMI groupInfo).
 	GroupInfo(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	// Subscribe streams what is new for this client, in order per room, from the cursors given. It ends only on error.
@@ -343,6 +348,12 @@ func NewClientServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(clientServiceMethods.ByName("SubmitMessage")),
 			connect.WithClientOptions(opts...),
 		),
+		lastSent: connect.NewClient[api.LastSentRequest, api.LastSentResponse](
+			httpClient,
+			baseURL+ClientServiceLastSentProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("LastSent")),
+			connect.WithClientOptions(opts...),
+		),
 		groupInfo: connect.NewClient[api.MimiRequest, api.MimiResponse](
 			httpClient,
 			baseURL+ClientServiceGroupInfoProcedure,
@@ -376,6 +387,7 @@ type clientServiceClient struct {
 	rooms              *connect.Client[api.RoomsRequest, api.RoomsResponse]
 	update             *connect.Client[api.MimiRequest, api.MimiResponse]
 	submitMessage      *connect.Client[api.MimiRequest, api.MimiResponse]
+	lastSent           *connect.Client[api.LastSentRequest, api.LastSentResponse]
 	groupInfo          *connect.Client[api.MimiRequest, api.MimiResponse]
 	subscribe          *connect.Client[api.SubscribeRequest, api.SubscribeResponse]
 	acknowledge        *connect.Client[api.AcknowledgeRequest, api.AcknowledgeResponse]
@@ -431,6 +443,11 @@ func (c *clientServiceClient) SubmitMessage(ctx context.Context, req *connect.Re
 	return c.submitMessage.CallUnary(ctx, req)
 }
 
+// LastSent calls parley.v1.ClientService.LastSent.
+func (c *clientServiceClient) LastSent(ctx context.Context, req *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {
+	return c.lastSent.CallUnary(ctx, req)
+}
+
 // GroupInfo calls parley.v1.ClientService.GroupInfo.
 func (c *clientServiceClient) GroupInfo(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
 	return c.groupInfo.CallUnary(ctx, req)
@@ -468,6 +485,9 @@ type ClientServiceHandler interface {
 	Update(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	// SubmitMessage submits an application message (MIMI submitMessage). Idempotent like Update.
 	SubmitMessage(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
+	// LastSent returns the last application message of this client in a group that the node has seen submitted. A client
+	// whose state was restored from an old copy learns from it that it mustn't go on from there.
+	LastSent(context.Context, *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error)
 	// GroupInfo fetches what an external join needs (MIMI groupInfo).
 	GroupInfo(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	// Subscribe streams what is new for this client, in order per room, from the cursors given. It ends only on error.
@@ -543,6 +563,12 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(clientServiceMethods.ByName("SubmitMessage")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clientServiceLastSentHandler := connect.NewUnaryHandler(
+		ClientServiceLastSentProcedure,
+		svc.LastSent,
+		connect.WithSchema(clientServiceMethods.ByName("LastSent")),
+		connect.WithHandlerOptions(opts...),
+	)
 	clientServiceGroupInfoHandler := connect.NewUnaryHandler(
 		ClientServiceGroupInfoProcedure,
 		svc.GroupInfo,
@@ -583,6 +609,8 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 			clientServiceUpdateHandler.ServeHTTP(w, r)
 		case ClientServiceSubmitMessageProcedure:
 			clientServiceSubmitMessageHandler.ServeHTTP(w, r)
+		case ClientServiceLastSentProcedure:
+			clientServiceLastSentHandler.ServeHTTP(w, r)
 		case ClientServiceGroupInfoProcedure:
 			clientServiceGroupInfoHandler.ServeHTTP(w, r)
 		case ClientServiceSubscribeProcedure:
@@ -636,6 +664,10 @@ func (UnimplementedClientServiceHandler) Update(context.Context, *connect.Reques
 
 func (UnimplementedClientServiceHandler) SubmitMessage(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.SubmitMessage is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) LastSent(context.Context, *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.LastSent is not implemented"))
 }
 
 func (UnimplementedClientServiceHandler) GroupInfo(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
