@@ -137,6 +137,7 @@ func (g *Group) commit(b Batch, o CommitOptions) (*PendingCommit, error) {
 			return nil, err
 		}
 		e.setPathLeaf(old)
+		defer path.erase()
 		c.private, commitSecret = path.private, path.commitSecret
 	}
 	c.private.prune(e.tree)
@@ -154,6 +155,7 @@ func (g *Group) commit(b Batch, o CommitOptions) (*PendingCommit, error) {
 	}
 	g.state.advance(e, ac)
 	joiner := cs.joinerSecret(g.secrets.init, commitSecret, e.encoded)
+	defer joiner.erase()
 	c.secrets = cs.epochSecrets(joiner, psk, e.encoded)
 	ac.ConfirmationTag = c.secrets.confirmationTag(cs, e.context.ConfirmedTranscriptHash)
 	if err := g.state.seal(&r, e, ac.ConfirmationTag); err != nil {
@@ -557,8 +559,15 @@ func (g *Group) Drop(b Batch) error {
 	if s := g.staged.evolution.info.PathLeaf; s != nil && !bytes.Equal(s.SignatureKey, g.state.tree.Leaf(g.own).SignatureKey) {
 		delete(g.signers, string(s.SignatureKey))
 	}
+	g.staged.erase(g.private)
 	g.staged = nil
 	return nil
+}
+
+// erase overwrites in memory the secrets of a commit that won't be confirmed.
+func (c *PendingCommit) erase(keep *treePrivate) {
+	c.private.erase(keep)
+	c.secrets.erase()
 }
 
 // advance moves the group to the next epoch and writes what changes.
@@ -567,13 +576,20 @@ func (g *Group) advance(b Batch, e *evolution, es *epochSecrets, private *treePr
 	g.retire(b, e, commit)
 	for _, p := range g.state.pending {
 		b.Delete(key32(keyPending, p.number))
+		if own := private.keys[g.own.node()]; len(p.private) > 0 && (len(own) == 0 || &own[0] != &p.private[0]) {
+			secret(p.private).erase() // of an Update that the commit didn't take
+		}
 	}
 	if g.staged != nil {
 		b.Delete(key1(keyStaged))
+		if g.staged.private != private {
+			g.staged.erase(private)
+		}
 		g.staged = nil
 	}
 	g.state.adopt(e)
 	g.state.saveReInit(b)
+	g.private.erase(private)
 	g.private = private
 	g.exports.drop(b)
 	g.sealer.erase()

@@ -169,7 +169,11 @@ func externalJoin(cfg Config, o ExternalJoinOptions, former *Group) (*PendingJoi
 		return nil, err
 	}
 	state.advance(e, ac)
-	es := cs.epochSecrets(cs.joinerSecret(init, path.commitSecret, e.encoded), psk, e.encoded)
+	defer path.erase()
+	joiner := cs.joinerSecret(init, path.commitSecret, e.encoded)
+	init.erase()
+	es := cs.epochSecrets(joiner, psk, e.encoded)
+	joiner.erase()
 	ac.ConfirmationTag = es.confirmationTag(cs, e.context.ConfirmedTranscriptHash)
 	if err := state.seal(&r, e, ac.ConfirmationTag); err != nil {
 		return nil, err
@@ -212,7 +216,7 @@ func (p *PendingJoin) Confirm(b Batch) (*Group, error) {
 func (p *PendingJoin) group(signer crypto.Signer) (*Group, error) {
 	g := &Group{
 		cfg: p.cfg, state: newPublicState(p.info.GroupContext, p.tree, p.info.ConfirmationTag),
-		own: p.private.leaf, active: true, private: p.private, signers: make(map[string]crypto.Signer),
+		own: p.private.leaf, active: true, private: p.private.copy(), signers: make(map[string]crypto.Signer),
 		entrance: entrance{joined: p.Epoch()},
 	}
 	if err := g.AddSigner(signer); err != nil {

@@ -143,6 +143,8 @@ func NewGroup(cfg Config, b Batch, o GroupOptions) (*Group, error) {
 		return nil, fmt.Errorf("mls: new group: %w", err)
 	}
 	es := o.Suite.epochSecretsFrom(epochSecret)
+	epochSecret.erase()
+	secret(secrets.InitKey).erase() // nobody will add this client by it
 	tag := es.confirmationTag(o.Suite, ctx.ConfirmedTranscriptHash)
 	g := &Group{
 		cfg: cfg, state: newPublicState(ctx, tree, tag), active: true,

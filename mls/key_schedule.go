@@ -170,7 +170,9 @@ func (cs CipherSuite) welcomeSecret(joiner, psk secret) secret {
 
 // epochSecrets derives an epoch's secrets from the joiner secret; ctx is the epoch's GroupContext.
 func (cs CipherSuite) epochSecrets(joiner, psk secret, ctx []byte) *epochSecrets {
-	return cs.epochSecretsFrom(cs.expandWithLabel(cs.extract(joiner, psk), "epoch", ctx, cs.HashSize()))
+	s := cs.expandWithLabel(cs.extract(joiner, psk), "epoch", ctx, cs.HashSize())
+	defer s.erase()
+	return cs.epochSecretsFrom(s)
 }
 
 // epochSecretsFrom derives an epoch's secrets from its epoch_secret, which a group's creator samples (RFC 9420,
@@ -204,6 +206,14 @@ type epochSecrets struct {
 func (e *epochSecrets) fields() []*secret {
 	return []*secret{&e.senderData, &e.encryption, &e.exporter, &e.external, &e.confirmation, &e.membership,
 		&e.resumption, &e.authenticator, &e.init}
+}
+
+// erase overwrites the secrets in memory.
+func (e *epochSecrets) erase() {
+	for _, s := range e.fields() {
+		s.erase()
+	}
+	e.applicationExport.erase()
 }
 
 // clone copies the secrets, so that erasing the ones leaves the others.

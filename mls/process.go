@@ -36,6 +36,7 @@ type StagedCommit struct {
 	private   *treePrivate
 	hash      [sha256.Size]byte
 	aad       []byte
+	applied   bool
 	step      *ratchetStep // the message key, deleted when the commit is applied; nil if it came as a PublicMessage
 }
 
@@ -280,7 +281,13 @@ func (g *Group) stageCommit(ac *AuthenticatedContent, hash [sha256.Size]byte) (*
 		}
 	}
 	s.private = private
-	s.secrets = cs.epochSecrets(cs.joinerSecret(init, commitSecret, e.encoded), psk, e.encoded)
+	joiner := cs.joinerSecret(init, commitSecret, e.encoded)
+	commitSecret.erase()
+	if e.external {
+		init.erase()
+	}
+	s.secrets = cs.epochSecrets(joiner, psk, e.encoded)
+	joiner.erase()
 	if err := s.secrets.verifyConfirmationTag(cs, e.context.ConfirmedTranscriptHash, ac.ConfirmationTag); err != nil {
 		return nil, err
 	}
@@ -292,7 +299,7 @@ func (g *Group) stageCommit(ac *AuthenticatedContent, hash [sha256.Size]byte) (*
 
 // Apply moves the group to the epoch of a commit that Receive staged. A staged own commit is dropped by that. If the
 // commit removes this client, the group isn't active afterwards and its secrets are deleted. It fails with ErrEpoch
-// if the group has moved on since.
+// if the group has moved on since, and with ErrStaged if the commit was applied before: its secrets are the group's.
 func (g *Group) Apply(b Batch, s *StagedCommit) error {
 	g.op.Lock()
 	defer g.done()
@@ -305,10 +312,14 @@ func (g *Group) Apply(b Batch, s *StagedCommit) error {
 	if err := s.evolution.fits(&g.state); err != nil {
 		return fmt.Errorf("mls: apply: %w", err)
 	}
+	if s.applied {
+		return fmt.Errorf("mls: apply: %w: applied before", ErrStaged)
+	}
 	sealers, err := g.cfg.newSealers()
 	if err != nil {
 		return fmt.Errorf("mls: apply: %w", err)
 	}
+	s.applied = true
 	b = orDiscard(b)
 	g.deleteKey(b, s.step)
 	if s.evolution.info.SelfRemoved {

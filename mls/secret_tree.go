@@ -67,7 +67,7 @@ type secretTree struct {
 
 // newSecretTree starts a secret tree for a ratchet tree of so many leaf slots.
 func newSecretTree(cs CipherSuite, slots uint32, encryption secret) *secretTree {
-	s := &secretTree{cs: cs, slots: slots, nodes: map[NodeIndex]secret{rootOf(slots): encryption},
+	s := &secretTree{cs: cs, slots: slots, nodes: map[NodeIndex]secret{rootOf(slots): slices.Clone(encryption)},
 		ratchets: make(map[ratchetID]*ratchet), dirty: make(map[string]struct{})}
 	s.dirty[nodeKey(rootOf(slots))] = struct{}{}
 	return s

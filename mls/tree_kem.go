@@ -76,6 +76,24 @@ func (p *treePrivate) clone() *treePrivate {
 	return &treePrivate{leaf: p.leaf, keys: maps.Clone(p.keys)}
 }
 
+// copy copies the keys too, so that erasing the ones leaves the others.
+func (p *treePrivate) copy() *treePrivate {
+	c := p.clone()
+	for n, k := range c.keys {
+		c.keys[n] = bytes.Clone(k)
+	}
+	return c
+}
+
+// erase overwrites the keys in memory that keep doesn't share.
+func (p *treePrivate) erase(keep *treePrivate) {
+	for n, k := range p.keys {
+		if other := keep.keys[n]; len(k) > 0 && (len(other) == 0 || &other[0] != &k[0]) {
+			secret(k).erase()
+		}
+	}
+}
+
 // prune drops the keys of nodes that are blank or gone.
 func (p *treePrivate) prune(t *RatchetTree) {
 	maps.DeleteFunc(p.keys, func(n NodeIndex, _ HPKEPrivateKey) bool { return t.blank(n) })

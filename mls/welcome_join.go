@@ -31,6 +31,8 @@ func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, key
 	if err != nil {
 		return nil, err
 	}
+	defer gs.JoinerSecret.erase()
+	defer gs.PathSecret.erase()
 	for _, id := range gs.PSKs {
 		if l == nil && id.linked() {
 			return nil, invalid("12.4.3.1", "welcome to a group that follows from another one", ErrUnsupported)
