@@ -66,6 +66,8 @@ type groupView struct {
 	resync  *PendingJoin
 	past    []*pastEpoch
 	signer  crypto.Signer // nil if there is none for the own leaf
+
+	generation uint32 // of the next application message
 }
 
 // done ends a change, whether it succeeded or not.
@@ -81,9 +83,17 @@ func (g *Group) publish() {
 	if g.active {
 		v.signer, _ = g.signer()
 	}
+	if g.messages != nil {
+		if r := g.messages.ratchets[ratchetID{g.own, applicationRatchet}]; r != nil {
+			v.generation = r.generation
+		}
+	}
 	g.mu.Lock()
+	defer g.mu.Unlock()
+	if old := g.view.secrets; old != nil && old != v.secrets { // no reader has them any more
+		old.eraseEpoch()
+	}
 	g.view = v
-	g.mu.Unlock()
 }
 
 // public returns what readers see of the public state.
@@ -170,6 +180,7 @@ func (g *Group) start(es *epochSecrets, s epochSealers) {
 	g.messages = newSecretTree(g.suite(), g.state.tree.Size(), es.encryption)
 	g.messages.sealer, g.sealer = s.messages, s.state
 	g.exports = newExporterTree(es.applicationExport)
+	es.encryption.erase() // the tree has a copy
 	es.encryption, es.applicationExport = nil, nil
 	g.secrets = es
 }
@@ -467,13 +478,9 @@ func (g *Group) frame(b Batch, ac *AuthenticatedContent) (*MLSMessage, error) {
 // Generation returns the generation of the key that Encrypt uses next (RFC 9420, Section 9.1): the number of application
 // messages that this client has encrypted in the epoch. It is 0 for a former member.
 func (g *Group) Generation() uint32 {
-	if g.messages == nil {
-		return 0
-	}
-	if r := g.messages.ratchets[ratchetID{g.own, applicationRatchet}]; r != nil {
-		return r.generation
-	}
-	return 0
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.view.generation
 }
 
 // Encrypt makes a message of application data (RFC 9420, Section 15). aad is authenticated and not encrypted. It fails

@@ -216,6 +216,13 @@ func (e *epochSecrets) erase() {
 	e.applicationExport.erase()
 }
 
+// eraseEpoch is erase without what a past epoch keeps.
+func (e *epochSecrets) eraseEpoch() {
+	past := *e
+	past.senderData, past.resumption = nil, nil
+	past.erase()
+}
+
 // clone copies the secrets, so that erasing the ones leaves the others.
 func (e *epochSecrets) clone() *epochSecrets {
 	c := new(epochSecrets)
