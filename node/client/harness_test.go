@@ -17,6 +17,7 @@ import (
 
 	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/node"
 	"github.com/parley-mls/parley/node/api"
 	"github.com/parley-mls/parley/node/api/apiconnect"
@@ -123,10 +124,13 @@ type device struct {
 }
 
 // enrol makes a new device of a user.
-func (p *provider) enrol(user, name string) *device {
+func (p *provider) enrol(user, name string) *device { return p.enrolIn(0, user, name) }
+
+// enrolIn makes a new device of that suite.
+func (p *provider) enrolIn(suite mls.CipherSuite, user, name string) *device {
 	p.t.Helper()
 	d := &device{t: p.t, o: Options{
-		Dir: filepath.Join(p.t.TempDir(), name), KeyPackages: 4, Log: testLog(p.t, name),
+		Suite: suite, Dir: filepath.Join(p.t.TempDir(), name), KeyPackages: 4, Log: testLog(p.t, name),
 		CommitDelay: func() time.Duration { return 50 * time.Millisecond },
 	}}
 	c, err := Enrol(p.t.Context(), d.o, p.invite(user), name)
