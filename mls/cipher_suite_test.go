@@ -187,7 +187,7 @@ func TestBadHPKEKeysAreRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for what, bad := range malformations(cs, pub) {
+		for what, bad := range malformations(cs, pub, true) {
 			if err := cs.checkHPKEPublicKey(bad); !errors.Is(err, ErrMalformed) {
 				t.Errorf("%v: check of a public key %s: got %v, want ErrMalformed", cs, what, err)
 			}
@@ -195,7 +195,10 @@ func TestBadHPKEKeysAreRefused(t *testing.T) {
 				t.Errorf("%v: public key %s: got %v, want ErrMalformed", cs, what, err)
 			}
 		}
-		for what, bad := range malformations(cs, ct.KEMOutput) {
+		for what, bad := range malformations(cs, ct.KEMOutput, false) {
+			if _, err := cs.params().decap(priv, nil, bad); err != errKEMOutput {
+				t.Errorf("%v: decapsulation of a KEM output %s: got %v", cs, what, err)
+			}
 			if _, err := cs.DecryptWithLabel(priv, "x", nil, HPKECiphertext{bad, ct.Ciphertext}); !errors.Is(err, ErrDecrypt) {
 				t.Errorf("%v: KEM output %s: got %v, want ErrDecrypt", cs, what, err)
 			}
@@ -203,6 +206,9 @@ func TestBadHPKEKeysAreRefused(t *testing.T) {
 		for _, bad := range []HPKEPrivateKey{nil, priv[1:], append(priv[:len(priv):len(priv)], 0)} {
 			if _, err := cs.DecryptWithLabel(bad, "x", nil, ct); err == nil || errors.Is(err, ErrDecrypt) {
 				t.Errorf("%v: private key of %d bytes: %v", cs, len(bad), err)
+			}
+			if _, err := cs.hpkePublicOf(bad); err != errPrivateKey {
+				t.Errorf("%v: public key of a private key of %d bytes: %v", cs, len(bad), err)
 			}
 		}
 		if err := cs.checkHPKEPublicKey(pub); err != nil {
@@ -212,7 +218,7 @@ func TestBadHPKEKeysAreRefused(t *testing.T) {
 }
 
 // malformations are variants of a sound public key or KEM output of the suite that are neither.
-func malformations(cs CipherSuite, good []byte) map[string][]byte {
+func malformations(cs CipherSuite, good []byte, isKey bool) map[string][]byte {
 	bad := map[string][]byte{"missing": nil, "too short": good[1:], "cut": good[:len(good)-1], "too long": append(good[:len(good):len(good)], 0)}
 	pq := 0 // length of the part of ML-KEM
 	switch k := cs.params().kem.(type) {
@@ -224,7 +230,7 @@ func malformations(cs CipherSuite, good []byte) map[string][]byte {
 	if pq < len(good) { // zero is of no group, or of small order
 		bad["with a bad point"] = append(bytes.Clone(good[:pq]), make([]byte, len(good)-pq)...)
 	}
-	if pq == 1184 || len(good) == 1568+97 { // an encapsulation key; ciphertexts are all in range
+	if pq > 0 && isKey { // ciphertexts are all in range
 		for i, at := range []int{0, 3 * (pq - 32) / 6, pq - 35} {
 			b := bytes.Clone(good)
 			b[at], b[at+1] = 0x01, b[at+1]&0xf0|0x0d // 3329, the modulus, in the first of two coefficients

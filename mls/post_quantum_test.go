@@ -127,6 +127,31 @@ func TestKEMOutputsOfAnotherKeyAreRejectedImplicitly(t *testing.T) {
 	}
 }
 
+// TestScalarsOutOfRangeAreRejected: of the candidates for a private key, the first in range is taken.
+func TestScalarsOutOfRangeAreRejected(t *testing.T) {
+	for _, k := range []*hybridKEM{mlkem768P256, mlkem1024P384} {
+		_, n := k.seedSizes()
+		pub, _, err := k.derive(make([]byte, hybridSeedSize))
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed := bytes.Repeat([]byte{0xff}, n)
+		if _, _, err := k.encap(seed, pub); err == nil {
+			t.Errorf("%#x: a key without a candidate in range", k.kemID)
+		}
+		seed[n-k.t.size()] = 0x7f
+		_, enc, err := k.encap(seed, pub)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last, err := k.t.key(seed[n-k.t.size():])
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantBytes(t, "ephemeral key", enc[k.pq.CiphertextSize():], last.public())
+	}
+}
+
 func TestSuitesWithASecondNumber(t *testing.T) {
 	for alias, own := range map[CipherSuite]CipherSuite{
 		8: MLKEM768X25519_AES256GCM_SHA384_Ed25519, 9: MLKEM768P256_AES256GCM_SHA384_P256, 10: MLKEM1024P384_AES256GCM_SHA384_P384,
