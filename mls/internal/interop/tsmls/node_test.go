@@ -44,11 +44,12 @@ func absent(t *testing.T, err error) {
 // packages returns the folder with ts-mls and what it needs in its versions of package-lock.json, which npm installs
 // into the user's cache once.
 var packages = sync.OnceValues(func() (string, error) {
-	version, err := exec.Command("node", "--version").Output()
+	version, err := exec.Command("node", "--print", "process.versions.node").Output()
 	if err != nil {
-		return "", fmt.Errorf("ts-mls needs Node.js 20 or later and npm, see nodejs.org: %w", err)
+		return "", fmt.Errorf("ts-mls needs Node.js 20 or later with npm, see nodejs.org: %w", err)
 	}
-	if major, _, _ := strings.Cut(strings.TrimPrefix(string(version), "v"), "."); len(major) < 2 || major < "20" {
+	major, _, _ := strings.Cut(string(version), ".")
+	if n, err := strconv.Atoi(major); err != nil || n < 20 {
 		return "", fmt.Errorf("ts-mls needs Node.js 20 or later, see nodejs.org: this is %s", bytes.TrimSpace(version))
 	}
 	cache, err := os.UserCacheDir()
@@ -78,7 +79,7 @@ var packages = sync.OnceValues(func() (string, error) {
 	npm := exec.CommandContext(ctx, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1")
 	npm.Dir = tmp
 	if out, err := npm.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("ts-mls is fetched from the npm registry once, by npm ci for %s: %w\n%s", dir, err, out)
+		return "", fmt.Errorf("ts-mls is not in %s yet and can't be fetched: npm ci: %w\n%s", dir, err, out)
 	}
 	if err := os.Rename(tmp, dir); err != nil {
 		if _, err := os.Stat(dir); err != nil { // no other process has installed it meanwhile
@@ -150,7 +151,11 @@ func newNode(t *testing.T) *node {
 	return n
 }
 
-func (n *node) end() error { return errors.Join(n.in.Close(), n.cmd.Wait()) }
+func (n *node) end() error {
+	late := time.AfterFunc(10*time.Second, func() { n.cmd.Process.Kill() })
+	defer late.Stop()
+	return errors.Join(n.in.Close(), n.cmd.Wait())
+}
 
 // request is what the driver is asked, answer what it says. Absent fields are zero.
 type request struct {
@@ -159,6 +164,7 @@ type request struct {
 
 	Suite          uint16         `json:",omitempty"`
 	Identity       []byte         `json:",omitempty"`
+	Certificates   [][]byte       `json:",omitempty"`
 	Capabilities   map[string]any `json:",omitempty"`
 	LeafExtensions any            `json:",omitempty"`
 	PSKs           []psk          `json:",omitempty"`
@@ -187,14 +193,13 @@ type request struct {
 type answer struct {
 	Error string
 
-	Suites                                     []uint16
-	Message, Welcome, GroupInfo, Tree          []byte
-	Kind                                       string
-	Data                                       []byte
-	Active                                     string
-	Leaf                                       uint32
-	Context, Authenticator, Exported, TreeHash []byte
-	Pending                                    int
+	Suites                            []uint16
+	Message, Welcome, GroupInfo, Tree []byte
+	Kind                              string
+	Data                              []byte
+	Active                            string
+	Leaf                              uint32
+	Context, Authenticator, Exported  []byte
 }
 
 type psk struct{ ID, Secret []byte }

@@ -37,6 +37,7 @@ type options struct {
 	extensions     []mls.ExtensionType // further ones in the capabilities
 	leafExtensions mls.Extensions
 	psks           []psk
+	x509           bool // not basic credentials; what the certificates are isn't looked at
 	private        bool // proposals and commits of this client, external ones aside
 }
 
@@ -44,6 +45,13 @@ type commitOptions struct {
 	proposals     []mls.Proposal
 	treeInWelcome bool
 	aad           []byte
+}
+
+func (o *options) credential() mls.Credential {
+	if o.x509 {
+		return mls.X509Credential([][]byte{[]byte(o.identity), []byte("its issuer")})
+	}
+	return mls.BasicCredential([]byte(o.identity))
 }
 
 // commit is a commit that was made and what goes with it.
@@ -54,7 +62,6 @@ type status struct {
 	context, authenticator, exported []byte
 	leaf                             mls.LeafIndex
 	active                           bool
-	pending                          int
 }
 
 // The kinds of what a message turned out to be.
@@ -80,7 +87,7 @@ func (c *tsClient) call(op string, r request) (answer, error) {
 func (c *tsClient) name() string { return c.id }
 
 func (c *tsClient) keyPackage(o options) ([]byte, error) {
-	r := request{Suite: uint16(o.suite), Identity: []byte(o.identity), LeafExtensions: o.leafExtensions, PSKs: o.psks}
+	r := request{Suite: uint16(o.suite), Identity: []byte(o.identity), Certificates: o.credential().Certificates, LeafExtensions: o.leafExtensions, PSKs: o.psks}
 	if len(o.extensions) > 0 {
 		r.Capabilities = map[string]any{"extensions": o.extensions}
 	}
@@ -116,7 +123,7 @@ func (c *tsClient) externalJoin(groupInfo, tree []byte, resync bool) (*commit, e
 
 func (c *tsClient) propose(p *mls.Proposal) ([]byte, error) {
 	if p == nil {
-		a, err := c.call("update", request{Private: c.private})
+		a, err := c.call("update", request{Private: c.private, AAD: []byte("aad")})
 		return a.Message, err
 	}
 	a, err := c.call("propose", request{Proposal: codec.Marshal(p), Private: c.private, AAD: []byte("aad")})
@@ -169,7 +176,7 @@ func (c *tsClient) groupInfo(withTree bool) (info, tree []byte, err error) {
 func (c *tsClient) status() (*status, error) {
 	a, err := c.call("status", request{})
 	return &status{context: a.Context, authenticator: a.Authenticator, exported: a.Exported, leaf: mls.LeafIndex(a.Leaf),
-		active: a.Active != "removedFromGroup", pending: a.Pending}, err
+		active: a.Active != "removedFromGroup"}, err
 }
 
 // ourClient is a client of this module. Its state is kept in memory.
@@ -189,7 +196,13 @@ type everyone struct{}
 
 func (everyone) VerifyCredential(mls.Credential, []byte, mls.CipherSuite) error { return nil }
 func (everyone) ValidSuccessor(_, _ mls.Credential) error                       { return nil }
-func (everyone) Identity(c mls.Credential) ([]byte, error)                      { return c.Identity, nil }
+
+func (everyone) Identity(c mls.Credential) ([]byte, error) {
+	if c.Type == mls.CredentialX509 {
+		return c.Certificates[0], nil
+	}
+	return c.Identity, nil
+}
 
 func (c *ourClient) name() string { return c.id }
 
@@ -216,7 +229,7 @@ func (c *ourClient) keyPackage(o options) ([]byte, error) {
 	if c.signer, err = o.suite.GenerateSignatureKey(rand.Reader); err != nil {
 		return nil, err
 	}
-	c.kp, c.secrets, err = mls.NewKeyPackage(mls.KeyPackageOptions{Suite: o.suite, Credential: mls.BasicCredential([]byte(o.identity)),
+	c.kp, c.secrets, err = mls.NewKeyPackage(mls.KeyPackageOptions{Suite: o.suite, Credential: o.credential(),
 		Signer: c.signer, Capabilities: c.capabilities(), LeafExtensions: o.leafExtensions})
 	if err != nil {
 		return nil, err
@@ -226,7 +239,7 @@ func (c *ourClient) keyPackage(o options) ([]byte, error) {
 
 func (c *ourClient) create(groupID []byte, ext mls.Extensions) (err error) {
 	c.Group, err = mls.NewGroup(c.config, nil, mls.GroupOptions{GroupID: groupID, Suite: c.o.suite,
-		Credential: mls.BasicCredential([]byte(c.o.identity)), Signer: c.signer, Extensions: ext,
+		Credential: c.o.credential(), Signer: c.signer, Extensions: ext,
 		Capabilities: c.capabilities(), LeafExtensions: c.o.leafExtensions})
 	return err
 }
@@ -304,10 +317,13 @@ func (c *ourClient) externalJoin(groupInfo, tree []byte, resync bool) (*commit, 
 	if err != nil {
 		return nil, err
 	}
-	o := mls.ExternalJoinOptions{GroupInfo: m.GroupInfo, Tree: t, Credential: mls.BasicCredential([]byte(c.o.identity)),
+	o := mls.ExternalJoinOptions{GroupInfo: m.GroupInfo, Tree: t, Credential: c.o.credential(),
 		Signer: c.signer, Capabilities: c.capabilities(), LeafExtensions: c.o.leafExtensions}
 	if resync {
 		o.Proposals = []mls.Proposal{*remove(c.OwnLeaf())}
+	}
+	if len(c.o.psks) > 0 {
+		o.Proposals = append(o.Proposals, *external(string(c.o.psks[0].ID)))
 	}
 	if c.joining, err = mls.ExternalJoin(c.config, o); err != nil {
 		return nil, err
@@ -400,7 +416,7 @@ func (c *ourClient) groupInfo(withTree bool) (info, tree []byte, err error) {
 func (c *ourClient) status() (*status, error) {
 	exported, err := c.Export("interop", []byte("context"), 32)
 	return &status{context: codec.Marshal(c.Context()), authenticator: c.EpochAuthenticator(), exported: exported,
-		leaf: c.OwnLeaf(), active: c.Active(), pending: len(c.Pending())}, err
+		leaf: c.OwnLeaf(), active: c.Active()}, err
 }
 
 func add(kp []byte) *mls.Proposal {

@@ -20,6 +20,7 @@ func four(t *testing.T, n *node, o options, creator kind, ext mls.Extensions) (r
 
 func TestClientsJoinEachOthersGroupsByExternalCommits(t *testing.T) {
 	eachCreator(t, func(t *testing.T, n *node, o options, creator kind) {
+		o.psks = []psk{{[]byte("one"), []byte("a secret that our external commits bring in")}}
 		r, a, b, _, _ := four(t, n, o, creator, nil)
 		for _, from := range []party{a, b} {
 			for _, k := range []kind{ours, theirs} {

@@ -58,6 +58,7 @@ func eachCreator(t *testing.T, f func(t *testing.T, n *node, o options, creator 
 
 func TestMembersOfBothAgreeThroughTheLifeOfAGroup(t *testing.T) {
 	eachCreator(t, func(t *testing.T, n *node, o options, creator kind) {
+		o.x509 = true
 		r := newRoom(t, n, "room", creator, o, nil)
 		a := r.members[0]
 		b := r.add(a, true, creator.other())[0]
