@@ -314,6 +314,13 @@ func (g *Group) try(r *rules, list []resolved) (*evolution, error) {
 	if _, _, err := g.pskSecret(list); err != nil {
 		return nil, err
 	}
+	before, err := g.state.contextRules()
+	if err != nil {
+		return nil, err
+	}
+	if err := e.checkMediaTypes(&before.terms); err != nil {
+		return nil, err
+	}
 	if len(list) == 0 {
 		return e, nil
 	}

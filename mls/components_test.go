@@ -61,7 +61,7 @@ func TestRequiredComponentsAreAskedOfNewMembers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, err := ExternalProposal(cs, nil, hub, 0, g.GroupID(), g.Epoch(), add(kp))
+		m, err := ExternalProposal(cs, nil, hub, 0, g.GroupID(), g.Epoch(), nil, add(kp))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -100,6 +100,11 @@ func decoders(t testing.TB) []decoder {
 		{new(AppEphemeral), false, body(ProposalAppEphemeral)},
 		{new(AppAck), false, one(AppAck{}, AppAck{{1, 2, 3}, {2, 0, 0}})},
 		{new(MessageRange), false, one(MessageRange{1, 2, 2})},
+		{new(WireFormats), false, one(WireFormats{}, WireFormats{1, 0xf123})},
+		{new(SafeAAD), false, one(SafeAAD{}, SafeAAD{{1, []byte("a")}, {7, nil}})},
+		{new(MediaType), false, one(textPlain)},
+		{new(MediaTypeList), false, one(MediaTypeList{textPlain}, MediaTypeList{png, textPlain})},
+		{new(ApplicationFraming), false, one(ApplicationFraming{textPlain, []byte("text")}, ApplicationFraming{})},
 	}
 }
 
@@ -217,6 +222,9 @@ func TestWhatIsNotOfItsTypeIsRefused(t *testing.T) {
 		{"extension twice", new(Extensions), "\x06\x00\x01\x00\x00\x01\x00"},
 		{"257 extensions", new(Extensions), manyExtensions(257)},
 		{"messages that end before they begin", new(MessageRange), "\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00"},
+		{"media types that are none", new(MediaTypeList), "\x00"},
+		{"257 media types", new(MediaTypeList), "\x42\x02" + strings.Repeat("\x00\x00", 257)},
+		{"authenticated data out of order", new(SafeAAD), "\x06\x00\x02\x00\x00\x01\x00"},
 		{"dictionary out of order", new(AppDataDictionary), "\x06\x00\x02\x00\x00\x01\x00"},
 		{"dictionary with a component twice", new(AppDataDictionary), "\x06\x00\x01\x00\x00\x01\x00"},
 		{"tree of no nodes", new(RatchetTree), "\x00"},

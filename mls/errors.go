@@ -81,7 +81,9 @@ func invalidBy(section, format string, args ...any) *ValidationError {
 const (
 	sectionAppData     = "draft-ietf-mls-extensions 4.7"
 	sectionEphemeral   = "draft-ietf-mls-extensions 4.8"
+	sectionSafeAAD     = "draft-ietf-mls-extensions 4.9"
 	sectionNegotiation = "draft-ietf-mls-extensions 5"
+	sectionMediaTypes  = "draft-ietf-mls-extensions 6.2"
 	sectionSelfRemove  = "draft-ietf-mls-extensions 6.3"
 )
 

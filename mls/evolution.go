@@ -294,6 +294,13 @@ func (p *publicState) checkTree(r *rules, e *evolution) error {
 	if err := counts.checkChange(e.change, e.rules); err != nil {
 		return err
 	}
+	before, err := p.contextRules()
+	if err != nil {
+		return err
+	}
+	if err := e.rules.terms.checkAllLeaves(&before.terms, e.tree); err != nil {
+		return err
+	}
 	e.context.TreeHash = e.tree.Hash(p.suite())
 	return nil
 }

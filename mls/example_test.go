@@ -118,7 +118,7 @@ func ExampleNewMemberProposal() {
 		Suite: suite, Credential: mls.BasicCredential([]byte("bob")), Signer: bobKey,
 	})
 	check(err)
-	request := must(mls.NewMemberProposal(rand.Reader, bobKey, kp, alice.GroupID(), alice.Epoch()))
+	request := must(mls.NewMemberProposal(rand.Reader, bobKey, kp, alice.GroupID(), alice.Epoch(), nil))
 
 	if p, ok := must(alice.Receive(aliceStore, request)).(*mls.ReceivedProposal); ok {
 		fmt.Printf("%s asks to be added\n", p.Proposal.Add.KeyPackage.LeafNode.Credential.Identity)

@@ -19,6 +19,8 @@ const (
 	ExtensionExternalPub          ExtensionType = 4
 	ExtensionExternalSenders      ExtensionType = 5
 	ExtensionAppDataDictionary    ExtensionType = 6
+	ExtensionSupportedWireFormats ExtensionType = 7
+	ExtensionRequiredWireFormats  ExtensionType = 8
 )
 
 // isDefault says whether every client supports the type without listing it (RFC 9420, Section 7.2).
@@ -202,6 +204,13 @@ const (
 	// ComponentAppComponents has a ComponentsList: in a leaf of the components that the client supports, in the
 	// GroupContext of those that every member has to support.
 	ComponentAppComponents ComponentID = 1
+	// ComponentSafeAAD has a ComponentsList: in a leaf of the components that the client understands in authenticated
+	// data, in the GroupContext of those that every member has to. There it also says that all authenticated data is a
+	// SafeAAD.
+	ComponentSafeAAD ComponentID = 2
+	// ComponentMediaTypes has a MediaTypeList: in a leaf of the formats of application data that the client reads, in the
+	// GroupContext of those that every member has to. There it also says that application data is an ApplicationFraming.
+	ComponentMediaTypes ComponentID = 3
 	// ComponentLastResort, without data, marks a KeyPackage that may be used more than once.
 	ComponentLastResort ComponentID = 4
 	// ComponentAppAck has an AppAck, in AppEphemeral proposals.

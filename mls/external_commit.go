@@ -127,10 +127,18 @@ func externalJoin(cfg Config, o ExternalJoinOptions, former *Group) (*PendingJoi
 	if err != nil {
 		return nil, err
 	}
-	if o.Capabilities.isZero() {
+	grease := o.Capabilities.isZero()
+	if grease {
 		if o.Capabilities, err = defaultCapabilities(cs).grease(rand); err != nil {
 			return nil, err
 		}
+	}
+	if o.LeafExtensions, err = describeClient(rand, o.Capabilities, o.LeafExtensions, grease); err != nil {
+		return nil, err
+	}
+	aad, err := state.frameAAD(o.AAD)
+	if err != nil {
+		return nil, err
 	}
 	template := &LeafNode{
 		SignatureKey: signatureKey, Credential: o.Credential, Capabilities: o.Capabilities, Extensions: o.LeafExtensions,
@@ -140,6 +148,9 @@ func externalJoin(cfg Config, o ExternalJoinOptions, former *Group) (*PendingJoi
 		return nil, err
 	}
 	if err := checkLeafFits(template, e.rules); err != nil {
+		return nil, err
+	}
+	if err := e.rules.terms.checkMediaTypes(template); err != nil {
 		return nil, err
 	}
 	old := e.replaced()
@@ -162,7 +173,7 @@ func externalJoin(cfg Config, o ExternalJoinOptions, former *Group) (*PendingJoi
 		return nil, err
 	}
 	ac, err := signContent(cs, rand, o.Signer, WireFormatPublicMessage, FramedContent{
-		GroupID: ctx.GroupID, Epoch: ctx.Epoch, Sender: sender, AuthenticatedData: bytes.Clone(o.AAD),
+		GroupID: ctx.GroupID, Epoch: ctx.Epoch, Sender: sender, AuthenticatedData: aad,
 		ContentType: ContentCommit, Commit: commit,
 	}, state.encoded)
 	if err != nil {

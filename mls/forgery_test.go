@@ -84,7 +84,7 @@ func (f *forgery) proposalWith(by *client, prop Proposal, aad []byte) *MLSMessag
 // request makes a new member's proposal of itself, signed by signer.
 func (f *forgery) request(signer crypto.Signer, prop Proposal) *MLSMessage {
 	f.TB.Helper()
-	m, err := proposeFromOutside(testSuite, rand.Reader, signer, Sender{Type: SenderNewMemberProposal}, f.alice.GroupID(), f.alice.Epoch(), prop)
+	m, err := proposeFromOutside(testSuite, rand.Reader, signer, Sender{Type: SenderNewMemberProposal}, f.alice.GroupID(), f.alice.Epoch(), nil, prop)
 	f.must(err)
 	return m
 }

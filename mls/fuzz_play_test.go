@@ -817,7 +817,7 @@ func (p *play) outsider(g *playGroup) {
 	switch p.next() % 2 {
 	case 0:
 		i := p.next() % int(g.server.Tree().Size())
-		msg, err = ExternalProposal(testSuite, p.rnd, p.hub(), 0, id, epoch, remove(LeafIndex(i)))
+		msg, err = ExternalProposal(testSuite, p.rnd, p.hub(), 0, id, epoch, nil, remove(LeafIndex(i)))
 		_, there := g.server.Member(LeafIndex(i))
 		if _, ok := g.server.Extension(ExtensionExternalSenders); !ok || !there {
 			return
@@ -828,7 +828,7 @@ func (p *play) outsider(g *playGroup) {
 			return
 		}
 		kp, _, signer := p.keyPackage(c)
-		msg, err = NewMemberProposal(p.rnd, signer, kp, id, epoch)
+		msg, err = NewMemberProposal(p.rnd, signer, kp, id, epoch, nil)
 	}
 	p.must(err)
 	p.send(g, &playMessage{m: msg, parent: g.history, epoch: epoch})

@@ -139,6 +139,9 @@ func NewGroup(cfg Config, b Batch, o GroupOptions) (*Group, error) {
 	if err := checkLeafFits(leaf, cr); err != nil {
 		return nil, fmt.Errorf("mls: new group: %w", err)
 	}
+	if err := cr.terms.checkMediaTypes(leaf); err != nil {
+		return nil, fmt.Errorf("mls: new group: %w", err)
+	}
 	if err := leaf.checkLifetimeLength(r.maxLifetime); err != nil {
 		return nil, fmt.Errorf("mls: new group: %w", err)
 	}
@@ -452,8 +455,12 @@ func (g *Group) signHandshake(signer crypto.Signer, aad []byte, c FramedContent)
 	if format != WireFormatPublicMessage && format != WireFormatPrivateMessage {
 		return nil, fmt.Errorf("%w: handshakes of wire format %d", ErrUnsupported, format)
 	}
+	aad, err := g.state.frameAAD(aad)
+	if err != nil {
+		return nil, err
+	}
 	c.GroupID, c.Epoch, c.Sender = g.state.context.GroupID, g.state.context.Epoch, Sender{Type: SenderMember, Leaf: g.own}
-	c.AuthenticatedData = bytes.Clone(aad)
+	c.AuthenticatedData = aad
 	return signContent(g.suite(), g.cfg.rand(), signer, format, c, g.state.encoded)
 }
 
@@ -483,7 +490,8 @@ func (g *Group) Generation() uint32 {
 	return g.view.generation
 }
 
-// Encrypt makes a message of application data (RFC 9420, Section 15). aad is authenticated and not encrypted. It fails
+// Encrypt makes a message of application data (RFC 9420, Section 15). aad is authenticated and not encrypted, a SafeAAD
+// where Group.SafeAAD says so; data is an ApplicationFraming where Group.MediaTypes has some. It fails
 // with ErrPending while there are proposals that no commit has applied, so that nobody reads on whose removal was
 // proposed (Section 12.4), with ErrRemoved for a former member, and with ErrEnded after a ReInit.
 func (g *Group) Encrypt(b Batch, aad, data []byte) (*MLSMessage, error) {
@@ -499,9 +507,19 @@ func (g *Group) Encrypt(b Batch, aad, data []byte) (*MLSMessage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mls: encrypt: %w", err)
 	}
+	if aad, err = g.state.frameAAD(aad); err != nil {
+		return nil, fmt.Errorf("mls: encrypt: %w", err)
+	}
+	cr, err := g.state.contextRules()
+	if err != nil {
+		return nil, fmt.Errorf("mls: encrypt: %w", err)
+	}
+	if _, err := cr.unframe(data); err != nil {
+		return nil, fmt.Errorf("mls: encrypt: %w", err)
+	}
 	ac, err := signContent(g.suite(), g.cfg.rand(), signer, WireFormatPrivateMessage, FramedContent{
 		GroupID: g.state.context.GroupID, Epoch: g.state.context.Epoch, Sender: Sender{Type: SenderMember, Leaf: g.own},
-		AuthenticatedData: bytes.Clone(aad), ContentType: ContentApplication, ApplicationData: data,
+		AuthenticatedData: aad, ContentType: ContentApplication, ApplicationData: data,
 	}, g.state.encoded)
 	if err != nil {
 		return nil, err

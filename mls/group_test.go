@@ -91,7 +91,8 @@ func (dataComponent) Update(_ []byte, updates [][]byte) ([]byte, error) {
 }
 
 var testComponents = map[ComponentID]Component{0x8001: appendComponent{}, 0x8002: appendComponent{},
-	0x8003: dataComponent{}, ComponentAppAck: AppAckComponent{}}
+	0x8003: dataComponent{}, ComponentAppComponents: dataComponent{}, ComponentSafeAAD: dataComponent{},
+	ComponentMediaTypes: dataComponent{}, ComponentAppAck: AppAckComponent{}}
 
 func testConfig() Config {
 	return Config{Verifier: testVerifier{}, Components: testComponents, NewMemberProposals: true, PSK: func(id PreSharedKeyID) ([]byte, error) {

@@ -220,7 +220,8 @@ func NewKeyPackage(o KeyPackageOptions) (*KeyPackage, *KeyPackageSecrets, error)
 	if !o.Suite.Supported() {
 		return nil, nil, fmt.Errorf("mls: new key package: %w: %v", ErrUnsupported, o.Suite)
 	}
-	if o.Capabilities.isZero() {
+	grease := o.Capabilities.isZero()
+	if grease {
 		c, err := defaultCapabilities(o.Suite).grease(o.Rand)
 		if err != nil {
 			return nil, nil, err
@@ -234,8 +235,16 @@ func NewKeyPackage(o KeyPackageOptions) (*KeyPackage, *KeyPackageSecrets, error)
 	if err != nil {
 		return nil, nil, fmt.Errorf("mls: new key package: %w", err)
 	}
+	if o.LeafExtensions, err = describeClient(o.Rand, o.Capabilities, o.LeafExtensions, grease); err != nil {
+		return nil, nil, fmt.Errorf("mls: new key package: %w", err)
+	}
 	if o.LastResort {
 		if o.Extensions, err = o.Extensions.withComponent(ComponentLastResort, nil); err != nil {
+			return nil, nil, fmt.Errorf("mls: new key package: %w", err)
+		}
+	}
+	if grease {
+		if o.Extensions, err = greaseDictionary(o.Rand, o.Extensions); err != nil {
 			return nil, nil, fmt.Errorf("mls: new key package: %w", err)
 		}
 	}

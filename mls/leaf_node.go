@@ -42,7 +42,7 @@ func DefaultCapabilities() Capabilities {
 	return Capabilities{
 		Versions:     []ProtocolVersion{MLS10},
 		CipherSuites: CipherSuites(),
-		Extensions:   []ExtensionType{ExtensionAppDataDictionary},
+		Extensions:   []ExtensionType{ExtensionAppDataDictionary, ExtensionSupportedWireFormats, ExtensionRequiredWireFormats},
 		Proposals:    []ProposalType{ProposalAppDataUpdate, ProposalAppEphemeral, ProposalSelfRemove},
 		Credentials:  []CredentialType{CredentialBasic, CredentialX509},
 	}

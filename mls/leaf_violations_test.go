@@ -129,7 +129,7 @@ var proposalViolations = []violation{
 		return f.commit(forged{props: []Proposal{remove(1)}})
 	}},
 	{"12.1.8", "external_init by an external sender", everyone, nil, func(f *forgery) *MLSMessage {
-		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), f.externalInit())
+		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), nil, f.externalInit())
 		f.must(err)
 		return m
 	}},
@@ -154,7 +154,7 @@ var proposalViolations = []violation{
 	}},
 	{"6.1", "external sender of a group that has none", everyone, nil, func(f *forgery) *MLSMessage {
 		f.room.commit(f.alice, CommitOptions{Proposals: []Proposal{extensions(f, func(e Extensions) Extensions { return e.Remove(ExtensionExternalSenders) })}})
-		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), remove(1))
+		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), nil, remove(1))
 		f.must(err)
 		return m
 	}},

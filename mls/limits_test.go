@@ -138,7 +138,7 @@ func TestProposalsWithoutTheirBodyAreRefused(t *testing.T) {
 		if _, err := f.alice.Propose(nil, nil, p); !errors.Is(err, ErrMalformed) {
 			t.Errorf("proposal of type %d: got %v, want ErrMalformed", typ, err)
 		}
-		if _, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), p); !errors.Is(err, ErrMalformed) {
+		if _, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), nil, p); !errors.Is(err, ErrMalformed) {
 			t.Errorf("external proposal of type %d: got %v, want ErrMalformed", typ, err)
 		}
 	}

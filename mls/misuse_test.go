@@ -389,10 +389,10 @@ func TestTreesHaveMembers(t *testing.T) {
 }
 
 func TestDictionariesOfLeavesAreWellFormed(t *testing.T) {
-	cr := &contextRules{components: ComponentsList{0x8001}}
+	cr := &contextRules{terms: terms{components: ComponentsList{0x8001}}}
 	for rule, data := range map[string][]byte{
 		"application data dictionary: codec": {9},
-		"dictionary of the leaf node: codec": codec.Marshal(AppDataDictionary{{ComponentAppComponents, []byte{9}}}),
+		"component 1: codec":                 codec.Marshal(AppDataDictionary{{ComponentAppComponents, []byte{9}}}),
 		"does not support component":         codec.Marshal(AppDataDictionary{{ComponentAppComponents, codec.Marshal(ComponentsList{0x8002})}}),
 	} {
 		l := &LeafNode{Extensions: Extensions{{ExtensionAppDataDictionary, data}}, Capabilities: DefaultCapabilities()}

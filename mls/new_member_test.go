@@ -12,7 +12,7 @@ func TestClientIsAddedAtItsOwnRequest(t *testing.T) {
 		alice := r.members[0]
 		bob := r.add(alice, "bob")[0]
 		eve, kp, secrets := keyPackage(t, cs, "eve")
-		m, err := NewMemberProposal(rand.Reader, eve.signer, kp, r.server.GroupID(), r.server.Epoch())
+		m, err := NewMemberProposal(rand.Reader, eve.signer, kp, r.server.GroupID(), r.server.Epoch(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -65,14 +65,14 @@ func TestNewMembersProposeOnlyWhereAllowed(t *testing.T) {
 
 func TestRequestToBeAddedNeedsTheKeyOfItsKeyPackage(t *testing.T) {
 	eve, kp, _ := keyPackage(t, testSuite, "eve")
-	if _, err := NewMemberProposal(rand.Reader, newSigner(t, testSuite), kp, []byte("group"), 1); !errors.Is(err, ErrSigner) {
+	if _, err := NewMemberProposal(rand.Reader, newSigner(t, testSuite), kp, []byte("group"), 1, nil); !errors.Is(err, ErrSigner) {
 		t.Errorf("another key: got %v, want ErrSigner", err)
 	}
-	if _, err := NewMemberProposal(rand.Reader, newSigner(t, P256_AES128GCM_SHA256_P256), kp, []byte("group"), 1); err == nil {
+	if _, err := NewMemberProposal(rand.Reader, newSigner(t, P256_AES128GCM_SHA256_P256), kp, []byte("group"), 1, nil); err == nil {
 		t.Error("key of another suite accepted")
 	}
 	kp.CipherSuite = 99
-	if _, err := NewMemberProposal(rand.Reader, eve.signer, kp, []byte("group"), 1); !errors.Is(err, ErrUnsupported) {
+	if _, err := NewMemberProposal(rand.Reader, eve.signer, kp, []byte("group"), 1, nil); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("unknown suite: got %v, want ErrUnsupported", err)
 	}
 }

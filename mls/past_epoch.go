@@ -15,6 +15,7 @@ import (
 type pastEpoch struct {
 	redact
 	context    GroupContext
+	rules      *contextRules // made when first needed
 	extEpoch   uint64
 	slots      uint32
 	senderData secret
@@ -66,7 +67,7 @@ func (e *pastEpoch) UnmarshalMLS(r *codec.Reader) {
 func (g *Group) retire(b Batch, next *evolution, commit [sha256.Size]byte) {
 	limit := g.cfg.pastEpochs()
 	e := &pastEpoch{
-		context: g.state.context, extEpoch: g.state.extEpoch, slots: g.state.tree.Size(),
+		context: g.state.context, rules: g.state.rules, extEpoch: g.state.extEpoch, slots: g.state.tree.Size(),
 		senderData: g.secrets.senderData, resumption: g.secrets.resumption, commit: commit,
 		tree: g.messages, replaced: make(map[LeafIndex]*LeafNode), ended: uint64(g.cfg.now().Unix()),
 		authenticator: authenticatorHash(g.secrets.authenticator),
@@ -186,6 +187,17 @@ func (g *Group) leafAt(e *pastEpoch, i LeafIndex) *LeafNode {
 		}
 	}
 	return g.state.tree.Leaf(i)
+}
+
+func (e *pastEpoch) contextRules() (*contextRules, error) {
+	if e.rules == nil {
+		cr, err := parseContextRules(e.context.Extensions)
+		if err != nil {
+			return nil, err
+		}
+		e.rules = cr
+	}
+	return e.rules, nil
 }
 
 // endedBy says whether the message with this hash is the commit that ended the epoch.

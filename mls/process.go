@@ -20,6 +20,9 @@ type ApplicationMessage struct {
 	Epoch      uint64
 	Generation uint32 // the sender's count of its messages in the epoch, from 0
 	AAD, Data  []byte
+	// Framing is what Data holds in a group with media types (see Group.MediaTypes), with the media type that is meant if
+	// none is named; nil in others.
+	Framing *ApplicationFraming
 }
 
 // ReceivedProposal is a proposal that is pending now.
@@ -172,7 +175,7 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 		return nil, fmt.Errorf("%w: message for another group", ErrMalformed)
 	}
 	st, senderData, encoded := g.messages, g.secrets.senderData, g.state.encoded
-	leaf := g.state.tree.Leaf
+	leaf, contextRules := g.state.tree.Leaf, g.state.contextRules
 	var hash [sha256.Size]byte
 	if m.ContentType == ContentCommit {
 		hash = messageHash(msg)
@@ -186,7 +189,7 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 			return nil, fmt.Errorf("%w: got %d, want %d", ErrEpoch, m.Epoch, g.state.context.Epoch)
 		}
 		st, senderData, encoded = past.tree, past.senderData, codec.Marshal(past.context)
-		leaf = func(i LeafIndex) *LeafNode { return g.leafAt(past, i) }
+		leaf, contextRules = func(i LeafIndex) *LeafNode { return g.leafAt(past, i) }, past.contextRules
 	} else if g.state.reinit != nil {
 		return nil, ErrEnded
 	} else if m.ContentType == ContentCommit && g.staged != nil && g.staged.hash == hash {
@@ -214,15 +217,26 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 	if err := ac.verifySignature(g.suite(), l.SignatureKey, encoded); err != nil {
 		return nil, err
 	}
+	cr, err := contextRules()
+	if err != nil {
+		return nil, err
+	}
+	if err := cr.checkAAD(m.AuthenticatedData); err != nil {
+		return nil, err
+	}
 	if m.ContentType != ContentApplication {
 		return g.receiveHandshake(b, ac, nil, hash, step)
+	}
+	framing, err := cr.unframe(ac.Content.ApplicationData)
+	if err != nil {
+		return nil, err
 	}
 	st.consume(step)
 	step.erase()
 	saveSecrets(b, m.Epoch, st)
 	return &ApplicationMessage{
 		Sender: sender, Leaf: l, Epoch: m.Epoch, Generation: step.generation,
-		AAD: m.AuthenticatedData, Data: ac.Content.ApplicationData,
+		AAD: m.AuthenticatedData, Data: ac.Content.ApplicationData, Framing: framing,
 	}, nil
 }
 

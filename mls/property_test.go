@@ -73,7 +73,7 @@ func walk(t *testing.T, cs CipherSuite, rnd *rand.Rand, steps int, private bool)
 			proposed[at] = true
 		case op == 5 && len(r.members) > 3:
 			at := other(c).OwnLeaf()
-			r.propose(ExternalProposal(cs, c.cfg.rand(), external, 0, c.GroupID(), c.Epoch(), remove(at)))
+			r.propose(ExternalProposal(cs, c.cfg.rand(), external, 0, c.GroupID(), c.Epoch(), nil, remove(at)))
 			proposed[at] = true
 		case op == 6:
 			r.propose(c.Propose(c.store, nil, appData(ComponentID(0x8001+rnd.IntN(2)), fmt.Sprint(rnd.IntN(100)))))
@@ -84,7 +84,7 @@ func walk(t *testing.T, cs CipherSuite, rnd *rand.Rand, steps int, private bool)
 			if rnd.IntN(2) == 0 {
 				r.propose(c.Propose(c.store, nil, add(kp)))
 			} else {
-				r.propose(NewMemberProposal(c.cfg.rand(), newcomer.signer, kp, c.GroupID(), c.Epoch()))
+				r.propose(NewMemberProposal(c.cfg.rand(), newcomer.signer, kp, c.GroupID(), c.Epoch(), nil))
 			}
 		case op == 9 && len(r.members) < 14:
 			clear(proposed)

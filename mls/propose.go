@@ -96,6 +96,15 @@ func (g *Group) propose(b Batch, aad []byte, prop Proposal, private HPKEPrivateK
 	if err := g.state.checkAlone(&r, &resolved{PendingProposal: PendingProposal{Sender: sender, Proposal: prop}}); err != nil {
 		return nil, fmt.Errorf("mls: propose: %w", err)
 	}
+	if prop.Add != nil {
+		cr, err := g.state.contextRules()
+		if err != nil {
+			return nil, fmt.Errorf("mls: propose: %w", err)
+		}
+		if err := cr.terms.checkMediaTypes(&prop.Add.KeyPackage.LeafNode); err != nil {
+			return nil, fmt.Errorf("mls: propose: %w", err)
+		}
+	}
 	ac, err := g.signHandshake(signer, aad, FramedContent{ContentType: ContentProposal, Proposal: &prop})
 	if err != nil {
 		return nil, err
@@ -141,8 +150,9 @@ func fillNonce(cs CipherSuite, rand io.Reader, prop Proposal) (Proposal, error) 
 }
 
 // ExternalProposal makes a proposal of an external sender, the group's external sender number senderIndex (RFC 9420,
-// Section 12.1.8). Group members and the PublicGroup check whether it may propose this.
-func ExternalProposal(suite CipherSuite, rand io.Reader, signer crypto.Signer, senderIndex uint32, groupID []byte, epoch uint64, p Proposal) (*MLSMessage, error) {
+// Section 12.1.8). Group members and the PublicGroup check whether it may propose this. aad is authenticated with it, in
+// the clear; a group with the safe_aad component wants a SafeAAD.
+func ExternalProposal(suite CipherSuite, rand io.Reader, signer crypto.Signer, senderIndex uint32, groupID []byte, epoch uint64, aad []byte, p Proposal) (*MLSMessage, error) {
 	if p.missing() {
 		return nil, fmt.Errorf("mls: external proposal: %w: no body", ErrMalformed)
 	}
@@ -150,13 +160,13 @@ func ExternalProposal(suite CipherSuite, rand io.Reader, signer crypto.Signer, s
 	if err != nil {
 		return nil, fmt.Errorf("mls: external proposal: %w", err)
 	}
-	return proposeFromOutside(suite, rand, signer, Sender{Type: SenderExternal, Index: senderIndex}, groupID, epoch, p)
+	return proposeFromOutside(suite, rand, signer, Sender{Type: SenderExternal, Index: senderIndex}, groupID, epoch, aad, p)
 }
 
 // NewMemberProposal asks a group to add the client of a KeyPackage, which joins by the Welcome of the commit that does
 // (RFC 9420, Section 12.1.8). signer has the key of the KeyPackage's leaf; it fails with ErrSigner if it hasn't. The
-// group must accept such proposals, see Config.NewMemberProposals.
-func NewMemberProposal(rand io.Reader, signer crypto.Signer, kp *KeyPackage, groupID []byte, epoch uint64) (*MLSMessage, error) {
+// group must accept such proposals, see Config.NewMemberProposals. aad is as in ExternalProposal.
+func NewMemberProposal(rand io.Reader, signer crypto.Signer, kp *KeyPackage, groupID []byte, epoch uint64, aad []byte) (*MLSMessage, error) {
 	if !kp.CipherSuite.Supported() {
 		return nil, fmt.Errorf("mls: new member's proposal: %w: %v", ErrUnsupported, kp.CipherSuite)
 	}
@@ -167,13 +177,14 @@ func NewMemberProposal(rand io.Reader, signer crypto.Signer, kp *KeyPackage, gro
 	if !bytes.Equal(pub, kp.LeafNode.SignatureKey) {
 		return nil, fmt.Errorf("mls: new member's proposal: %w", ErrSigner)
 	}
-	return proposeFromOutside(kp.CipherSuite, rand, signer, Sender{Type: SenderNewMemberProposal}, groupID, epoch,
+	return proposeFromOutside(kp.CipherSuite, rand, signer, Sender{Type: SenderNewMemberProposal}, groupID, epoch, aad,
 		Proposal{Type: ProposalAdd, Add: &Add{KeyPackage: *kp}})
 }
 
-func proposeFromOutside(suite CipherSuite, rand io.Reader, signer crypto.Signer, sender Sender, groupID []byte, epoch uint64, p Proposal) (*MLSMessage, error) {
+func proposeFromOutside(suite CipherSuite, rand io.Reader, signer crypto.Signer, sender Sender, groupID []byte, epoch uint64, aad []byte, p Proposal) (*MLSMessage, error) {
 	ac, err := signContent(suite, rand, signer, WireFormatPublicMessage, FramedContent{
-		GroupID: bytes.Clone(groupID), Epoch: epoch, Sender: sender, ContentType: ContentProposal, Proposal: &p,
+		GroupID: bytes.Clone(groupID), Epoch: epoch, Sender: sender, AuthenticatedData: bytes.Clone(aad),
+		ContentType: ContentProposal, Proposal: &p,
 	}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("mls: external proposal: %w", err)

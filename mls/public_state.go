@@ -26,10 +26,10 @@ type rules struct {
 
 // contextRules is what the GroupContext's extensions ask for.
 type contextRules struct {
-	required   RequiredCapabilities
-	components ComponentsList
-	senders    ExternalSenders
-	types      []ExtensionType
+	required RequiredCapabilities
+	terms    terms
+	senders  ExternalSenders
+	types    []ExtensionType
 }
 
 func parseContextRules(ext Extensions) (*contextRules, error) {
@@ -45,29 +45,16 @@ func parseContextRules(ext Extensions) (*contextRules, error) {
 			err = codec.Unmarshal(e.Data, &cr.required)
 		case ExtensionExternalSenders:
 			err = codec.Unmarshal(e.Data, &cr.senders)
-		case ExtensionAppDataDictionary:
-			cr.components, err = appComponents(ext)
 		}
 		if err != nil {
 			return nil, invalid("13.4", "extension type %d of the GroupContext", e.Type, err)
 		}
 	}
+	var err error
+	if cr.terms, err = parseTerms(ext); err != nil {
+		return nil, invalid("13.4", "extensions of the GroupContext", err)
+	}
 	return cr, nil
-}
-
-// appComponents returns the list of components in the app_data_dictionary of a leaf or GroupContext; without one it is
-// empty.
-func appComponents(ext Extensions) (ComponentsList, error) {
-	d, err := dictionaryOf(ext)
-	if err != nil {
-		return nil, err
-	}
-	data, ok := d.Get(ComponentAppComponents)
-	if !ok {
-		return nil, nil
-	}
-	var l ComponentsList
-	return l, codec.Unmarshal(data, &l)
 }
 
 // publicState is the part of a group that its public messages show; Group and PublicGroup both have one.
@@ -234,6 +221,10 @@ func (p *publicState) checkPlace(groupID []byte, epoch uint64) error {
 func (p *publicState) verifyContent(r *rules, ac *AuthenticatedContent) error {
 	var key []byte
 	c := &ac.Content
+	cr, err := p.contextRules()
+	if err != nil {
+		return err
+	}
 	switch c.Sender.Type {
 	case SenderMember:
 		l := p.tree.Leaf(c.Sender.Leaf)
@@ -242,10 +233,6 @@ func (p *publicState) verifyContent(r *rules, ac *AuthenticatedContent) error {
 		}
 		key = l.SignatureKey
 	case SenderExternal:
-		cr, err := p.contextRules()
-		if err != nil {
-			return err
-		}
 		if c.ContentType != ContentProposal {
 			return invalid("6.1", "external sender of content type %d", c.ContentType)
 		}
@@ -269,5 +256,8 @@ func (p *publicState) verifyContent(r *rules, ac *AuthenticatedContent) error {
 	default:
 		return invalid("6.1", "sender type %d", c.Sender.Type)
 	}
-	return ac.verifySignature(p.suite(), key, p.encoded)
+	if err := ac.verifySignature(p.suite(), key, p.encoded); err != nil {
+		return err
+	}
+	return cr.checkAAD(c.AuthenticatedData)
 }

@@ -137,7 +137,7 @@ func TestEndedGroupsAreOnlySucceeded(t *testing.T) {
 	r := f.room
 	late, err := f.alice.Encrypt(f.alice.store, nil, []byte("late"))
 	f.must(err)
-	r.propose(ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), reinit(nil)))
+	r.propose(ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), nil, reinit(nil)))
 	forged := f.encrypt(f.carol, f.sign(f.carol, FramedContent{Sender: Sender{Type: SenderMember, Leaf: f.carol.OwnLeaf()},
 		ContentType: ContentApplication, ApplicationData: []byte("x")}))
 	c := r.commit(f.alice, CommitOptions{})

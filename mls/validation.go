@@ -3,7 +3,6 @@ package mls
 import (
 	"bytes"
 	"fmt"
-	"slices"
 
 	"github.com/parley-mls/parley/mls/codec"
 )
@@ -48,19 +47,7 @@ func checkLeafFits(l *LeafNode, cr *contextRules) error {
 			return invalid("13.4", "leaf node does not support extension type %d of the GroupContext", t)
 		}
 	}
-	if len(cr.components) == 0 {
-		return nil
-	}
-	supported, err := appComponents(l.Extensions)
-	if err != nil {
-		return invalidBy(sectionNegotiation, "dictionary of the leaf node", err)
-	}
-	for _, id := range cr.components {
-		if !slices.Contains(supported, id) {
-			return invalidBy(sectionNegotiation, "leaf node does not support component %d, which the group requires", id)
-		}
-	}
-	return nil
+	return cr.terms.checkLeaf(l)
 }
 
 // checkCredential has the authentication service judge a credential that is new to the group (RFC 9420,

@@ -115,6 +115,30 @@ func withSelfRemoves(o forged, by ...func(*forgery) *client) func(*forgery) *MLS
 	}
 }
 
+// require changes what the GroupContext asks of the members.
+func (f *forgery) require(id ComponentID, data codec.Marshaler) {
+	f.TB.Helper()
+	f.room.commit(f.bob, CommitOptions{Proposals: []Proposal{setTerms(id, data)}})
+}
+
+func setTerms(id ComponentID, data codec.Marshaler) Proposal {
+	return appData(id, string(codec.Marshal(data)))
+}
+
+// withSafeAAD makes a message after all authenticated data has become a SafeAAD.
+func withSafeAAD(message func(*forgery) *MLSMessage) func(*forgery) *MLSMessage {
+	return func(f *forgery) *MLSMessage {
+		f.require(ComponentSafeAAD, ComponentsList{})
+		return message(f)
+	}
+}
+
+func withAAD(aad string) func(*forgery) *MLSMessage {
+	return withSafeAAD(func(f *forgery) *MLSMessage {
+		return f.commit(forged{content: func(c *FramedContent) { c.AuthenticatedData = []byte(aad) }})
+	})
+}
+
 // withoutProposal has dave not support a proposal type any more.
 func (f *forgery) withoutProposal(t ProposalType) {
 	f.TB.Helper()
@@ -348,6 +372,54 @@ var violations = []violation{
 		f.withoutProposal(ProposalAppEphemeral)
 		return f.commit(forged{props: []Proposal{ephemeral(0x8001, nil)}})
 	}},
+	{sectionSafeAAD, "authenticated data without the frame", everyone, nil, withAAD("text")},
+	{sectionSafeAAD, "no authenticated data, not even a frame", everyone, nil, withAAD("")},
+	{sectionSafeAAD, "authenticated data after the frame", everyone, nil, withAAD("\x00more")},
+	{sectionSafeAAD, "authenticated data out of order", everyone, nil, withAAD("\x06\x80\x02\x00\x80\x01\x00")},
+	{sectionSafeAAD, "authenticated data of a component twice", everyone, nil, withAAD("\x06\x80\x01\x00\x80\x01\x00")},
+	{sectionSafeAAD, "proposal: authenticated data without the frame", everyone, nil, withSafeAAD(func(f *forgery) *MLSMessage {
+		return f.proposalWith(f.carol, appData(0x8001, "+"), []byte("text"))
+	})},
+	{sectionSafeAAD, "external sender: authenticated data without the frame", everyone, nil, withSafeAAD(func(f *forgery) *MLSMessage {
+		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), nil, remove(1))
+		f.must(err)
+		return m
+	})},
+	{sectionSafeAAD, "external commit: authenticated data without the frame", everyone, nil, withSafeAAD(external(forged{}, (*forgery).externalInit))},
+	{sectionNegotiation, "add: required component", everyone, nil, func(f *forgery) *MLSMessage {
+		f.require(ComponentAppComponents, ComponentsList{ComponentSafeAAD})
+		return withKeyPackage(func(kp *KeyPackage) { kp.LeafNode.Extensions = nil })(f)
+	}},
+	{sectionNegotiation, "path: required component", everyone, nil, func(f *forgery) *MLSMessage {
+		f.require(ComponentAppComponents, ComponentsList{ComponentSafeAAD})
+		return f.commit(forged{leaf: func(l *LeafNode) { l.Extensions = nil }})
+	}},
+	{sectionNegotiation, "path: dictionary that isn't one", everyone, nil, func(f *forgery) *MLSMessage {
+		f.require(ComponentAppComponents, ComponentsList{ComponentSafeAAD})
+		return f.commit(forged{leaf: func(l *LeafNode) { l.Extensions = l.Extensions.Set(ExtensionAppDataDictionary, []byte{9}) }})
+	}},
+	{sectionNegotiation, "required component that a member doesn't have", everyone, nil, func(f *forgery) *MLSMessage {
+		return f.commit(forged{noPath: true, props: []Proposal{setTerms(ComponentAppComponents, ComponentsList{0x8001})}})
+	}},
+	{sectionNegotiation, "component in authenticated data that a member doesn't understand", everyone, nil, func(f *forgery) *MLSMessage {
+		return f.commit(forged{noPath: true, props: []Proposal{setTerms(ComponentSafeAAD, ComponentsList{0x8001})}})
+	}},
+	{sectionNegotiation, "required wire format that a member doesn't have", everyone, nil, func(f *forgery) *MLSMessage {
+		return f.commit(forged{
+			template: func(l *LeafNode) {
+				l.Extensions = l.Extensions.Set(ExtensionSupportedWireFormats, codec.Marshal(WireFormats{0xf123}))
+			},
+			props: []Proposal{extensions(f, func(e Extensions) Extensions {
+				return e.Set(ExtensionRequiredWireFormats, codec.Marshal(WireFormats{WireFormatWelcome, 0xf123}))
+			})}})
+	}},
+	{sectionNegotiation, "path: required wire format", everyone, nil, withExtensions(func(e Extensions) Extensions {
+		return e.Set(ExtensionRequiredWireFormats, codec.Marshal(WireFormats{0xf123}))
+	})},
+	{"13.4", "malformed required_wire_formats", everyone, nil, withExtensions(func(e Extensions) Extensions { return e.Set(ExtensionRequiredWireFormats, []byte{1, 2}) })},
+	{"13.4", "malformed safe_aad", everyone, nil, commitOf(appData(ComponentSafeAAD, "x"))},
+	{"13.4", "malformed app_components", everyone, nil, commitOf(appData(ComponentAppComponents, "x"))},
+	{"13.4", "empty list of media types", everyone, nil, commitOf(setTerms(ComponentMediaTypes, MediaTypeList{}))},
 	{sectionSelfRemove, "self_remove by value", everyone, nil, commitOf(selfRemove())},
 	{sectionSelfRemove, "self_remove of the committer", everyone, nil, withSelfRemoves(forged{}, alice)},
 	{sectionSelfRemove, "second self_remove of a member", serverOnly, nil, func(f *forgery) *MLSMessage {
@@ -366,22 +438,22 @@ var violations = []violation{
 		return f.proposal(f.carol, selfRemove())
 	}},
 	{"12.1.8", "self_remove by an external sender", everyone, nil, func(f *forgery) *MLSMessage {
-		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), selfRemove())
+		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), nil, selfRemove())
 		f.must(err)
 		return m
 	}},
 	{"12.1.8", "update by an external sender", everyone, nil, func(f *forgery) *MLSMessage {
-		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), f.update(f.carol, nil, nil))
+		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), nil, f.update(f.carol, nil, nil))
 		f.must(err)
 		return m
 	}},
 	{"6.1", "external sender that the group doesn't have", everyone, nil, func(f *forgery) *MLSMessage {
-		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 1, f.alice.GroupID(), f.alice.Epoch(), remove(1))
+		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 1, f.alice.GroupID(), f.alice.Epoch(), nil, remove(1))
 		f.must(err)
 		return m
 	}},
 	{"", "proposal of another than the external sender", everyone, ErrSignature, func(f *forgery) *MLSMessage {
-		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.bob.signer, 0, f.alice.GroupID(), f.alice.Epoch(), remove(1))
+		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.bob.signer, 0, f.alice.GroupID(), f.alice.Epoch(), nil, remove(1))
 		f.must(err)
 		return m
 	}},
@@ -671,7 +743,7 @@ func TestUnbrokenMessagesAreAccepted(t *testing.T) {
 		},
 		"reinit, to a version to come": commitOf(reinit(func(r *ReInit) { r.Version, r.CipherSuite = 2, 0xf00d })),
 		"reinit of an external sender": func(f *forgery) *MLSMessage {
-			m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), reinit(nil))
+			m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), nil, reinit(nil))
 			f.must(err)
 			return m
 		},
@@ -679,11 +751,23 @@ func TestUnbrokenMessagesAreAccepted(t *testing.T) {
 			return f.commit(forged{noPath: true, props: []Proposal{ephemeral(0x8001, []byte("x"))}})
 		},
 		"ephemeral data of an external sender": func(f *forgery) *MLSMessage {
-			m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), ephemeral(0x8001, nil))
+			m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), nil, ephemeral(0x8001, nil))
 			f.must(err)
 			return m
 		},
-		"self_remove": withSelfRemoves(forged{}, carol),
+		"self_remove":     withSelfRemoves(forged{}, carol),
+		"safe AAD, empty": withAAD("\x00"),
+		"safe AAD":        withAAD(string(codec.Marshal(SafeAAD{{0x0a0a, nil}, {0x8001, []byte("x")}}))),
+		"safe AAD of a proposal": withSafeAAD(func(f *forgery) *MLSMessage {
+			f.join("eve", componentPSK())
+			return f.proposalWith(f.carol, appData(0x8001, "+"), []byte{0})
+		}),
+		"wire formats that all have": withExtensions(func(e Extensions) Extensions {
+			return e.Set(ExtensionRequiredWireFormats, codec.Marshal(WireFormats{WireFormatPublicMessage, WireFormatKeyPackage}))
+		}),
+		"components that all have": commitOf(setTerms(ComponentAppComponents, ComponentsList{ComponentAppComponents, ComponentSafeAAD})),
+		// Only who adds somebody or commits sees to it.
+		"media types that nobody lists": commitOf(setTerms(ComponentMediaTypes, MediaTypeList{{Type: "text/plain"}})),
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newForgery(t)

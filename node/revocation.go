@@ -127,7 +127,7 @@ func (n *Node) proposeRemoves(c *change) error {
 		if err != nil {
 			return err
 		}
-		msg, err := mls.ExternalProposal(g.Suite(), rand.Reader, signer, hubSender, g.GroupID(), g.Epoch(),
+		msg, err := mls.ExternalProposal(g.Suite(), rand.Reader, signer, hubSender, g.GroupID(), g.Epoch(), nil,
 			mls.Proposal{Type: mls.ProposalRemove, Remove: &mls.Remove{Removed: m.Index}})
 		if err != nil {
 			return fmt.Errorf("proposing to remove leaf %d: %w", m.Index, err)

@@ -230,7 +230,7 @@ func (r *testRoom) propose(device string, proposals ...mls.Proposal) {
 
 func (r *testRoom) proposeExternally(signer crypto.Signer, index uint32, p mls.Proposal) {
 	r.t.Helper()
-	m, err := mls.ExternalProposal(suite, rand.Reader, signer, index, r.hub.GroupID(), r.hub.Epoch(), p)
+	m, err := mls.ExternalProposal(suite, rand.Reader, signer, index, r.hub.GroupID(), r.hub.Epoch(), nil, p)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -346,9 +346,9 @@ func (c *ourClient) proposeFromOutside(groupInfo []byte, index uint32, p *mls.Pr
 	}
 	id, epoch := m.GroupInfo.GroupContext.GroupID, m.GroupInfo.GroupContext.Epoch
 	if p == nil {
-		return encoded(mls.NewMemberProposal(rand.Reader, c.signer, c.kp, id, epoch))
+		return encoded(mls.NewMemberProposal(rand.Reader, c.signer, c.kp, id, epoch, nil))
 	}
-	return encoded(mls.ExternalProposal(c.o.suite, rand.Reader, c.signer, index, id, epoch, *p))
+	return encoded(mls.ExternalProposal(c.o.suite, rand.Reader, c.signer, index, id, epoch, nil, *p))
 }
 
 func encoded(m *mls.MLSMessage, err error) ([]byte, error) {
