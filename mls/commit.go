@@ -474,7 +474,7 @@ func (c *PendingCommit) UnmarshalMLS(r *codec.Reader) {
 		return
 	case m.Public != nil:
 		ac = m.Public.authenticated()
-	case m.Private != nil:
+	case m.Private != nil, m.SemiPrivate != nil:
 		ac.UnmarshalMLS(r)
 	}
 	if r.Err() == nil && ac.Content.Commit == nil {

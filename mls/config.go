@@ -30,8 +30,10 @@ type Config struct {
 	// its MaxPastEpochs keeps. It is called while a commit with such a key is made or processed, or a Welcome. nil means
 	// that there are no others.
 	Group func(id []byte) *Group
-	// HandshakeFormat is how this client sends proposals and commits to the group: as WireFormatPublicMessage, or as
-	// WireFormatPrivateMessage, which servers can't follow (RFC 9420, Section 6). 0 means the former. It takes either
+	// HandshakeFormat is how this client sends proposals and commits to the group: as WireFormatPublicMessage, as
+	// WireFormatPrivateMessage, which servers can't follow (RFC 9420, Section 6), or as WireFormatSemiPrivateMessage,
+	// which those can that the group names as external receivers (draft-mahy-mls-semiprivatemessage); where a group
+	// doesn't require that format or names none, handshakes fail then. 0 means the first. It takes any of them
 	// from others, and external commits are always public.
 	HandshakeFormat WireFormat
 	// Padding returns the length in bytes that the content of a PrivateMessage, n bytes with its signature, is padded
@@ -110,6 +112,10 @@ func (c *Config) now() time.Time {
 		return c.Time()
 	}
 	return time.Now()
+}
+
+func (c *Config) limits() ratchetLimits {
+	return ratchetLimits{maxForward: cmp.Or(c.MaxForward, defaultMaxForward), maxSkipped: cmp.Or(c.MaxSkippedKeys, defaultSkippedKeys)}
 }
 
 func (c *Config) pastEpochs() int {

@@ -47,6 +47,11 @@ func decoders(t testing.TB) []decoder {
 	_, kp, _ := keyPackage(t, testSuite, "new")
 	c, err := group.alice.Commit(nil, CommitOptions{Proposals: []Proposal{add(kp)}})
 	group.must(err)
+	receiver := ExternalReceiver{s.keyPackage.InitKey, BasicCredential([]byte("hub"))}
+	semi := &SemiPrivateMessage{GroupID: []byte("g"), Epoch: 7, ContentType: ContentCommit, PartialContextHash: make([]byte, 32),
+		Keys:                 []KeyForExternalReceiver{{receiver.ref(testSuite), s.path.Nodes[0].Secrets[0]}},
+		FramedContentTBSHash: make([]byte, 32), EncryptedSenderData: []byte("sender"), Ciphertext: []byte("content")}
+	s.whole = append(s.whole, codec.Marshal(NewMLSMessage(semi)))
 	return []decoder{
 		{new(MLSMessage), false, s.whole},
 		{new(PublicMessage), false, s.public},
@@ -100,6 +105,11 @@ func decoders(t testing.TB) []decoder {
 		{new(AppEphemeral), false, body(ProposalAppEphemeral)},
 		{new(AppAck), false, one(AppAck{}, AppAck{{1, 2, 3}, {2, 0, 0}})},
 		{new(MessageRange), false, one(MessageRange{1, 2, 2})},
+		{new(ExternalReceiver), false, one(receiver)},
+		{new(ExternalReceivers), false, one(ExternalReceivers{}, ExternalReceivers{receiver, receiver})},
+		{new(KeyForExternalReceiver), false, one(semi.Keys[0])},
+		{new(SemiPrivateMessage), false, one(semi)},
+		{new(messageKeys), false, one(&messageKeys{key: make(secret, 16), nonce: make(secret, 12), sender: 3})},
 		{new(WireFormats), false, one(WireFormats{}, WireFormats{1, 0xf123})},
 		{new(SafeAAD), false, one(SafeAAD{}, SafeAAD{{1, []byte("a")}, {7, nil}})},
 		{new(MediaType), false, one(textPlain)},
@@ -221,6 +231,7 @@ func TestWhatIsNotOfItsTypeIsRefused(t *testing.T) {
 		{"unmerged leaves that do not ascend", new(ParentNode), "\x00\x00\x08\x00\x00\x00\x01\x00\x00\x00\x01"},
 		{"extension twice", new(Extensions), "\x06\x00\x01\x00\x00\x01\x00"},
 		{"257 extensions", new(Extensions), manyExtensions(257)},
+		{"application data for external receivers", new(SemiPrivateMessage), "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00"},
 		{"messages that end before they begin", new(MessageRange), "\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00"},
 		{"media types that are none", new(MediaTypeList), "\x00"},
 		{"257 media types", new(MediaTypeList), "\x42\x02" + strings.Repeat("\x00\x00", 257)},

@@ -85,6 +85,9 @@ func (p *publicState) applyProposals(r *rules, list []resolved, committer LeafIn
 	if e.rules, err = parseContextRules(e.context.Extensions); err != nil {
 		return nil, err
 	}
+	if err := e.rules.receivers.check(p.suite()); err != nil {
+		return nil, err
+	}
 	e.info = StagedInfo{
 		Epoch: e.context.Epoch, Committer: committer, External: external,
 		Before: p.context, TreeBefore: p.tree, TreeAfter: e.tree,

@@ -215,6 +215,9 @@ const (
 	ComponentLastResort ComponentID = 4
 	// ComponentAppAck has an AppAck, in AppEphemeral proposals.
 	ComponentAppAck ComponentID = 5
+	// ComponentExternalReceivers has the ExternalReceivers of a GroupContext. The number is the one that
+	// draft-mahy-mls-semiprivatemessage-07 suggests.
+	ComponentExternalReceivers ComponentID = 8
 )
 
 // ComponentsList is a list of components (draft-ietf-mls-extensions, "Negotiating Extensions and Components"). Unknown

@@ -20,6 +20,10 @@ const (
 	WireFormatKeyPackage     WireFormat = 5
 )
 
+// WireFormatSemiPrivateMessage is mls_semiprivate_message, for which draft-mahy-mls-semiprivatemessage-07 has no number
+// yet (TBD1): this one is of the range for private use.
+const WireFormatSemiPrivateMessage WireFormat = 0xf001
+
 // ContentType says what a FramedContent holds (RFC 9420, Section 6).
 type ContentType uint8
 
@@ -187,7 +191,9 @@ func (ac AuthenticatedContent) MarshalMLS(w *codec.Writer) {
 // UnmarshalMLS implements codec.Unmarshaler.
 func (ac *AuthenticatedContent) UnmarshalMLS(r *codec.Reader) {
 	ac.WireFormat = WireFormat(r.Uint16())
-	if ac.WireFormat != WireFormatPublicMessage && ac.WireFormat != WireFormatPrivateMessage {
+	switch ac.WireFormat {
+	case WireFormatPublicMessage, WireFormatPrivateMessage, WireFormatSemiPrivateMessage:
+	default:
 		r.Failf("authenticated content of wire format %d", ac.WireFormat)
 	}
 	ac.Content.UnmarshalMLS(r)
@@ -243,20 +249,22 @@ func (ac *AuthenticatedContent) ref(cs CipherSuite) []byte {
 //	        case mls_welcome:         Welcome welcome;
 //	        case mls_group_info:      GroupInfo group_info;
 //	        case mls_key_package:     KeyPackage key_package;
+//	        case mls_semiprivate_message: SemiPrivateMessage semiprivate_message;
 //	    };
 //	} MLSMessage;
 type MLSMessage struct {
-	Version    ProtocolVersion
-	WireFormat WireFormat
-	Public     *PublicMessage
-	Private    *PrivateMessage
-	Welcome    *Welcome
-	GroupInfo  *GroupInfo
-	KeyPackage *KeyPackage
+	Version     ProtocolVersion
+	WireFormat  WireFormat
+	Public      *PublicMessage
+	Private     *PrivateMessage
+	Welcome     *Welcome
+	GroupInfo   *GroupInfo
+	KeyPackage  *KeyPackage
+	SemiPrivate *SemiPrivateMessage
 }
 
 // NewMLSMessage wraps a message for the wire.
-func NewMLSMessage[T PublicMessage | PrivateMessage | Welcome | GroupInfo | KeyPackage](body *T) *MLSMessage {
+func NewMLSMessage[T PublicMessage | PrivateMessage | Welcome | GroupInfo | KeyPackage | SemiPrivateMessage](body *T) *MLSMessage {
 	m := &MLSMessage{Version: MLS10}
 	switch b := any(body).(type) {
 	case *PublicMessage:
@@ -269,6 +277,8 @@ func NewMLSMessage[T PublicMessage | PrivateMessage | Welcome | GroupInfo | KeyP
 		m.WireFormat, m.GroupInfo = WireFormatGroupInfo, b
 	case *KeyPackage:
 		m.WireFormat, m.KeyPackage = WireFormatKeyPackage, b
+	case *SemiPrivateMessage:
+		m.WireFormat, m.SemiPrivate = WireFormatSemiPrivateMessage, b
 	}
 	return m
 }
@@ -288,6 +298,8 @@ func (m MLSMessage) MarshalMLS(w *codec.Writer) {
 		m.GroupInfo.MarshalMLS(w)
 	case WireFormatKeyPackage:
 		m.KeyPackage.MarshalMLS(w)
+	case WireFormatSemiPrivateMessage:
+		m.SemiPrivate.MarshalMLS(w)
 	}
 }
 
@@ -314,6 +326,9 @@ func (m *MLSMessage) UnmarshalMLS(r *codec.Reader) {
 	case WireFormatKeyPackage:
 		m.KeyPackage = new(KeyPackage)
 		m.KeyPackage.UnmarshalMLS(r)
+	case WireFormatSemiPrivateMessage:
+		m.SemiPrivate = new(SemiPrivateMessage)
+		m.SemiPrivate.UnmarshalMLS(r)
 	default:
 		r.Fail(fmt.Errorf("%w: wire format %d", ErrUnsupported, m.WireFormat))
 	}

@@ -135,6 +135,9 @@ func NewGroup(cfg Config, b Batch, o GroupOptions) (*Group, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mls: new group: %w", err)
 	}
+	if err := cr.receivers.check(o.Suite); err != nil {
+		return nil, fmt.Errorf("mls: new group: %w", err)
+	}
 	r := cfg.rules()
 	if err := checkLeafFits(leaf, cr); err != nil {
 		return nil, fmt.Errorf("mls: new group: %w", err)
@@ -452,7 +455,17 @@ func (g *Group) signHandshake(signer crypto.Signer, aad []byte, c FramedContent)
 	if c.Proposal != nil && c.Proposal.Type == ProposalSelfRemove {
 		format = WireFormatPublicMessage // so that a joiner can commit it
 	}
-	if format != WireFormatPublicMessage && format != WireFormatPrivateMessage {
+	switch format {
+	case WireFormatPublicMessage, WireFormatPrivateMessage:
+	case WireFormatSemiPrivateMessage:
+		cr, err := g.state.contextRules()
+		if err != nil {
+			return nil, err
+		}
+		if err := cr.semiPrivate(); err != nil {
+			return nil, err
+		}
+	default:
 		return nil, fmt.Errorf("%w: handshakes of wire format %d", ErrUnsupported, format)
 	}
 	aad, err := g.state.frameAAD(aad)
@@ -465,13 +478,25 @@ func (g *Group) signHandshake(signer crypto.Signer, aad []byte, c FramedContent)
 }
 
 // frame makes the message of what this client signed, in the format that it was signed for. The key that encrypts a
-// PrivateMessage is deleted, also from the store; if frame fails, nothing changes.
+// PrivateMessage or SemiPrivateMessage is deleted, also from the store; if frame fails, nothing changes.
 func (g *Group) frame(b Batch, ac *AuthenticatedContent) (*MLSMessage, error) {
-	if ac.WireFormat == WireFormatPublicMessage {
+	switch ac.WireFormat {
+	case WireFormatPublicMessage:
 		m, err := protectPublic(g.suite(), ac, g.secrets.membership, g.state.encoded)
 		if err != nil {
 			return nil, err
 		}
+		return NewMLSMessage(m), nil
+	case WireFormatSemiPrivateMessage:
+		cr, err := g.state.contextRules()
+		if err != nil {
+			return nil, err
+		}
+		m, err := protectSemiPrivate(g.suite(), g.cfg.rand(), g.messages, g.secrets.senderData, ac, g.state.encoded, cr.receivers, g.cfg.padded)
+		if err != nil {
+			return nil, err
+		}
+		saveSecrets(b, g.Epoch(), g.messages)
 		return NewMLSMessage(m), nil
 	}
 	m, _, err := protectPrivate(g.suite(), g.cfg.rand(), g.messages, g.secrets.senderData, ac, g.cfg.padded)

@@ -92,7 +92,7 @@ func (dataComponent) Update(_ []byte, updates [][]byte) ([]byte, error) {
 
 var testComponents = map[ComponentID]Component{0x8001: appendComponent{}, 0x8002: appendComponent{},
 	0x8003: dataComponent{}, ComponentAppComponents: dataComponent{}, ComponentSafeAAD: dataComponent{},
-	ComponentMediaTypes: dataComponent{}, ComponentAppAck: AppAckComponent{}}
+	ComponentMediaTypes: dataComponent{}, ComponentAppAck: AppAckComponent{}, ComponentExternalReceivers: ExternalReceiversComponent{}}
 
 func testConfig() Config {
 	return Config{Verifier: testVerifier{}, Components: testComponents, NewMemberProposals: true, PSK: func(id PreSharedKeyID) ([]byte, error) {
@@ -138,8 +138,13 @@ func create(t testing.TB, cs CipherSuite, name string, ext Extensions) *client {
 
 func keyPackage(t testing.TB, cs CipherSuite, name string) (*client, *KeyPackage, *KeyPackageSecrets) {
 	t.Helper()
+	return describedKeyPackage(t, cs, name, nil)
+}
+
+func describedKeyPackage(t testing.TB, cs CipherSuite, name string, leaf Extensions) (*client, *KeyPackage, *KeyPackageSecrets) {
+	t.Helper()
 	c := &client{name: name, signer: newSigner(t, cs), store: newMemStore()}
-	kp, secrets, err := NewKeyPackage(KeyPackageOptions{Suite: cs, Credential: BasicCredential([]byte(name)), Signer: c.signer})
+	kp, secrets, err := NewKeyPackage(KeyPackageOptions{Suite: cs, Credential: BasicCredential([]byte(name)), Signer: c.signer, LeafExtensions: leaf})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,6 +190,33 @@ type room struct {
 	members []*client
 	server  *PublicGroup
 	store   *memStore // the server's
+	leaf    Extensions
+	// receive opens SemiPrivateMessages for the server.
+	receive func(*SemiPrivateMessage) (*SemiPrivateContent, error)
+}
+
+// checkProposal has the server check a proposal in whatever format it can read.
+func (r *room) checkProposal(m *MLSMessage) (*StagedProposal, error) {
+	if m.SemiPrivate == nil {
+		return r.server.CheckProposal(m.Public)
+	}
+	c, err := r.receive(m.SemiPrivate)
+	if err != nil {
+		return nil, err
+	}
+	return r.server.CheckSemiPrivateProposal(c)
+}
+
+// checkCommit has the server check a commit in whatever format it can read.
+func (r *room) checkCommit(m *MLSMessage) (*StagedPublic, error) {
+	if m.SemiPrivate == nil {
+		return r.server.CheckCommit(m.Public)
+	}
+	c, err := r.receive(m.SemiPrivate)
+	if err != nil {
+		return nil, err
+	}
+	return r.server.CheckSemiPrivateCommit(c)
 }
 
 func publicConfig() PublicConfig {
@@ -219,7 +251,7 @@ func (r *room) propose(m *MLSMessage, err error) {
 	}
 	m = wire(r.t, m)
 	if r.server != nil {
-		s, err := r.server.CheckProposal(m.Public)
+		s, err := r.checkProposal(m)
 		if err != nil {
 			r.t.Fatal(err)
 		}
@@ -230,7 +262,7 @@ func (r *room) propose(m *MLSMessage, err error) {
 	own := 0
 	for _, c := range r.members {
 		_, err := c.Receive(c.store, wire(r.t, m))
-		if m.Private != nil && errors.Is(err, ErrOwnMessage) && own == 0 {
+		if m.Public == nil && errors.Is(err, ErrOwnMessage) && own == 0 {
 			own++
 		} else if err != nil {
 			r.t.Fatalf("%s: %v", c.name, err)
@@ -244,7 +276,7 @@ func (r *room) accept(m *MLSMessage, gi *GroupInfo, tree *RatchetTree) {
 	if r.server == nil {
 		return
 	}
-	s, err := r.server.CheckCommit(wire(r.t, m).Public)
+	s, err := r.checkCommit(wire(r.t, m))
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -303,7 +335,7 @@ func (r *room) add(by *client, names ...string) []*client {
 	var secrets []*KeyPackageSecrets
 	o := CommitOptions{TreeInWelcome: true}
 	for _, n := range names {
-		c, kp, s := keyPackage(r.t, r.cs, n)
+		c, kp, s := describedKeyPackage(r.t, r.cs, n, r.leaf)
 		joiners, kps, secrets = append(joiners, c), append(kps, kp), append(secrets, s)
 		o.Proposals = append(o.Proposals, add(kp))
 	}
@@ -337,7 +369,7 @@ func (r *room) join(name string, props ...Proposal) *client {
 	cfg.HandshakeFormat = r.members[0].cfg.HandshakeFormat
 	p, err := ExternalJoin(cfg, ExternalJoinOptions{
 		GroupInfo: gi, Tree: fresh(r.t, r.members[0].Tree()), Credential: BasicCredential([]byte(name)), Signer: c.signer, Proposals: props,
-		SelfRemoves: r.members[0].SelfRemoves(),
+		SelfRemoves: r.members[0].SelfRemoves(), LeafExtensions: r.leaf,
 	})
 	if err != nil {
 		r.t.Fatal(err)

@@ -116,13 +116,7 @@ func protectPrivate(cs CipherSuite, rand io.Reader, st *secretTree, senderDataSe
 	}
 	w := codec.Scratch()
 	defer w.Free()
-	c.marshalBody(w)
-	marshalAuth(w, c.ContentType, ac.Signature, ac.ConfirmationTag)
-	if n := len(w.Bytes()); padding != nil {
-		if to := padding(n); to > n {
-			w.Raw(make([]byte, to-n))
-		}
-	}
+	ac.marshalPadded(w, padding)
 	generation, key, nonce, err := st.next(c.Sender.Leaf, kindOf(c.ContentType))
 	if err != nil {
 		return nil, 0, fmt.Errorf("mls: encrypt message: %w", err)
@@ -139,6 +133,33 @@ func protectPrivate(cs CipherSuite, rand io.Reader, st *secretTree, senderDataSe
 		return nil, 0, fmt.Errorf("mls: encrypt sender data: %w", err)
 	}
 	return m, generation, nil
+}
+
+// marshalPadded writes PrivateMessageContent into a Writer that has nothing else.
+func (ac *AuthenticatedContent) marshalPadded(w *codec.Writer, padding func(int) int) {
+	ac.Content.marshalBody(w)
+	marshalAuth(w, ac.Content.ContentType, ac.Signature, ac.ConfirmationTag)
+	if n := len(w.Bytes()); padding != nil {
+		if to := padding(n); to > n {
+			w.Raw(make([]byte, to-n))
+		}
+	}
+}
+
+// unmarshalPadded reads what marshalPadded wrote of the content's type.
+func (ac *AuthenticatedContent) unmarshalPadded(plain []byte) error {
+	r := codec.NewReader(plain)
+	ac.Content.unmarshalBody(r)
+	ac.Signature, ac.ConfirmationTag = unmarshalAuth(r, ac.Content.ContentType)
+	if err := r.Err(); err != nil {
+		return fmt.Errorf("mls: message content: %w", err)
+	}
+	for _, b := range r.Rest() {
+		if b != 0 {
+			return fmt.Errorf("mls: message content: %w: padding is not zero", ErrMalformed)
+		}
+	}
+	return nil
 }
 
 // sender decrypts the sender data.
@@ -177,16 +198,8 @@ func unprotectPrivate(cs CipherSuite, st *secretTree, senderDataSecret secret, m
 		AuthenticatedData: m.AuthenticatedData,
 		ContentType:       m.ContentType,
 	}}
-	r := codec.NewReader(plain)
-	ac.Content.unmarshalBody(r)
-	ac.Signature, ac.ConfirmationTag = unmarshalAuth(r, m.ContentType)
-	if err := r.Err(); err != nil {
-		return nil, nil, fmt.Errorf("mls: message content: %w", err)
-	}
-	for _, b := range r.Rest() {
-		if b != 0 {
-			return nil, nil, fmt.Errorf("mls: message content: %w: padding is not zero", ErrMalformed)
-		}
+	if err := ac.unmarshalPadded(plain); err != nil {
+		return nil, nil, err
 	}
 	return ac, step, nil
 }

@@ -81,6 +81,8 @@ func (g *Group) Receive(b Batch, m *MLSMessage) (Received, error) {
 		r, err = g.receivePublic(orDiscard(b), m)
 	case m.Private != nil && m.WireFormat == WireFormatPrivateMessage:
 		r, err = g.receivePrivate(orDiscard(b), m)
+	case m.SemiPrivate != nil && m.WireFormat == WireFormatSemiPrivateMessage:
+		r, err = g.receiveSemiPrivate(orDiscard(b), m)
 	default:
 		err = fmt.Errorf("%w: wire format %d is not a group's", ErrMalformed, m.WireFormat)
 	}
@@ -195,14 +197,7 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 	} else if m.ContentType == ContentCommit && g.staged != nil && g.staged.hash == hash {
 		return &OwnCommit{Commit: g.staged}, nil
 	}
-	lim := ratchetLimits{maxForward: g.cfg.MaxForward, maxSkipped: g.cfg.MaxSkippedKeys}
-	if lim.maxForward == 0 {
-		lim.maxForward = defaultMaxForward
-	}
-	if lim.maxSkipped == 0 {
-		lim.maxSkipped = defaultSkippedKeys
-	}
-	ac, step, err := unprotectPrivate(g.suite(), st, senderData, m, lim)
+	ac, step, err := unprotectPrivate(g.suite(), st, senderData, m, g.cfg.limits())
 	if err != nil {
 		if d, e := m.sender(g.suite(), senderData); e == nil && d.leaf == g.own && errors.Is(err, ErrGeneration) {
 			return nil, ErrOwnMessage // its key was deleted when it was sent
@@ -238,6 +233,39 @@ func (g *Group) receivePrivate(b Batch, msg *MLSMessage) (Received, error) {
 		Sender: sender, Leaf: l, Epoch: m.Epoch, Generation: step.generation,
 		AAD: m.AuthenticatedData, Data: ac.Content.ApplicationData, Framing: framing,
 	}, nil
+}
+
+// receiveSemiPrivate is for SemiPrivateMessages, which hold handshakes of the current epoch.
+func (g *Group) receiveSemiPrivate(b Batch, msg *MLSMessage) (Received, error) {
+	m := msg.SemiPrivate
+	var hash [sha256.Size]byte
+	if m.ContentType == ContentCommit {
+		hash = sha256.Sum256(codec.Marshal(msg))
+		if e := g.pastEpoch(m.Epoch); e != nil && bytes.Equal(m.GroupID, g.GroupID()) && e.endedBy(hash) {
+			return &Duplicate{}, nil
+		}
+	}
+	if err := g.state.checkPlace(m.GroupID, m.Epoch); err != nil {
+		return nil, err
+	}
+	if m.ContentType == ContentCommit && g.staged != nil && g.staged.hash == hash {
+		return &OwnCommit{Commit: g.staged}, nil
+	}
+	ac, step, err := unprotectSemiPrivate(g.suite(), g.messages, g.secrets.senderData, m, g.cfg.limits())
+	if err != nil {
+		if d, e := m.private().sender(g.suite(), g.secrets.senderData); e == nil && d.leaf == g.own && errors.Is(err, ErrGeneration) {
+			return nil, ErrOwnMessage // its key was deleted when it was sent
+		}
+		return nil, err
+	}
+	if err := g.state.checkSemiPrivate(ac, m.Keys, m.FramedContentTBSHash); err != nil {
+		return nil, err
+	}
+	r := g.cfg.rules()
+	if err := g.state.verifyContent(&r, ac); err != nil {
+		return nil, err
+	}
+	return g.receiveHandshake(b, ac, nil, hash, step)
 }
 
 // stageCommit is RFC 9420, Section 12.4.2.

@@ -157,22 +157,21 @@ func (s *StagedProposal) Known() bool { return s.known }
 func (g *PublicGroup) CheckProposal(m *PublicMessage) (*StagedProposal, error) {
 	g.op.Lock()
 	defer g.done()
-	s, err := g.checkProposal(m)
+	s, err := g.checkProposal(m.authenticated(), m.MembershipTag)
 	if err != nil {
 		return nil, fmt.Errorf("mls: check proposal: %w", err)
 	}
 	return s, nil
 }
 
-func (g *PublicGroup) checkProposal(m *PublicMessage) (*StagedProposal, error) {
-	c := &m.Content
+func (g *PublicGroup) checkProposal(ac *AuthenticatedContent, tag []byte) (*StagedProposal, error) {
+	c := &ac.Content
 	if c.ContentType != ContentProposal || c.Proposal == nil {
 		return nil, fmt.Errorf("%w: content type %d", ErrMalformed, c.ContentType)
 	}
 	if err := g.state.checkPlace(c.GroupID, c.Epoch); err != nil {
 		return nil, err
 	}
-	ac := m.authenticated()
 	ref := ac.ref(g.state.suite())
 	if e := g.state.findPending(ref); e != nil {
 		return &StagedProposal{epoch: g.state.context.Epoch, entry: e, known: true}, nil
@@ -188,7 +187,7 @@ func (g *PublicGroup) checkProposal(m *PublicMessage) (*StagedProposal, error) {
 		return nil, err
 	}
 	e := &pendingEntry{PendingProposal: p}
-	if err := e.keepMessage(ac, m.MembershipTag); err != nil {
+	if err := e.keepMessage(ac, tag); err != nil {
 		return nil, err
 	}
 	return &StagedProposal{epoch: g.state.context.Epoch, entry: e}, nil
@@ -224,22 +223,21 @@ func (s *StagedPublic) Tree() *RatchetTree { return s.evolution.tree }
 func (g *PublicGroup) CheckCommit(m *PublicMessage) (*StagedPublic, error) {
 	g.op.Lock()
 	defer g.done()
-	s, err := g.checkCommit(m)
+	s, err := g.checkCommit(m.authenticated())
 	if err != nil {
 		return nil, fmt.Errorf("mls: check commit: %w", err)
 	}
 	return s, nil
 }
 
-func (g *PublicGroup) checkCommit(m *PublicMessage) (*StagedPublic, error) {
-	c := &m.Content
+func (g *PublicGroup) checkCommit(ac *AuthenticatedContent) (*StagedPublic, error) {
+	c := &ac.Content
 	if c.ContentType != ContentCommit || c.Commit == nil {
 		return nil, fmt.Errorf("%w: content type %d", ErrMalformed, c.ContentType)
 	}
 	if err := g.state.checkPlace(c.GroupID, c.Epoch); err != nil {
 		return nil, err
 	}
-	ac := m.authenticated()
 	if err := g.state.verifyContent(&g.rules, ac); err != nil {
 		return nil, err
 	}

@@ -26,10 +26,11 @@ type rules struct {
 
 // contextRules is what the GroupContext's extensions ask for.
 type contextRules struct {
-	required RequiredCapabilities
-	terms    terms
-	senders  ExternalSenders
-	types    []ExtensionType
+	required  RequiredCapabilities
+	terms     terms
+	senders   ExternalSenders
+	receivers ExternalReceivers
+	types     []ExtensionType
 }
 
 func parseContextRules(ext Extensions) (*contextRules, error) {
@@ -53,6 +54,9 @@ func parseContextRules(ext Extensions) (*contextRules, error) {
 	var err error
 	if cr.terms, err = parseTerms(ext); err != nil {
 		return nil, invalid("13.4", "extensions of the GroupContext", err)
+	}
+	if cr.receivers, err = externalReceivers(ext); err != nil {
+		return nil, invalid("13.4", "external receivers of the GroupContext", err)
 	}
 	return cr, nil
 }

@@ -90,18 +90,24 @@ type ratchetStep struct {
 
 // next returns the next key of a ratchet for sending and deletes it.
 func (s *secretTree) next(l LeafIndex, k ratchetKind) (generation uint32, key, nonce secret, err error) {
-	if r := s.ratchets[ratchetID{l, k}]; r != nil {
-		generation = r.generation
-		if r.exhausted {
-			return 0, nil, nil, fmt.Errorf("%w: all generations of leaf %d used", ErrGeneration, l)
-		}
-	}
-	step, err := s.peek(l, k, generation, ratchetLimits{})
+	step, err := s.peekNext(l, k)
 	if err != nil {
 		return 0, nil, nil, err
 	}
 	s.consume(step)
-	return generation, step.key, step.nonce, nil
+	return step.generation, step.key, step.nonce, nil
+}
+
+// peekNext returns the next key of a ratchet for sending and changes nothing.
+func (s *secretTree) peekNext(l LeafIndex, k ratchetKind) (*ratchetStep, error) {
+	var generation uint32
+	if r := s.ratchets[ratchetID{l, k}]; r != nil {
+		generation = r.generation
+		if r.exhausted {
+			return nil, fmt.Errorf("%w: all generations of leaf %d used", ErrGeneration, l)
+		}
+	}
+	return s.peek(l, k, generation, ratchetLimits{})
 }
 
 // peek returns the key of a generation and changes nothing. It fails with ErrGeneration if the key was used, was

@@ -420,6 +420,20 @@ var violations = []violation{
 	{"13.4", "malformed safe_aad", everyone, nil, commitOf(appData(ComponentSafeAAD, "x"))},
 	{"13.4", "malformed app_components", everyone, nil, commitOf(appData(ComponentAppComponents, "x"))},
 	{"13.4", "empty list of media types", everyone, nil, commitOf(setTerms(ComponentMediaTypes, MediaTypeList{}))},
+	{sectionSemiPrivate, "external receiver's key is not a key", everyone, nil, commitOf(setTerms(ComponentExternalReceivers, ExternalReceivers{{[]byte("short"), BasicCredential(nil)}}))},
+	{sectionSemiPrivate, "one external receiver twice", everyone, nil, func(f *forgery) *MLSMessage {
+		x := ExternalReceiver{f.bob.Tree().Leaf(1).EncryptionKey, BasicCredential([]byte("hub"))}
+		return f.commit(forged{props: []Proposal{setTerms(ComponentExternalReceivers, ExternalReceivers{x, x})}})
+	}},
+	{sectionAppData, "external receivers that are none", everyone, nil, commitOf(appData(ComponentExternalReceivers, "x"))},
+	{"13.4", "external receivers that are none, by group_context_extensions", everyone, nil, func(f *forgery) *MLSMessage {
+		f.room.commit(f.bob, CommitOptions{Proposals: []Proposal{extensions(f, func(e Extensions) Extensions { return e.Remove(ExtensionRequiredCapabilities) })}})
+		return withExtensions(func(e Extensions) Extensions {
+			e, err := e.withComponent(ComponentExternalReceivers, []byte("x"))
+			f.must(err)
+			return e
+		})(f)
+	}},
 	{sectionSelfRemove, "self_remove by value", everyone, nil, commitOf(selfRemove())},
 	{sectionSelfRemove, "self_remove of the committer", everyone, nil, withSelfRemoves(forged{}, alice)},
 	{sectionSelfRemove, "second self_remove of a member", serverOnly, nil, func(f *forgery) *MLSMessage {

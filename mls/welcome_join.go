@@ -150,6 +150,9 @@ func checkGroupInfo(r *rules, gi *GroupInfo, tree *RatchetTree) (*publicState, e
 	if err != nil {
 		return nil, err
 	}
+	if err := cr.receivers.check(ctx.CipherSuite); err != nil {
+		return nil, err
+	}
 	if err := tree.validate(ctx.CipherSuite, ctx.GroupID, func(i LeafIndex, l *LeafNode) error {
 		if err := l.validateStatic(); err != nil {
 			return err

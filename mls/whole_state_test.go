@@ -12,8 +12,8 @@ import (
 // caches are fields that hold what can be computed from the others, and are filled when it is first needed or at the end
 // of a change.
 var caches = map[string]bool{
-	"Group.view": true, "PublicGroup.view": true,
-	"publicState.rules": true, "publicState.counts": true, "treeSlot.hash": true, "treePage.owner": true, "RatchetTree.owner": true,
+	"Group.view": true, "PublicGroup.view": true, "publicState.rules": true, "publicState.counts": true,
+	"pastEpoch.rules": true, "treeSlot.hash": true, "treePage.owner": true, "RatchetTree.owner": true,
 }
 
 // whole returns all that a value refers to, every field and element by its path, without caches. Unlike dump it knows
