@@ -50,19 +50,23 @@ func (cs CipherSuite) SafeVerifyWithLabel(publicKey []byte, id ComponentID, labe
 
 // SafeSign signs with the own leaf's signature key. Others check it by SafeVerifyWithLabel with the leaf's key.
 func (g *Group) SafeSign(id ComponentID, label string, content []byte) ([]byte, error) {
-	if !g.active {
+	g.mu.RLock()
+	active, signer, cs := g.view.active, g.view.signer, g.view.state.context.CipherSuite
+	g.mu.RUnlock()
+	switch {
+	case !active:
 		return nil, fmt.Errorf("mls: safe sign: %w", ErrRemoved)
+	case signer == nil:
+		return nil, fmt.Errorf("mls: safe sign: %w", ErrSigner)
 	}
-	signer, err := g.signer()
-	if err != nil {
-		return nil, fmt.Errorf("mls: safe sign: %w", err)
-	}
-	return g.suite().SafeSignWithLabel(g.cfg.rand(), signer, id, label, content)
+	return cs.SafeSignWithLabel(g.cfg.rand(), signer, id, label, content)
 }
 
 // SafeDecrypt opens what was sealed to the own leaf's encryption key by SafeEncryptWithLabel. A later leaf has another
-// key.
+// key. It takes turns with the methods that change the group.
 func (g *Group) SafeDecrypt(id ComponentID, label string, context []byte, ct HPKECiphertext) ([]byte, error) {
+	g.op.Lock()
+	defer g.op.Unlock()
 	if !g.active {
 		return nil, fmt.Errorf("mls: safe decrypt: %w", ErrRemoved)
 	}

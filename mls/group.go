@@ -496,7 +496,7 @@ func (g *Group) frame(b Batch, ac *AuthenticatedContent) (*MLSMessage, error) {
 		if err != nil {
 			return nil, err
 		}
-		saveSecrets(b, g.Epoch(), g.messages)
+		saveSecrets(b, g.state.context.Epoch, g.messages)
 		return NewMLSMessage(m), nil
 	}
 	m, _, err := protectPrivate(g.suite(), g.cfg.rand(), g.messages, g.secrets.senderData, ac, g.cfg.padded)

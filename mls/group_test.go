@@ -83,16 +83,9 @@ func (appendComponent) CheckEphemeral(data []byte) error {
 	return nil
 }
 
-// dataComponent takes no ephemeral data.
-type dataComponent struct{}
-
-func (dataComponent) Update(_ []byte, updates [][]byte) ([]byte, error) {
-	return updates[len(updates)-1], nil
-}
-
 var testComponents = map[ComponentID]Component{0x8001: appendComponent{}, 0x8002: appendComponent{},
-	0x8003: dataComponent{}, ComponentAppComponents: dataComponent{}, ComponentSafeAAD: dataComponent{},
-	ComponentMediaTypes: dataComponent{}, ComponentAppAck: AppAckComponent{}, ComponentExternalReceivers: ExternalReceiversComponent{}}
+	0x8003: ReplacingComponent{}, ComponentAppComponents: ReplacingComponent{}, ComponentSafeAAD: ReplacingComponent{},
+	ComponentMediaTypes: ReplacingComponent{}, ComponentAppAck: AppAckComponent{}, ComponentExternalReceivers: ReplacingComponent{}}
 
 func testConfig() Config {
 	return Config{Verifier: testVerifier{}, Components: testComponents, NewMemberProposals: true, PSK: func(id PreSharedKeyID) ([]byte, error) {

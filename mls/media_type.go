@@ -104,7 +104,8 @@ func (a *ApplicationFraming) UnmarshalMLS(r *codec.Reader) {
 // MediaTypes returns the media types that every member of the group is expected to read, nil if it has no such list and
 // its application data no framing. Encrypt refuses data that isn't an ApplicationFraming in a group with one.
 func (g *Group) MediaTypes() MediaTypeList {
-	cr, err := g.state.contextRules()
+	p := g.public()
+	cr, err := p.contextRules()
 	if err != nil {
 		return nil
 	}

@@ -124,6 +124,16 @@ func (t *terms) checkAllLeaves(before *terms, tree *RatchetTree) error {
 	return nil
 }
 
+// ReplacingComponent is a Component whose data an update replaces as a whole. It fits the components of this package
+// that a GroupContext may have: app_components, safe_aad, content_media_types and external_receivers. That their data is
+// well-formed is checked anyway.
+type ReplacingComponent struct{}
+
+// Update implements Component.
+func (ReplacingComponent) Update(_ []byte, updates [][]byte) ([]byte, error) {
+	return updates[len(updates)-1], nil
+}
+
 // describeClient completes the extensions of an own leaf. Who supports app_data_dictionary says that it understands
 // app_components and safe_aad. With grease, the lists and the dictionary get random reserved values, which others have
 // to ignore (draft-ietf-mls-extensions, Section 5.1).

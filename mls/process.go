@@ -241,7 +241,7 @@ func (g *Group) receiveSemiPrivate(b Batch, msg *MLSMessage) (Received, error) {
 	var hash [sha256.Size]byte
 	if m.ContentType == ContentCommit {
 		hash = sha256.Sum256(codec.Marshal(msg))
-		if e := g.pastEpoch(m.Epoch); e != nil && bytes.Equal(m.GroupID, g.GroupID()) && e.endedBy(hash) {
+		if e := g.pastEpoch(m.Epoch); e != nil && bytes.Equal(m.GroupID, g.state.context.GroupID) && e.endedBy(hash) {
 			return &Duplicate{}, nil
 		}
 	}

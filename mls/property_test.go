@@ -57,7 +57,7 @@ func walk(t *testing.T, cs CipherSuite, rnd *rand.Rand, steps int, private bool)
 	proposed := make(map[LeafIndex]bool) // leaves with a pending Remove
 	for range steps {
 		c := someone()
-		switch op := rnd.IntN(14); {
+		switch op := rnd.IntN(15); {
 		case op < 3 && len(r.members) < 14:
 			if len(proposed) > 0 && proposed[c.OwnLeaf()] {
 				break
@@ -94,6 +94,9 @@ func walk(t *testing.T, cs CipherSuite, rnd *rand.Rand, steps int, private bool)
 			r.join(c.name, remove(c.OwnLeaf()))
 		case op == 11:
 			r.talk()
+		case op == 12 && len(r.members) > 3 && c.state.selfRemoveOf(c.OwnLeaf()) == nil:
+			r.propose(c.ProposeSelfRemove(c.store))
+			proposed[c.OwnLeaf()] = true
 		default:
 			o := CommitOptions{ForcePath: rnd.IntN(2) == 0, SkipPending: rnd.IntN(4) == 0}
 			if rnd.IntN(3) == 0 {

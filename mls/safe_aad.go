@@ -47,7 +47,8 @@ func (a *SafeAAD) UnmarshalMLS(r *codec.Reader) { (*AppDataDictionary)(a).Unmars
 // SafeAAD says whether the group's authenticated data has to be a SafeAAD. Where nothing is given for a message of this
 // client, that is an empty one.
 func (g *Group) SafeAAD() bool {
-	cr, err := g.state.contextRules()
+	p := g.public()
+	cr, err := p.contextRules()
 	return err == nil && cr.terms.framedAAD
 }
 

@@ -90,19 +90,6 @@ func (l ExternalReceivers) check(cs CipherSuite) error {
 	return nil
 }
 
-// ExternalReceiversComponent is the Component for ComponentExternalReceivers: an update is the new list.
-type ExternalReceiversComponent struct{}
-
-// Update implements Component.
-func (ExternalReceiversComponent) Update(_ []byte, updates [][]byte) ([]byte, error) {
-	for _, u := range updates {
-		if err := codec.Unmarshal(u, new(ExternalReceivers)); err != nil {
-			return nil, err
-		}
-	}
-	return updates[len(updates)-1], nil
-}
-
 // KeyForExternalReceiver is the key of a SemiPrivateMessage for one external receiver.
 //
 //	struct {
@@ -413,6 +400,8 @@ func (p *publicState) checkSemiPrivate(ac *AuthenticatedContent, keys []KeyForEx
 
 // CheckSemiPrivateProposal is CheckProposal for what was opened of a SemiPrivateMessage.
 func (g *PublicGroup) CheckSemiPrivateProposal(c *SemiPrivateContent) (*StagedProposal, error) {
+	g.op.Lock()
+	defer g.done()
 	if err := g.checkSemiPrivate(c); err != nil {
 		return nil, fmt.Errorf("mls: check proposal: %w", err)
 	}
@@ -427,6 +416,8 @@ func (g *PublicGroup) CheckSemiPrivateProposal(c *SemiPrivateContent) (*StagedPr
 // what members and receivers see covers neither the signature nor the confirmation tag, which a committer can make
 // differ: CheckGroupInfo shows whether the epoch is that of its GroupInfo.
 func (g *PublicGroup) CheckSemiPrivateCommit(c *SemiPrivateContent) (*StagedPublic, error) {
+	g.op.Lock()
+	defer g.done()
 	if err := g.checkSemiPrivate(c); err != nil {
 		return nil, fmt.Errorf("mls: check commit: %w", err)
 	}

@@ -425,15 +425,7 @@ var violations = []violation{
 		x := ExternalReceiver{f.bob.Tree().Leaf(1).EncryptionKey, BasicCredential([]byte("hub"))}
 		return f.commit(forged{props: []Proposal{setTerms(ComponentExternalReceivers, ExternalReceivers{x, x})}})
 	}},
-	{sectionAppData, "external receivers that are none", everyone, nil, commitOf(appData(ComponentExternalReceivers, "x"))},
-	{"13.4", "external receivers that are none, by group_context_extensions", everyone, nil, func(f *forgery) *MLSMessage {
-		f.room.commit(f.bob, CommitOptions{Proposals: []Proposal{extensions(f, func(e Extensions) Extensions { return e.Remove(ExtensionRequiredCapabilities) })}})
-		return withExtensions(func(e Extensions) Extensions {
-			e, err := e.withComponent(ComponentExternalReceivers, []byte("x"))
-			f.must(err)
-			return e
-		})(f)
-	}},
+	{"13.4", "external receivers that are none", everyone, nil, commitOf(appData(ComponentExternalReceivers, "x"))},
 	{sectionSelfRemove, "self_remove by value", everyone, nil, commitOf(selfRemove())},
 	{sectionSelfRemove, "self_remove of the committer", everyone, nil, withSelfRemoves(forged{}, alice)},
 	{sectionSelfRemove, "second self_remove of a member", serverOnly, nil, func(f *forgery) *MLSMessage {
