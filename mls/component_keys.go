@@ -66,7 +66,7 @@ func (g *Group) SafeSign(id ComponentID, label string, content []byte) ([]byte, 
 // key. It takes turns with the methods that change the group.
 func (g *Group) SafeDecrypt(id ComponentID, label string, context []byte, ct HPKECiphertext) ([]byte, error) {
 	g.op.Lock()
-	defer g.op.Unlock()
+	defer g.done()
 	if !g.active {
 		return nil, fmt.Errorf("mls: safe decrypt: %w", ErrRemoved)
 	}

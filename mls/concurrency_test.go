@@ -40,8 +40,8 @@ func readingMethods(g any, change ...string) map[string]func() []reflect.Value {
 
 // changingMethods are the methods without a Batch that change a group, or take turns with those that do.
 var (
-	changingMethods       = []string{"AddSigner"}
-	publicChangingMethods = []string{"CheckCommit", "CheckProposal"}
+	changingMethods       = []string{"AddSigner", "SafeDecrypt"}
+	publicChangingMethods = []string{"CheckCommit", "CheckProposal", "CheckSemiPrivateCommit", "CheckSemiPrivateProposal"}
 )
 
 // gate is where a change stops until the test lets it go on.
