@@ -168,7 +168,9 @@ func (p *PreSharedKey) MarshalMLS(w *codec.Writer) { p.PSK.MarshalMLS(w) }
 // UnmarshalMLS implements codec.Unmarshaler.
 func (p *PreSharedKey) UnmarshalMLS(r *codec.Reader) { p.PSK.UnmarshalMLS(r) }
 
-// ReInit asks to end the group and to make a new one with other parameters (RFC 9420, Section 12.1.5).
+// ReInit asks to end the group and to make a new one with other parameters (RFC 9420, Section 12.1.5). The GroupID may
+// be the ended group's, but a fresh one is better: proposals of external senders are signed for a group's identifier and
+// epoch only, so that old ones would fit the new group.
 type ReInit struct {
 	GroupID     []byte
 	Version     ProtocolVersion

@@ -239,14 +239,14 @@ func (l *link) check(ctx *GroupContext, tree *RatchetTree) error {
 	if ctx.Epoch != 1 {
 		return invalid(l.section(), "welcome to epoch %d", ctx.Epoch)
 	}
-	if err := l.checkGroupID(ctx.GroupID); err != nil {
-		return err
-	}
 	names, err := memberNames(g.cfg.Verifier, tree.Size(), tree.Leaf)
 	if err != nil {
 		return err
 	}
 	if l.usage == UsageBranch {
+		if bytes.Equal(ctx.GroupID, g.GroupID()) {
+			return invalid("12.4.3.1", "branch with the group's own identifier")
+		}
 		if ctx.Version != g.state.context.Version || ctx.CipherSuite != g.suite() {
 			return invalid("11.3", "branch of version %d and suite %d", ctx.Version, uint16(ctx.CipherSuite))
 		}
@@ -269,18 +269,8 @@ func (l *link) check(ctx *GroupContext, tree *RatchetTree) error {
 	return nil
 }
 
-func (l *link) checkGroupID(id []byte) error {
-	if bytes.Equal(id, l.parent.GroupID()) {
-		return invalid("12.4.3.1", "group identifier is that of the old group")
-	}
-	return nil
-}
-
 // create makes the new group and the commit that adds the others.
 func (l *link) create(b Batch, cs CipherSuite, groupID []byte, ext Extensions, o LinkOptions) (*Group, *Welcome, error) {
-	if err := l.checkGroupID(groupID); err != nil {
-		return nil, nil, err
-	}
 	first, err := NewGroup(l.parent.cfg, nil, GroupOptions{
 		GroupID: groupID, Suite: cs, Credential: o.Credential, Signer: o.Signer, Capabilities: o.Capabilities,
 		Extensions: ext, Lifetime: o.Lifetime, LeafExtensions: o.LeafExtensions,

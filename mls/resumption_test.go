@@ -253,6 +253,18 @@ func TestReInitOfPrivateHandshakes(t *testing.T) {
 	}
 }
 
+func TestSuccessorsMayKeepTheIdentifier(t *testing.T) {
+	r := newRoom(t, testSuite, nil)
+	r.add(r.members[0], "bob")
+	same := reinit(func(re *ReInit) { re.GroupID = r.members[0].GroupID() })
+	r.propose(r.members[1].Propose(r.members[1].store, nil, same))
+	r.commit(r.members[0], CommitOptions{})
+	s := r.succeed(r.members[1], false)
+	s.propose(s.members[1].Propose(s.members[1].store, nil, same))
+	s.commit(s.members[0], CommitOptions{})
+	s.succeed(s.members[1], true)
+}
+
 func TestGroupsOfOneAreSucceeded(t *testing.T) {
 	r := newRoom(t, testSuite, nil)
 	r.commit(r.members[0], CommitOptions{Proposals: []Proposal{reinit(nil)}})
@@ -491,8 +503,6 @@ func TestGroupsThatWouldNotFollowAreNotMade(t *testing.T) {
 	if _, _, err := f.alice.NewSuccessor(s, options("bob", "carol", "dave")); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("version to come: got %v, want ErrUnsupported", err)
 	}
-	f.alice.state.reinit = &ReInit{GroupID: []byte("group"), Version: MLS10, CipherSuite: testSuite}
-	successor("own identifier", "12.4.3.1", options("bob", "carol", "dave"))
 }
 
 // TestMembersWithoutNamesAreTheirCredentials: an authentication service that names no clients.

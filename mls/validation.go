@@ -383,10 +383,6 @@ func (p *publicState) checkAlone(r *rules, e *resolved) error {
 		return checkLeafFits(&prop.Add.KeyPackage.LeafNode, cr)
 	case ProposalUpdate:
 		return checkLeafFits(&prop.Update.LeafNode, cr)
-	case ProposalReInit:
-		if bytes.Equal(prop.ReInit.GroupID, p.context.GroupID) {
-			return invalid("12.4.3.1", "reinit with the group's own identifier")
-		}
 	case ProposalAppDataUpdate:
 		if _, ok := p.dictionary().Get(prop.AppDataUpdate.Component); !ok && prop.AppDataUpdate.Op == AppDataOpRemove {
 			return invalidBy(sectionAppData, "removal of component %d, which has no data", prop.AppDataUpdate.Component)

@@ -284,9 +284,6 @@ var violations = []violation{
 	{"12.4.2", "pre-shared key that isn't there", membersOnly, nil, commitOf(psk(PreSharedKeyID{Type: PSKExternal, ID: []byte("other")}))},
 	{"12.1.5", "reinit with a lower version", everyone, nil, commitOf(reinit(func(r *ReInit) { r.Version = 0 }))},
 	{"13.4", "reinit with an extension type twice", everyone, nil, commitOf(reinit(func(r *ReInit) { r.Extensions = Extensions{{Type: 5}, {Type: 5}} }))},
-	{"12.4.3.1", "reinit alone: the group's own identifier", serverOnly, nil, func(f *forgery) *MLSMessage {
-		return f.proposal(f.carol, reinit(func(r *ReInit) { r.GroupID = f.alice.GroupID() }))
-	}},
 	{"12.2", "reinit beside another proposal", everyone, nil, commitOf(reinit(nil), appData(0x8001, "+"))},
 	{"12.2", "another proposal beside reinit", everyone, nil, commitOf(remove(2), reinit(nil))},
 	{"12.2", "two reinits", everyone, nil, commitOf(reinit(nil), reinit(nil))},
