@@ -52,6 +52,7 @@ type benchGroup struct {
 	signers     []crypto.Signer
 	keys        map[NodeIndex]HPKEPrivateKey
 	counts      *roster
+	auth        CredentialVerifier
 }
 
 var benchGroups = struct {
@@ -108,6 +109,7 @@ func benchMembers(from, n int, x509Chain bool) ([]benchMember, error) {
 
 func buildBenchGroup(k benchKind) (*benchGroup, error) {
 	g := &benchGroup{benchKind: k, signers: make([]crypto.Signer, k.n), keys: make(map[NodeIndex]HPKEPrivateKey)}
+	g.auth = g.newVerifier()
 	members, err := benchMembers(0, k.n, k.x509)
 	if err != nil {
 		return nil, err
@@ -133,7 +135,7 @@ func buildBenchGroup(k benchKind) (*benchGroup, error) {
 	g.ctx = GroupContext{Version: MLS10, CipherSuite: testSuite, GroupID: groupID, Epoch: 1, TreeHash: g.tree.Hash(testSuite),
 		ConfirmedTranscriptHash: []byte{}}
 	g.tree.clearDirty()
-	g.counts, err = rosterOf(g.tree, g.verifier())
+	g.counts, err = rosterOf(g.tree, g.auth)
 	return g, err
 }
 
@@ -147,8 +149,11 @@ func (g *benchGroup) fill(rand io.Reader, groupID []byte, n NodeIndex, parentHas
 		}
 		l = l.clone()
 		l.Source, l.Lifetime, l.ParentHash = LeafNodeCommit, Lifetime{}, parentHash
+		if err := l.sign(testSuite, rand, g.signers[n.leaf()], groupID, n.leaf()); err != nil {
+			return err
+		}
 		g.tree.setLeaf(n.leaf(), l)
-		return l.sign(testSuite, rand, g.signers[n.leaf()], groupID, n.leaf())
+		return nil
 	}
 	left, right := n.left(), n.right()
 	if g.tree.resolutionEmpty(right) || !spine && g.shape != fullTree {
@@ -176,14 +181,13 @@ func (g *benchGroup) fill(rand io.Reader, groupID []byte, n NodeIndex, parentHas
 	return g.fill(rand, groupID, left, g.tree.parentHash(testSuite, p, right), spine)
 }
 
-func (g *benchGroup) verifier() CredentialVerifier {
+// newVerifier returns a verifier that has seen no credential yet.
+func (g *benchGroup) newVerifier() CredentialVerifier {
 	if g.x509 {
 		return benchIssuer().verifier()
 	}
 	return benchVerifier{}
 }
-
-func (g *benchGroup) config() Config { return Config{Verifier: g.verifier()} }
 
 // view returns the public part of the group with that roster.
 func (g *benchGroup) view(counts *roster) (publicState, *epochSecrets) {
@@ -202,7 +206,7 @@ func (g *benchGroup) member(tb testing.TB, i LeafIndex) *Group {
 func (g *benchGroup) memberWith(tb testing.TB, i LeafIndex, counts *roster) *Group {
 	tb.Helper()
 	p, es := g.view(counts)
-	m := &Group{cfg: g.config(), own: i, active: true, private: newTreePrivate(i, g.keys[i.node()]),
+	m := &Group{cfg: Config{Verifier: g.auth}, own: i, active: true, private: newTreePrivate(i, g.keys[i.node()]),
 		signers: make(map[string]crypto.Signer), state: p}
 	for n := i.node(); n != g.tree.root(); {
 		n = n.parent()
@@ -223,7 +227,7 @@ func contains(leaves []LeafIndex, i LeafIndex) bool { return len(within(leaves, 
 // server returns a server's view of the group.
 func (g *benchGroup) server() *PublicGroup {
 	p, _ := g.view(g.counts.clone())
-	cfg := PublicConfig{Verifier: g.verifier()}
+	cfg := PublicConfig{Verifier: g.auth}
 	s := &PublicGroup{rules: cfg.rules(), state: p}
 	s.publish()
 	return s

@@ -49,18 +49,17 @@ var benchOps = []benchOp{
 		}
 		alone := benchGroupOf(tb, benchKind{1, fullTree, g.x509})
 		var alice *Group
-		return func() { alice = alone.member(tb, 0) }, func(b Batch) int { return commitSize(commitAndMerge(tb, alice, b, o)) }
+		return func() {
+			alice = alone.member(tb, 0)
+			alice.cfg.Verifier = g.auth
+		}, func(b Batch) int { return commitSize(commitAndMerge(tb, alice, b, o)) }
 	}},
 	{"Update", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
 		alice := g.member(tb, 0)
 		return nil, func(b Batch) int { return commitSize(commitAndMerge(tb, alice, b, CommitOptions{})) }
 	}},
 	{"ProcessUpdate", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
-		var leaves []LeafIndex // evenly spread
-		for i := range min(16, g.n-1) {
-			leaves = append(leaves, LeafIndex(1+(2*i+1)*(g.n-1)/(2*min(16, g.n-1))))
-		}
-		return benchProcess(tb, g, leaves...)
+		return benchProcess(tb, g, spread(g)...)
 	}},
 	{"ProcessUpdateNearest", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
 		return benchProcess(tb, g, 1)
@@ -116,7 +115,7 @@ var benchOps = []benchOp{
 		alice.messages = newSecretTree(testSuite, alice.state.tree.Size(), make(secret, testSuite.HashSize()))
 		alice.saveAll(store)
 		return nil, func(Batch) int {
-			_, err := LoadGroup(g.config(), g.signers[0], store.all())
+			_, err := LoadGroup(Config{Verifier: g.auth}, g.signers[0], store.all())
 			must(tb, err)
 			return 0
 		}
@@ -134,7 +133,7 @@ func must(tb testing.TB, err error) {
 func benchMembersOf(tb testing.TB, g *benchGroup, n int) []benchMember {
 	members, err := benchMembers(1<<20, n, g.x509)
 	must(tb, err)
-	must(tb, parallel(n, func(i int) error { return members[i].kp.Validate(time.Now(), g.verifier()) }))
+	must(tb, parallel(n, func(i int) error { return members[i].kp.Validate(time.Now(), g.auth) }))
 	return members
 }
 
@@ -170,12 +169,22 @@ func (r *roster) negated() *roster {
 		negated(r.uses), negated(r.credentials), negated(r.extensions), negated(r.proposals)}
 }
 
-func negated[T comparable](m map[T]int) map[T]int {
-	out := make(map[T]int, len(m))
+func negated[T comparable, N int | int32](m map[T]N) map[T]N {
+	out := make(map[T]N, len(m))
 	for k, n := range m {
 		out[k] = -n
 	}
 	return out
+}
+
+// spread returns leaves, evenly spread without leaf 0.
+func spread(g *benchGroup) []LeafIndex {
+	n := min(16, g.n-1)
+	leaves := make([]LeafIndex, n)
+	for i := range leaves {
+		leaves[i] = LeafIndex(1 + (2*i+1)*(g.n-1)/(2*n))
+	}
+	return leaves
 }
 
 // benchProcess has members receive and apply updates, one after the other the same.
@@ -222,7 +231,7 @@ func (j *benchJoin) join(tb testing.TB, b Batch) *Group {
 	must(tb, err)
 	var w Welcome
 	must(tb, codec.Unmarshal(j.welcome, &w))
-	m, err := JoinGroup(j.group.config(), b, j.signer, &w, j.kp, j.secrets, tree)
+	m, err := JoinGroup(Config{Verifier: j.group.newVerifier()}, b, j.signer, &w, j.kp, j.secrets, tree)
 	must(tb, err)
 	return m
 }

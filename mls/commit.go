@@ -258,7 +258,7 @@ func (g *Group) prepare(r *rules, o CommitOptions) (*evolution, []ProposalOrRef,
 		return nil, nil, err
 	}
 	for _, i := range leaving {
-		if e.tree.Leaf(i) == e.info.TreeBefore.Leaf(i) {
+		if e.tree.slot(i.node()) == e.info.TreeBefore.slot(i.node()) {
 			return nil, nil, invalidBy(sectionSelfRemove, "leaf %d removes itself by a proposal that can't be committed", i)
 		}
 	}
@@ -563,7 +563,7 @@ func (g *Group) Drop(b Batch) error {
 		return nil
 	}
 	orDiscard(b).Delete(key1(keyStaged))
-	if s := g.staged.evolution.info.PathLeaf; s != nil && !bytes.Equal(s.SignatureKey, g.state.tree.Leaf(g.own).SignatureKey) {
+	if s := g.staged.evolution.info.PathLeaf; s != nil && !bytes.Equal(s.SignatureKey, g.state.tree.signatureKey(g.own)) {
 		delete(g.signers, string(s.SignatureKey))
 	}
 	g.staged.erase(g.private)
@@ -607,7 +607,7 @@ func (g *Group) advance(b Batch, e *evolution, es *epochSecrets, private *treePr
 	}
 	g.dropExtensions(b, before)
 	g.saveEpoch(b)
-	own := string(g.state.tree.Leaf(g.own).SignatureKey)
+	own := string(g.state.tree.signatureKey(g.own))
 	for key := range g.signers {
 		if key != own && g.signers[own] != nil {
 			delete(g.signers, key)

@@ -236,7 +236,7 @@ func (p *publicState) applyPath(r *rules, e *evolution, path *UpdatePath) error 
 		return err
 	}
 	used := func(key HPKEPublicKey) bool {
-		return counts.encryption[string(key)]+change.encryption[string(key)] > 0
+		return counts.encryption[idOf(key)]+change.encryption[idOf(key)] > 0
 	}
 	leaf := &path.LeafNode
 	old := e.replaced()

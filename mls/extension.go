@@ -2,6 +2,7 @@ package mls
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"slices"
 
@@ -157,10 +158,20 @@ func writeUint16s[T ~uint16](w *codec.Writer, s []T) {
 const maxValues = 256
 
 func readUint16s[T ~uint16](r *codec.Reader) []T {
-	s := codec.ReadVector(r, func(r *codec.Reader) T { return T(r.Uint16()) })
-	if len(s) > maxValues {
-		r.Failf("list of %d types, %d allowed", len(s), maxValues)
+	b := r.View()
+	switch n := len(b) / 2; {
+	case len(b) == 0:
 		return nil
+	case len(b)%2 != 0:
+		r.Fail(codec.ErrTruncated)
+		return nil
+	case n > maxValues:
+		r.Failf("list of %d types, %d allowed", n, maxValues)
+		return nil
+	}
+	s := make([]T, len(b)/2)
+	for i := range s {
+		s[i] = T(binary.BigEndian.Uint16(b[2*i:]))
 	}
 	return s
 }

@@ -278,7 +278,7 @@ func LoadPendingJoin(cfg Config, signer crypto.Signer, b []byte) (*PendingJoin, 
 	if err := r.Finish(); err != nil {
 		return nil, fmt.Errorf("mls: load pending join: %w", err)
 	}
-	if ctx := &p.info.GroupContext; p.tree.Leaf(p.private.leaf) == nil || !ctx.CipherSuite.Supported() ||
+	if ctx := &p.info.GroupContext; !p.tree.occupied(p.private.leaf) || !ctx.CipherSuite.Supported() ||
 		!bytes.Equal(p.tree.Hash(ctx.CipherSuite), ctx.TreeHash) {
 		return nil, fmt.Errorf("mls: load pending join: %w", errState)
 	}

@@ -242,7 +242,7 @@ func LoadGroup(cfg Config, signer crypto.Signer, state iter.Seq2[[]byte, []byte]
 	if err := codec.Unmarshal(in.private, g.private); err != nil {
 		return nil, fmt.Errorf("mls: load state: private keys: %w", err)
 	}
-	if g.state.tree.Leaf(g.own) == nil || g.private.leaf != g.own {
+	if !g.state.tree.occupied(g.own) || g.private.leaf != g.own {
 		return nil, fmt.Errorf("%w: own leaf %d", errState, g.own)
 	}
 	if g.messages, err = in.secretTree(g.suite(), g.state.context.Epoch, g.state.tree.Size()); err != nil {
@@ -279,7 +279,7 @@ func (g *Group) AddSigner(s crypto.Signer) error {
 }
 
 func (g *Group) signer() (crypto.Signer, error) {
-	s, ok := g.signers[string(g.state.tree.Leaf(g.own).SignatureKey)]
+	s, ok := g.signers[string(g.state.tree.signatureKey(g.own))]
 	if !ok {
 		return nil, ErrSigner
 	}

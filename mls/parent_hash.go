@@ -42,8 +42,8 @@ func (t *RatchetTree) parentHashOf(n NodeIndex) []byte {
 	switch s := t.slot(n); {
 	case s.parent != nil:
 		return s.parent.ParentHash
-	case s.leaf != nil && s.leaf.Source == LeafNodeCommit:
-		return s.leaf.ParentHash
+	case s.leaf != nil:
+		return s.leaf.unpack().ParentHash // nil unless a commit made the leaf
 	}
 	return nil
 }

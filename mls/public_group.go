@@ -268,7 +268,7 @@ func (s *StagedPublic) CheckGroupInfo(gi *GroupInfo) error {
 	if err := gi.Extensions.validate(); err != nil {
 		return fmt.Errorf("mls: check group info: %w", err)
 	}
-	if err := gi.Verify(e.tree.Leaf(gi.Signer).SignatureKey); err != nil {
+	if err := gi.Verify(e.tree.signatureKey(gi.Signer)); err != nil {
 		return fmt.Errorf("mls: check group info: %w", err)
 	}
 	if _, ok := gi.Extensions.Find(ExtensionExternalPub); ok {

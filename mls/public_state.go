@@ -231,11 +231,9 @@ func (p *publicState) verifyContent(r *rules, ac *AuthenticatedContent) error {
 	}
 	switch c.Sender.Type {
 	case SenderMember:
-		l := p.tree.Leaf(c.Sender.Leaf)
-		if l == nil {
+		if key = p.tree.signatureKey(c.Sender.Leaf); key == nil {
 			return invalid("6.1", "sender %d is not a member", c.Sender.Leaf)
 		}
-		key = l.SignatureKey
 	case SenderExternal:
 		if c.ContentType != ContentProposal {
 			return invalid("6.1", "external sender of content type %d", c.ContentType)

@@ -55,22 +55,65 @@ const (
 	nodeTypeParent = 2
 )
 
-const pageSize = 64
+// packedLeaf is a leaf as it is encoded, which takes half of the memory of a LeafNode.
+type packedLeaf struct{ encoded []byte }
 
-// treeSlot is a node of the tree, blank if neither leaf nor parent is set. hash is its tree hash, nil if not computed
-// since something in the subtree changed.
+func packLeaf(l *LeafNode) *packedLeaf {
+	if l == nil {
+		return nil
+	}
+	return &packedLeaf{codec.Marshal(l)}
+}
+
+// unpack returns a LeafNode whose fields are parts of the encoding.
+func (p *packedLeaf) unpack() *LeafNode {
+	if p == nil {
+		return nil
+	}
+	l := new(LeafNode)
+	l.UnmarshalMLS(codec.NewAliasing(p.encoded)) // doesn't fail: it was decoded or encoded before
+	return l
+}
+
+// keys returns the leaf's encryption and signature keys.
+func (p *packedLeaf) keys() (encryption HPKEPublicKey, signature []byte) {
+	r := codec.NewReader(p.encoded)
+	return r.View(), r.View()
+}
+
+// treeSlot is a node of the tree, blank if neither leaf nor parent is set.
 type treeSlot struct {
-	leaf   *LeafNode
+	leaf   *packedLeaf
 	parent *ParentNode
-	hash   []byte
 }
 
 // treeOwner marks the pages that a tree may write to.
 type treeOwner struct{ _ byte }
 
+const (
+	pageBits = 5
+	pageSize = 1 << pageBits
+)
+
+// treePage has pageSize nodes and their tree hashes.
 type treePage struct {
-	owner *treeOwner
-	slots [pageSize]treeSlot
+	owner  *treeOwner
+	slots  [pageSize]treeSlot
+	hashed uint32 // which nodes' hashes are known: nothing in their subtrees changed since they were computed
+	hashes []byte // one after the other
+}
+
+// pageLevels are enough for a tree of maxLeafSlots.
+const pageLevels = 4
+
+// place says where a node is. A page has a subtree of five levels, and in its last slot nothing: the nodes above such
+// subtrees are, in the same way, in pages of the next level. So there are few pages on a path.
+func place(n NodeIndex) (level int, page, slot uint32) {
+	for n%pageSize == pageSize-1 {
+		n >>= pageBits
+		level++
+	}
+	return level, uint32(n) >> pageBits, uint32(n) % pageSize
 }
 
 // RatchetTree is the public state of TreeKEM (RFC 9420, Section 7). A tree that this package returns doesn't change.
@@ -81,7 +124,7 @@ type RatchetTree struct {
 	slots      uint32 // leaf slots, a power of two
 	count      int    // members
 	firstBlank LeafIndex
-	pages      []*treePage // nil pages are blank
+	pages      [pageLevels][]*treePage // nil pages are blank
 	owner      atomic.Pointer[treeOwner]
 	dirty      []NodeIndex // changed since the tree was cloned or dirty was cleared; in any order, some more than once
 }
@@ -125,43 +168,78 @@ func (t *RatchetTree) slot(n NodeIndex) treeSlot {
 	if uint32(n) >= t.nodeWidth() {
 		return treeSlot{}
 	}
-	if p := t.pages[n/pageSize]; p != nil {
-		return p.slots[n%pageSize]
+	level, page, at := place(n)
+	if p := t.pages[level][page]; p != nil {
+		return p.slots[at]
 	}
 	return treeSlot{}
 }
 
-// writable returns the slot in a page that t owns.
-func (t *RatchetTree) writable(n NodeIndex) *treeSlot {
+// writable returns a node's page, which t owns, and its place there.
+func (t *RatchetTree) writable(n NodeIndex) (p *treePage, at uint32) {
 	owner := t.owner.Load()
 	if owner == nil {
 		owner = new(treeOwner)
 		t.owner.Store(owner)
 	}
-	p := t.pages[n/pageSize]
-	if p == nil || p.owner != owner {
-		c := &treePage{owner: owner}
-		if p != nil {
-			c.slots = p.slots
-		}
-		t.pages[n/pageSize] = c
-		p = c
+	level, page, at := place(n)
+	switch p = t.pages[level][page]; {
+	case p == nil:
+		p = &treePage{owner: owner}
+	case p.owner != owner:
+		p = &treePage{owner: owner, slots: p.slots, hashed: p.hashed, hashes: slices.Clone(p.hashes)}
+	default:
+		return p, at
 	}
-	return &p.slots[n%pageSize]
+	t.pages[level][page] = p
+	return p, at
+}
+
+// knownHash returns a node's tree hash, nil if something in the subtree changed since it was computed. It is valid until
+// the node's hash changes.
+func (t *RatchetTree) knownHash(n NodeIndex) []byte {
+	level, page, at := place(n)
+	p := t.pages[level][page]
+	if p == nil || p.hashed&(1<<at) == 0 {
+		return nil
+	}
+	size := uint32(len(p.hashes) / pageSize)
+	return p.hashes[at*size:][:size:size]
+}
+
+// setHash notes a node's tree hash and returns it as knownHash does.
+func (t *RatchetTree) setHash(n NodeIndex, hash []byte) []byte {
+	p, at := t.writable(n)
+	if p.hashes == nil {
+		p.hashes = make([]byte, pageSize*len(hash))
+	}
+	p.hashed |= 1 << at
+	known := t.knownHash(n)
+	copy(known, hash)
+	return known
+}
+
+func (t *RatchetTree) forgetHash(n NodeIndex) {
+	p, at := t.writable(n)
+	p.hashed &^= 1 << at
 }
 
 // clone returns a tree that can be changed while t is read. t may be cloned and read by several goroutines at once.
 // The clone's nodes count as unchanged.
 func (t *RatchetTree) clone() *RatchetTree {
 	t.owner.Store(nil)
-	return &RatchetTree{slots: t.slots, count: t.count, firstBlank: t.firstBlank, pages: slices.Clone(t.pages)}
+	c := &RatchetTree{slots: t.slots, count: t.count, firstBlank: t.firstBlank}
+	for level, pages := range t.pages {
+		c.pages[level] = slices.Clone(pages)
+	}
+	return c
 }
 
 // touch notes that a node changed, and forgets the hashes above it.
 func (t *RatchetTree) touch(n NodeIndex) {
 	t.dirty = append(t.dirty, n)
-	for t.slot(n).hash != nil { // a node whose hash isn't known has no ancestor whose hash is
-		t.writable(n).hash = nil
+	for t.knownHash(n) != nil { // a node whose hash isn't known has no ancestor whose hash is
+		t.forgetHash(n)
 		if n == t.root() {
 			return
 		}
@@ -184,19 +262,22 @@ func (t *RatchetTree) resize(slots uint32) {
 		for n := NodeIndex(2*slots - 1); uint32(n) < t.nodeWidth(); n++ {
 			if s := t.slot(n); s.leaf != nil || s.parent != nil {
 				t.touch(n)
-				*t.writable(n) = treeSlot{}
-			} else if s.hash != nil {
-				t.writable(n).hash = nil
+				p, at := t.writable(n)
+				p.slots[at] = treeSlot{}
+			} else if t.knownHash(n) != nil {
+				t.forgetHash(n)
 			}
 		}
 	}
 	t.slots = slots
-	pages := int(t.nodeWidth()+pageSize-1) / pageSize
-	if pages <= len(t.pages) {
-		t.pages = t.pages[:pages:pages]
-		return
+	for level := range t.pages {
+		n := (int(2*slots)>>(level*pageBits) + pageSize - 1) / pageSize
+		if p := t.pages[level]; n <= len(p) {
+			t.pages[level] = p[:n:n]
+		} else {
+			t.pages[level] = append(p, make([]*treePage, n-len(p))...)
+		}
 	}
-	t.pages = append(t.pages, make([]*treePage, pages-len(t.pages))...)
 }
 
 // Leaf returns a member's leaf, which mustn't be changed, or nil if the slot is blank or there is none.
@@ -204,14 +285,28 @@ func (t *RatchetTree) Leaf(i LeafIndex) *LeafNode {
 	if uint32(i) >= t.slots {
 		return nil
 	}
-	return t.slot(i.node()).leaf
+	return t.slot(i.node()).leaf.unpack()
+}
+
+// occupied says whether there is a member at the leaf.
+func (t *RatchetTree) occupied(i LeafIndex) bool {
+	return uint32(i) < t.slots && t.slot(i.node()).leaf != nil
+}
+
+// signatureKey returns a member's signature key, nil if there is none.
+func (t *RatchetTree) signatureKey(i LeafIndex) []byte {
+	if !t.occupied(i) {
+		return nil
+	}
+	_, key := t.slot(i.node()).leaf.keys()
+	return key
 }
 
 // Leaves returns the members from left to right. The leaves mustn't be changed.
 func (t *RatchetTree) Leaves() iter.Seq2[LeafIndex, *LeafNode] {
 	return func(yield func(LeafIndex, *LeafNode) bool) {
 		for i := range LeafIndex(t.slots) {
-			if l := t.slot(i.node()).leaf; l != nil && !yield(i, l) {
+			if l := t.slot(i.node()).leaf; l != nil && !yield(i, l.unpack()) {
 				return
 			}
 		}
@@ -227,7 +322,8 @@ func (t *RatchetTree) blank(n NodeIndex) bool {
 func (t *RatchetTree) publicKey(n NodeIndex) HPKEPublicKey {
 	switch s := t.slot(n); {
 	case s.leaf != nil:
-		return s.leaf.EncryptionKey
+		key, _ := s.leaf.keys()
+		return key
 	case s.parent != nil:
 		return s.parent.EncryptionKey
 	}
@@ -236,20 +332,21 @@ func (t *RatchetTree) publicKey(n NodeIndex) HPKEPublicKey {
 
 // setLeaf replaces a leaf and leaves its path as it is; nil blanks it.
 func (t *RatchetTree) setLeaf(i LeafIndex, l *LeafNode) {
-	s := t.writable(i.node())
-	switch {
-	case s.leaf == nil && l != nil:
+	switch had := t.occupied(i); {
+	case !had && l != nil:
 		t.count++
-	case s.leaf != nil && l == nil:
+	case had && l == nil:
 		t.count--
 		t.firstBlank = min(t.firstBlank, i)
 	}
-	s.leaf = l
+	p, at := t.writable(i.node())
+	p.slots[at].leaf = packLeaf(l)
 	t.touch(i.node())
 }
 
 func (t *RatchetTree) setParent(n NodeIndex, p *ParentNode) {
-	t.writable(n).parent = p
+	page, at := t.writable(n)
+	page.slots[at].parent = p
 	t.touch(n)
 }
 
@@ -272,7 +369,7 @@ func (t *RatchetTree) addLeaves(leaves []*LeafNode) []LeafIndex {
 	added := make([]LeafIndex, len(leaves))
 	i := t.firstBlank
 	for k, l := range leaves {
-		for uint32(i) < t.slots && t.slot(i.node()).leaf != nil {
+		for uint32(i) < t.slots && t.occupied(i) {
 			i++
 		}
 		if uint32(i) == t.slots {
@@ -329,7 +426,7 @@ func (t *RatchetTree) removeLeaf(i LeafIndex) {
 	slots := t.slots
 	last := LeafIndex(slots - 1)
 	for slots > 1 {
-		for last >= LeafIndex(slots/2) && t.slot(last.node()).leaf == nil {
+		for last >= LeafIndex(slots/2) && !t.occupied(last) {
 			last--
 		}
 		if last >= LeafIndex(slots/2) {
@@ -396,7 +493,7 @@ func (s treeSlot) marshalNode(w *codec.Writer) {
 	switch {
 	case s.leaf != nil:
 		w.Uint8(nodeTypeLeaf)
-		s.leaf.MarshalMLS(w)
+		w.Raw(s.leaf.encoded)
 	case s.parent != nil:
 		w.Uint8(nodeTypeParent)
 		s.parent.MarshalMLS(w)
@@ -409,8 +506,13 @@ func readNode(r *codec.Reader, n NodeIndex) (s treeSlot) {
 	}
 	switch typ := r.Uint8(); {
 	case typ == nodeTypeLeaf && n.isLeaf():
-		s.leaf = new(LeafNode)
-		s.leaf.UnmarshalMLS(r)
+		a := codec.NewAliasing(r.Rest())
+		new(LeafNode).UnmarshalMLS(a)
+		if err := a.Err(); err != nil {
+			r.Fail(err)
+			return s
+		}
+		s.leaf = &packedLeaf{r.Raw(r.Len() - a.Len())}
 	case typ == nodeTypeParent && !n.isLeaf():
 		s.parent = new(ParentNode)
 		s.parent.UnmarshalMLS(r)
@@ -445,14 +547,14 @@ func (t *RatchetTree) decodeNode(n NodeIndex, b []byte) error {
 
 // load sets a node of a tree whose hashes aren't computed.
 func (t *RatchetTree) load(n NodeIndex, s treeSlot) {
-	w := t.writable(n)
-	if w.leaf != nil {
+	p, at := t.writable(n)
+	if p.slots[at].leaf != nil {
 		t.count--
 	}
 	if s.leaf != nil {
 		t.count++
 	}
-	*w = s
+	p.slots[at] = s
 }
 
 // MarshalMLS implements codec.Marshaler: optional<Node> ratchet_tree<V> without the blank nodes at the right end.
@@ -486,7 +588,7 @@ func (t *RatchetTree) UnmarshalMLS(r *codec.Reader) {
 		r.Failf("tree of %d nodes is empty or ends with a blank node", n)
 		return
 	}
-	t.slots, t.count, t.firstBlank, t.pages, t.dirty = 0, 0, 0, nil, nil
+	t.slots, t.count, t.firstBlank, t.pages, t.dirty = 0, 0, 0, [pageLevels][]*treePage{}, nil
 	t.owner.Store(nil)
 	t.resize(slotsFor(uint32(len(nodes)+2) / 2))
 	for n, s := range nodes {

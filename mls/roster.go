@@ -1,6 +1,7 @@
 package mls
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"maps"
 )
@@ -10,9 +11,9 @@ import (
 // added to the group's when it is applied.
 type roster struct {
 	members    int
-	signature  map[string]int // signature keys of leaves
-	encryption map[string]int // encryption keys of leaves and parents
-	identity   map[string]int // clients, as the authentication service names them
+	signature  map[keyID]int32 // signature keys of leaves
+	encryption map[keyID]int32 // encryption keys of leaves and parents
+	identity   map[keyID]int32 // clients, as the authentication service names them
 
 	uses        map[CredentialType]int // leaves whose credential is of the type
 	credentials map[CredentialType]int // leaves that support the type
@@ -20,9 +21,17 @@ type roster struct {
 	proposals   map[ProposalType]int
 }
 
+// keyID stands for a key or a name of any length: half of its SHA-256, of which nobody finds two that are equal.
+type keyID [sha256.Size / 2]byte
+
+func idOf(key []byte) keyID {
+	h := sha256.Sum256(key)
+	return keyID(h[:])
+}
+
 func newRoster() *roster {
 	return &roster{
-		signature: make(map[string]int), encryption: make(map[string]int), identity: make(map[string]int),
+		signature: make(map[keyID]int32), encryption: make(map[keyID]int32), identity: make(map[keyID]int32),
 		uses: make(map[CredentialType]int), credentials: make(map[CredentialType]int),
 		extensions: make(map[ExtensionType]int), proposals: make(map[ProposalType]int),
 	}
@@ -33,7 +42,7 @@ func rosterOf(t *RatchetTree, v CredentialVerifier) (*roster, error) {
 	r := newRoster()
 	for n := NodeIndex(0); uint32(n) < t.nodeWidth(); n++ {
 		if key := t.publicKey(n); key != nil {
-			r.encryption[string(key)]++
+			r.encryption[idOf(key)]++
 		}
 	}
 	for i, l := range t.Leaves() {
@@ -47,13 +56,13 @@ func rosterOf(t *RatchetTree, v CredentialVerifier) (*roster, error) {
 // rosterChange counts what differs from one tree to another, a changed clone of it.
 func rosterChange(from, to *RatchetTree, v CredentialVerifier) (*roster, error) {
 	dirty := to.dirtyNodes()
-	r := &roster{encryption: make(map[string]int, 2*len(dirty))}
+	r := &roster{encryption: make(map[keyID]int32, 2*len(dirty))}
 	for _, n := range dirty {
 		if key := from.publicKey(n); key != nil {
-			r.encryption[string(key)]--
+			r.encryption[idOf(key)]--
 		}
 		if key := to.publicKey(n); key != nil {
-			r.encryption[string(key)]++
+			r.encryption[idOf(key)]++
 		}
 		if !n.isLeaf() {
 			continue
@@ -94,9 +103,9 @@ func (r *roster) count(l *LeafNode, id []byte, d int) {
 		*r = *n
 	}
 	r.members += d
-	r.signature[string(l.SignatureKey)] += d
+	r.signature[idOf(l.SignatureKey)] += int32(d)
 	if id != nil {
-		r.identity[string(id)] += d
+		r.identity[idOf(id)] += int32(d)
 	}
 	r.uses[l.Credential.Type] += d
 	countOnce(r.credentials, l.Capabilities.Credentials, d)
@@ -129,7 +138,7 @@ func (r *roster) merge(d *roster) {
 	mergeCounts(r.proposals, d.proposals)
 }
 
-func mergeCounts[T comparable](m, d map[T]int) {
+func mergeCounts[T comparable, N int | int32](m, d map[T]N) {
 	for k, n := range d {
 		if m[k] += n; m[k] == 0 {
 			delete(m, k)
@@ -178,7 +187,7 @@ func (r *roster) checkChange(d *roster, cr *contextRules) error {
 }
 
 // repeated says whether a key that the differences bring in occurs twice.
-func repeated(m, d map[string]int) bool {
+func repeated(m, d map[keyID]int32) bool {
 	for k, n := range d {
 		if n > 0 && m[k]+n > 1 {
 			return true

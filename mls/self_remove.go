@@ -48,7 +48,7 @@ func (p *publicState) selfRemoveOf(l LeafIndex) *pendingEntry {
 
 // checkSelfRemove checks a SelfRemove by itself.
 func (p *publicState) checkSelfRemove(r *rules, e *resolved) error {
-	if e.Sender.Type != SenderMember || p.tree.Leaf(e.Sender.Leaf) == nil {
+	if e.Sender.Type != SenderMember || !p.tree.occupied(e.Sender.Leaf) {
 		return invalidBy(sectionSelfRemove, "self_remove of someone who is not a member")
 	}
 	return p.checkSupport(r, nil, ProposalSelfRemove)

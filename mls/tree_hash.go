@@ -1,6 +1,7 @@
 package mls
 
 import (
+	"bytes"
 	"slices"
 
 	"github.com/parley-mls/parley/mls/codec"
@@ -10,7 +11,7 @@ import (
 
 // Hash returns the tree hash of the root. Only what changed since the last call is hashed anew. The first call on a
 // tree writes to it; trees that a Group or PublicGroup hands out are hashed already.
-func (t *RatchetTree) Hash(cs CipherSuite) []byte { return t.hash(cs, t.root()) }
+func (t *RatchetTree) Hash(cs CipherSuite) []byte { return bytes.Clone(t.hash(cs, t.root())) }
 
 // hash returns the tree hash of a node.
 //
@@ -22,10 +23,10 @@ func (t *RatchetTree) Hash(cs CipherSuite) []byte { return t.hash(cs, t.root()) 
 //	    };
 //	} TreeHashInput;
 func (t *RatchetTree) hash(cs CipherSuite, n NodeIndex) []byte {
-	s := t.slot(n)
-	if s.hash != nil {
-		return s.hash
+	if h := t.knownHash(n); h != nil {
+		return h
 	}
+	s := t.slot(n)
 	var h []byte
 	if n.isLeaf() {
 		h = leafHash(cs, n.leaf(), s.leaf)
@@ -37,17 +38,16 @@ func (t *RatchetTree) hash(cs CipherSuite, n NodeIndex) []byte {
 		}
 		h = parentNodeHash(cs, s.parent, unmerged, left, right)
 	}
-	t.writable(n).hash = h
-	return h
+	return t.setHash(n, h)
 }
 
-func leafHash(cs CipherSuite, i LeafIndex, l *LeafNode) []byte {
+func leafHash(cs CipherSuite, i LeafIndex, l *packedLeaf) []byte {
 	return cs.hashOf(func(w *codec.Writer) {
 		w.Uint8(nodeTypeLeaf)
 		w.Uint32(uint32(i))
 		w.Optional(l != nil)
 		if l != nil {
-			l.MarshalMLS(w)
+			w.Raw(l.encoded)
 		}
 	})
 }

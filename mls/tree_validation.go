@@ -52,7 +52,7 @@ func (t *RatchetTree) checkUnmergedLeaves() error {
 			continue
 		}
 		for _, l := range p.UnmergedLeaves {
-			if !n.covers(l) || t.Leaf(l) == nil {
+			if !n.covers(l) || !t.occupied(l) {
 				return invalid("12.4.3.1", "unmerged leaf %d of node %d is not a member below it", l, n)
 			}
 			if at := t.nextParent(n, l); at != n {
@@ -95,11 +95,12 @@ func (t *RatchetTree) checkUniqueKeys() error {
 			return invalid("7.3", "nodes %d and %d have the same encryption key", other, n)
 		}
 		encryption[string(key)] = n
-		if l := t.slot(n).leaf; l != nil {
-			if other, ok := signature[string(l.SignatureKey)]; ok {
+		if n.isLeaf() {
+			key := t.signatureKey(n.leaf())
+			if other, ok := signature[string(key)]; ok {
 				return invalid("7.3", "leaves %d and %d have the same signature key", other, n.leaf())
 			}
-			signature[string(l.SignatureKey)] = n.leaf()
+			signature[string(key)] = n.leaf()
 		}
 	}
 	return nil

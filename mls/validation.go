@@ -125,7 +125,7 @@ func (p *publicState) checkProposal(r *rules, e *resolved) error {
 		}
 		return r.checkLeaf(&p.context, &prop.Update.LeafNode, old, LeafNodeUpdate, e.Sender.Leaf)
 	case ProposalRemove:
-		if p.tree.Leaf(prop.Remove.Removed) == nil {
+		if !p.tree.occupied(prop.Remove.Removed) {
 			return invalid("12.1.3", "remove of leaf %d, which is blank", prop.Remove.Removed)
 		}
 	case ProposalPSK:

@@ -108,8 +108,8 @@ func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, key
 
 func findLeaf(t *RatchetTree, l *LeafNode) (LeafIndex, error) {
 	enc := codec.Marshal(l)
-	for i, other := range t.Leaves() {
-		if bytes.Equal(other.EncryptionKey, l.EncryptionKey) && bytes.Equal(codec.Marshal(other), enc) {
+	for i := range LeafIndex(t.slots) {
+		if t.occupied(i) && bytes.Equal(t.slot(i.node()).leaf.encoded, enc) {
 			return i, nil
 		}
 	}

@@ -58,7 +58,7 @@ var scratch = sync.Pool{New: func() any { return &Writer{b: make([]byte, 0, 4096
 func Scratch() *Writer { return scratch.Get().(*Writer) }
 
 // maxScratch is how large a buffer is used again.
-const maxScratch = 1 << 16
+const maxScratch = 1 << 22
 
 // Free ends the use of a Writer from Scratch. Its bytes, which may be secret, are cleared.
 func (w *Writer) Free() {
@@ -151,12 +151,24 @@ func WriteVector[T any](w *Writer, s []T, each func(w *Writer, v T)) {
 
 // Reader consumes encoded values. After the first failure every read returns a zero value, and Err says why.
 type Reader struct {
-	b   []byte
-	err error
+	b     []byte
+	err   error
+	alias bool
 }
 
 // NewReader reads from b, which it doesn't change.
 func NewReader(b []byte) *Reader { return &Reader{b: b} }
+
+// NewAliasing is NewReader for a b that won't change: the slices that are read are parts of it.
+func NewAliasing(b []byte) *Reader { return &Reader{b: b, alias: true} }
+
+// own returns b, or a copy of it.
+func (r *Reader) own(b []byte) []byte {
+	if r.alias {
+		return b
+	}
+	return append(make([]byte, 0, len(b)), b...)
+}
 
 // Err returns the first failure.
 func (r *Reader) Err() error { return r.err }
@@ -240,7 +252,7 @@ func (r *Reader) Raw(n int) []byte {
 	if b == nil {
 		return nil
 	}
-	return append(make([]byte, 0, n), b...)
+	return r.own(b)
 }
 
 // Length reads a vector's length and checks that so much is left.
@@ -272,12 +284,15 @@ func (r *Reader) Length() int {
 
 // Opaque reads opaque<V> into a new slice, which is empty and not nil for a vector of no bytes.
 func (r *Reader) Opaque() []byte {
-	b := r.take(r.Length())
+	b := r.View()
 	if r.err != nil {
 		return nil
 	}
-	return append(make([]byte, 0, len(b)), b...)
+	return r.own(b)
 }
+
+// View is Opaque without a copy: the slice is a part of the input.
+func (r *Reader) View() []byte { return r.take(r.Length()) }
 
 // OpaqueMax is Opaque that refuses more than max bytes.
 func (r *Reader) OpaqueMax(max int) []byte {
@@ -290,7 +305,7 @@ func (r *Reader) OpaqueMax(max int) []byte {
 	if r.err != nil {
 		return nil
 	}
-	return append(make([]byte, 0, len(b)), b...)
+	return r.own(b)
 }
 
 // Optional reads the presence byte of optional<T>, which is 0 or 1.
@@ -313,7 +328,7 @@ func (r *Reader) Vector(f func(r *Reader)) {
 	if r.err != nil {
 		return
 	}
-	inner := Reader{b: b}
+	inner := Reader{b: b, alias: r.alias}
 	for !inner.Empty() {
 		before := len(inner.b)
 		f(&inner)
