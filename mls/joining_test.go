@@ -154,6 +154,34 @@ func TestGroupsThatCannotBeJoinedAreRefused(t *testing.T) {
 	}
 }
 
+// TestWelcomesAreDecodedStrictly has a committer encrypt what isn't well formed.
+func TestWelcomesAreDecodedStrictly(t *testing.T) {
+	f := newForgery(t)
+	joiner, kp, secrets := keyPackage(t, testSuite, "eve")
+	c, err := f.alice.Commit(nil, CommitOptions{Proposals: []Proposal{add(kp)}})
+	f.must(err)
+	random := f.alice.cfg.rand()
+	joinerSecret, psk := make(secret, testSuite.HashSize()), testSuite.zeroSecret()
+	for what, extra := range map[string][2][]byte{"group secrets": {{0}, nil}, "group info": {nil, {0}}} {
+		key, nonce := welcomeKey(testSuite, joinerSecret, psk)
+		w := &Welcome{CipherSuite: testSuite}
+		w.EncryptedGroupInfo, err = testSuite.aeadSeal(key, nonce, nil, append(codec.Marshal(c.GroupInfo()), extra[1]...))
+		f.must(err)
+		sealed, err := testSuite.EncryptWithLabel(random, kp.InitKey, labelWelcome, w.EncryptedGroupInfo,
+			append(codec.Marshal(GroupSecrets{JoinerSecret: joinerSecret}), extra[0]...))
+		f.must(err)
+		w.Secrets = []EncryptedGroupSecrets{{NewMember: kp.Ref(), Secrets: sealed}}
+		if _, err := JoinGroup(testConfig(), nil, joiner.signer, w, kp, secrets, fresh(t, c.Tree())); !errors.Is(err, codec.ErrTrailing) {
+			t.Errorf("%s: got %v, want ErrTrailing", what, err)
+		}
+	}
+	w, unknown := *c.Welcome(), *kp
+	w.CipherSuite, unknown.CipherSuite = 0x0a0a, 0x0a0a
+	if _, err := JoinGroup(testConfig(), nil, joiner.signer, &w, &unknown, secrets, fresh(t, c.Tree())); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("suite: got %v, want ErrUnsupported", err)
+	}
+}
+
 func TestWelcomeIsRefused(t *testing.T) {
 	f := newForgery(t)
 	joiner, kp, secrets := keyPackage(t, testSuite, "eve")

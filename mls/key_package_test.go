@@ -83,6 +83,7 @@ func TestKeyPackageRules(t *testing.T) {
 		{what: "extension not among the capabilities", section: "7.3", change: func(kp *KeyPackage) { kp.LeafNode.Extensions = Extensions{{0xff00, nil}} }},
 		{what: "leaf extension twice", section: "13.4", change: func(kp *KeyPackage) { kp.LeafNode.Extensions = Extensions{{1, nil}, {1, nil}} }},
 		{what: "extension twice", section: "13.4", change: func(kp *KeyPackage) { kp.Extensions = Extensions{{9, nil}, {9, nil}} }},
+		{what: "extension not listed by the leaf", section: "10", change: func(kp *KeyPackage) { kp.Extensions = Extensions{{0xf00d, nil}} }},
 		{what: "not yet valid", section: "7.3", change: func(kp *KeyPackage) { kp.LeafNode.Lifetime.NotBefore = uint64(now.Unix()) + 1 }},
 		{what: "expired", section: "7.3", change: func(kp *KeyPackage) { kp.LeafNode.Lifetime.NotAfter = uint64(now.Unix()) - 1 }},
 		{what: "lifetime too long", section: "7.2", change: func(kp *KeyPackage) { kp.LeafNode.Lifetime = Lifetime{0, 1<<64 - 1} }},

@@ -138,6 +138,7 @@ var proposalViolations = []violation{
 		return e.Set(ExtensionAppDataDictionary, codec.Marshal(AppDataDictionary{{0x8001, []byte("other")}}))
 	})},
 	{"5.3.1", "add: credential that names no client", everyone, nil, inKeyPackage(func(l *LeafNode) { l.Credential = BasicCredential([]byte("nameless")) })},
+	{sectionSelfRemove, "external commit: self_remove by value", everyone, nil, external(forged{}, (*forgery).externalInit, fixed(selfRemove()))},
 	{"12.2", "external_init by a member, alone", everyone, nil, func(f *forgery) *MLSMessage { return f.proposal(f.alice, f.externalInit()) }},
 	{"12.1.4", "nonce of a pre-shared key, alone", everyone, nil, func(f *forgery) *MLSMessage {
 		return f.proposal(f.alice, psk(PreSharedKeyID{Type: PSKExternal, ID: []byte("shared"), Nonce: make([]byte, 33)}))

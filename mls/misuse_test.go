@@ -115,6 +115,16 @@ func TestOwnCommitsKeepTheRules(t *testing.T) {
 	}
 }
 
+func TestOwnLeavesFitWhatTheCommitAsksFor(t *testing.T) {
+	r := newRoom(t, testSuite, nil)
+	dictionary := codec.Marshal(AppDataDictionary{{ComponentAppComponents, codec.Marshal(ComponentsList{0x8001})}})
+	_, err := r.members[0].Commit(nil, CommitOptions{Proposals: []Proposal{{Type: ProposalGroupContextExtensions,
+		GroupContextExtensions: &GroupContextExtensions{Extensions: Extensions{{ExtensionAppDataDictionary, dictionary}}}}}})
+	if !section(err, sectionNegotiation) {
+		t.Errorf("got %v, want a violation of %s", err, sectionNegotiation)
+	}
+}
+
 // TestExternalCommitsKeepTheRules is the same for who joins by an external commit.
 func TestExternalCommitsKeepTheRules(t *testing.T) {
 	f := newForgery(t)
@@ -344,6 +354,11 @@ func TestJoinersTakeOnlySelfRemoves(t *testing.T) {
 			t.Errorf("%s: accepted", what)
 		}
 	}
+	twice := []*MLSMessage{f.proposalWith(f.carol, selfRemove(), []byte("1")), f.proposalWith(f.carol, selfRemove(), []byte("2"))}
+	_, err = ExternalJoin(testConfig(), ExternalJoinOptions{GroupInfo: gi, Credential: BasicCredential([]byte("eve")), Signer: newSigner(t, testSuite), SelfRemoves: twice})
+	if !section(err, sectionSelfRemove) {
+		t.Errorf("two of one member: got %v, want a violation of %s", err, sectionSelfRemove)
+	}
 }
 
 func TestPreSharedKeysAreCounted(t *testing.T) {
@@ -444,4 +459,81 @@ func TestAppAckHasNoStateInTheGroup(t *testing.T) {
 	if _, err := (AppAckComponent{}).Update(nil, [][]byte{{0}}); !errors.Is(err, ErrMalformed) {
 		t.Errorf("got %v, want ErrMalformed", err)
 	}
+}
+
+func TestKEMOutputsOfAnotherLengthAreRefused(t *testing.T) {
+	for _, cs := range CipherSuites() {
+		pub, priv, err := cs.GenerateHPKEKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ct, err := cs.EncryptWithLabel(rand.Reader, pub, "l", nil, []byte("p"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := cs.params().kem
+		for _, enc := range [][]byte{nil, ct.KEMOutput[1:], append(slices.Clone(ct.KEMOutput), 0)} {
+			if shared, err := k.decap(priv, nil, enc); !errors.Is(err, ErrDecrypt) {
+				t.Errorf("%v: output of %d bytes: got %d bytes, %v, want ErrDecrypt", cs, len(enc), len(shared), err)
+			}
+		}
+		if _, err := k.public(priv[1:]); err == nil {
+			t.Errorf("%v: private key of %d bytes is accepted", cs, len(priv)-1)
+		}
+		if _, err := k.decap(priv[1:], nil, ct.KEMOutput); err == nil {
+			t.Errorf("%v: decapsulation with a private key of %d bytes", cs, len(priv)-1)
+		}
+	}
+}
+
+// strangers finds no client in dave's credential.
+type strangers struct{ testVerifier }
+
+func (v strangers) Identity(c Credential) ([]byte, error) {
+	if string(c.Identity) == "dave" {
+		return nil, errors.New("no name")
+	}
+	return v.testVerifier.Identity(c)
+}
+
+// TestGroupsFollowMembersWithNames: who are the members of a group is known by their names.
+func TestGroupsFollowMembersWithNames(t *testing.T) {
+	f := newForgery(t)
+	f.bob.cfg.Verifier = strangers{}
+	o := LinkOptions{Credential: BasicCredential([]byte("bob")), Signer: f.bob.signer}
+	if _, _, err := f.bob.NewBranch(nil, []byte("branch"), nil, o); !section(err, "5.3.1") {
+		t.Errorf("branch: got %v, want a violation of 5.3.1", err)
+	}
+	f.bob.cfg.Verifier = testVerifier{}
+	f.room.commit(f.alice, CommitOptions{Proposals: []Proposal{remove(f.dave.OwnLeaf())}})
+	f.room.commit(f.alice, CommitOptions{Proposals: []Proposal{{Type: ProposalReInit,
+		ReInit: &ReInit{GroupID: []byte("next"), Version: MLS10, CipherSuite: testSuite, Extensions: f.alice.Context().Extensions}}}})
+	f.bob.cfg.Verifier = nameless{}
+	if _, _, err := f.bob.NewSuccessor(nil, o); !section(err, "5.3.1") {
+		t.Errorf("successor: got %v, want a violation of 5.3.1", err)
+	}
+	if _, _, err := f.dave.NewSuccessor(nil, o); !errors.Is(err, ErrRemoved) {
+		t.Errorf("successor by a former member: got %v, want ErrRemoved", err)
+	}
+}
+
+// TestWithoutItsSignerAGroupOnlyReads: nothing is signed with another key than the leaf's.
+func TestWithoutItsSignerAGroupOnlyReads(t *testing.T) {
+	f := newForgery(t)
+	m, err := f.alice.Encrypt(nil, nil, []byte("x"))
+	f.must(err)
+	g, err := LoadGroup(testConfig(), nil, f.bob.store.all())
+	f.must(err)
+	before := whole(g)
+	for what, err := range map[string]error{
+		"message": second(g.Encrypt(nil, nil, nil)), "proposal": second(g.Propose(nil, nil, sharedPSK())),
+		"update": second(g.ProposeUpdate(nil, UpdateOptions{})), "commit": second(g.Commit(nil, CommitOptions{})),
+		"group info": second(g.GroupInfo(true, true)),
+	} {
+		if !errors.Is(err, ErrSigner) {
+			t.Errorf("%s: got %v, want ErrSigner", what, err)
+		}
+	}
+	unchanged(t, "bob", whole(g), before)
+	f.must(second(g.Receive(nil, m)))
 }

@@ -254,6 +254,9 @@ func TestValidationFindsBrokenTrees(t *testing.T) {
 		{"signature key used twice", "7.3", func(tt *testTree) {
 			l := tt.Leaf(5).clone()
 			l.SignatureKey = tt.Leaf(4).SignatureKey
+			if err := l.sign(testSuite, tt.rand, tt.signers[4], tt.groupID, 5); err != nil {
+				t.Fatal(err)
+			}
 			tt.setLeaf(5, l)
 		}},
 		{"leaf changed after signing", "7.3", func(tt *testTree) {

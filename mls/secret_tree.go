@@ -103,9 +103,6 @@ func (s *secretTree) peekNext(l LeafIndex, k ratchetKind) (*ratchetStep, error) 
 	var generation uint32
 	if r := s.ratchets[ratchetID{l, k}]; r != nil {
 		generation = r.generation
-		if r.exhausted {
-			return nil, fmt.Errorf("%w: all generations of leaf %d used", ErrGeneration, l)
-		}
 	}
 	return s.peek(l, k, generation, ratchetLimits{})
 }

@@ -200,9 +200,9 @@ func (p *publicState) checkExtensions(r *rules, cr *contextRules, ext Extensions
 		if t != ProposalAppDataUpdate {
 			continue
 		}
-		old, had := p.context.Extensions.Find(ExtensionAppDataDictionary)
-		data, has := ext.Find(ExtensionAppDataDictionary)
-		if had != has || !bytes.Equal(old, data) {
+		old, _ := p.context.Extensions.Find(ExtensionAppDataDictionary)
+		data, _ := ext.Find(ExtensionAppDataDictionary) // a dictionary is at least its length
+		if !bytes.Equal(old, data) {
 			return invalidBy(sectionAppData, "app_data_dictionary changed by group_context_extensions")
 		}
 	}

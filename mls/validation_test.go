@@ -586,7 +586,7 @@ var violations = []violation{
 	})},
 	{"12.1.2", "update", everyone, nil, external(forged{}, (*forgery).externalInit, func(f *forgery) Proposal { return f.update(f.carol, nil, nil) })},
 	{"12.2", "reinit", everyone, nil, external(forged{}, (*forgery).externalInit, fixed(reinit(nil)))},
-	{"12.1.3", "remove of a blank leaf", everyone, nil, external(forged{}, (*forgery).externalInit, fixed(remove(9)))},
+	{"12.1.3", "external commit: remove of a blank leaf", everyone, nil, external(forged{}, (*forgery).externalInit, fixed(remove(9)))},
 	{"7.3", "encryption key of the removed leaf", everyone, nil, func(f *forgery) *MLSMessage {
 		key := f.carol.state.tree.Leaf(2).EncryptionKey
 		return f.commit(forged{external: "carol", leaf: func(l *LeafNode) { l.EncryptionKey = key }, props: []Proposal{f.externalInit(), remove(2)}})

@@ -159,9 +159,6 @@ func (m *Welcome) decryptSecrets(ref []byte, initKey HPKEPrivateKey) (*GroupSecr
 
 // decryptGroupInfo opens the GroupInfo. Its signature isn't verified here: the key is in the tree.
 func (m *Welcome) decryptGroupInfo(joiner, psk secret) (*GroupInfo, error) {
-	if !m.CipherSuite.Supported() {
-		return nil, fmt.Errorf("mls: welcome: %w: %v", ErrUnsupported, m.CipherSuite)
-	}
 	key, nonce := welcomeKey(m.CipherSuite, joiner, psk)
 	plain, err := m.CipherSuite.aeadOpen(key, nonce, nil, m.EncryptedGroupInfo)
 	if err != nil {
