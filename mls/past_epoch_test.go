@@ -81,7 +81,7 @@ func TestPastEpochsHaveNoAgeIfThatIsWanted(t *testing.T) {
 // TestUndatedPastEpochsEndWhenTheyAreLoaded is about states of format 1.
 func TestUndatedPastEpochsEndWhenTheyAreLoaded(t *testing.T) {
 	s := make(saved)
-	s.read(t, savedState, "bob")
+	s.read(t, savedState(1), "bob")
 	now := time.Now()
 	cfg := testConfig()
 	cfg.Time = func() time.Time { return now }

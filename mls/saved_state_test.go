@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"flag"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -20,9 +21,10 @@ import (
 
 // update writes the saved state of stateFormat anew. The states of formats that a release has written stay as they are:
 // a new format gets a new folder, and this test goes on reading the old ones.
-var update = flag.Bool("update", false, "write testdata/state-v1 anew")
+var update = flag.Bool("update", false, "write the state of the present format anew")
 
-const savedState = "testdata/state-v1"
+// savedState is the folder of a format's states.
+func savedState(format int) string { return fmt.Sprintf("testdata/state-v%d", format) }
 
 // saved is a folder of states, each a file of keys and values in hexadecimal, and of what goes with them by name.
 type saved map[string]*memStore
@@ -105,19 +107,44 @@ func writeSavedState(t *testing.T) {
 		s["more"].Set([]byte("seed "+name), signer.(ed25519.PrivateKey).Seed())
 	}
 	s["more"].Set([]byte("authenticator"), alice.EpochAuthenticator())
-	s.write(t, savedState)
+
+	// Carol's state if she enters anew, and one of a group that has ended; both are of their own.
+	s["resync"] = f.carol.store.clone()
+	again := &client{name: "carol", signer: f.carol.signer, store: s["resync"]}
+	again.reload(t)
+	resync, err := again.Resync(again.store, ResyncOptions{GroupInfo: r.server.GroupInfo(), Tree: fresh(t, r.server.Tree())})
+	f.must(err)
+	more("resync", resync.Message())
+	other := newForgery(t)
+	other.room.commit(other.alice, CommitOptions{Proposals: []Proposal{{Type: ProposalReInit,
+		ReInit: &ReInit{GroupID: []byte("next"), Version: MLS10, CipherSuite: testSuite}}}})
+	s["ended"] = other.alice.store
+	s["more"].Set([]byte("seed ended"), other.alice.signer.(ed25519.PrivateKey).Seed())
+	s.write(t, savedState(stateFormat))
 }
 
-// TestStatesOfReleasedFormatsAreRead goes on from a state that was saved: nothing that a group needs was lost.
+// TestStatesOfReleasedFormatsAreRead goes on from states that were saved: nothing that a group needs was lost.
 func TestStatesOfReleasedFormatsAreRead(t *testing.T) {
 	if *update {
 		writeSavedState(t)
 	}
+	for format := 1; format <= stateFormat; format++ {
+		t.Run(savedState(format), func(t *testing.T) { readSavedState(t, format) })
+	}
+}
+
+func readSavedState(t *testing.T, format int) {
 	s := make(saved)
+	names := []string{"more", "alice", "bob", "carol", "dave", "server"}
+	if format > 1 {
+		names = append(names, "resync", "ended")
+	}
 	open := func() (*room, []byte) {
-		s.read(t, savedState, "more", "alice", "bob", "carol", "dave", "server")
+		s.read(t, savedState(format), names...)
 		r := &room{t: t, cs: testSuite, store: s["server"]}
-		server, err := LoadPublicGroup(publicConfig(), r.store.all())
+		cfg := publicConfig()
+		cfg.IgnoreLifetime = true // of the KeyPackage, which was made with the state
+		server, err := LoadPublicGroup(cfg, r.store.all())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,6 +152,7 @@ func TestStatesOfReleasedFormatsAreRead(t *testing.T) {
 		for _, name := range []string{"alice", "bob", "carol"} {
 			c := &client{name: name, signer: s.signer(name), store: s[name]}
 			c.reload(t)
+			c.cfg.MaxPastAge = -1 // the state may be older than that
 			r.members = append(r.members, c)
 		}
 		return r, []byte(s["more"].m["authenticator"])
@@ -139,8 +167,11 @@ func TestStatesOfReleasedFormatsAreRead(t *testing.T) {
 	r.check()
 	r.checkStores()
 	for _, c := range r.members {
-		if _, err := c.SafeExport(c.store, 0x8001); !errors.Is(err, ErrUnsupported) {
+		switch _, err := c.SafeExport(c.store, 0x8001); {
+		case format == 1 && !errors.Is(err, ErrUnsupported):
 			t.Errorf("secret of an epoch that was saved without them: got %v, want ErrUnsupported", err)
+		case format > 1 && err != nil:
+			t.Error(err)
 		}
 	}
 	alice, bob := r.members[0], r.members[1] // bob's state is sealed from the next epoch on
@@ -148,8 +179,8 @@ func TestStatesOfReleasedFormatsAreRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.checkStores()
-	if !allSealed(alice.store) || allSealed(bob.store) {
-		t.Error("not sealed after Reseal, or before")
+	if !allSealed(alice.store) || allSealed(bob.store) != (format > 1) {
+		t.Error("not sealed after Reseal, or before in format 1")
 	}
 	alice.reload(t)
 	if !bytes.Equal(alice.EpochAuthenticator(), authenticator) {
@@ -230,12 +261,12 @@ func TestStatesOfReleasedFormatsAreRead(t *testing.T) {
 		}
 	}
 	for kind := range keyLength {
-		if !kinds[kind] && !slices.Contains([]byte{keyStateSeal, keyEpochSeal, keyExport, keyReInit}, kind) { // format 1 hasn't these
+		if !kinds[kind] && !(format == 1 && slices.Contains([]byte{keyStateSeal, keyEpochSeal, keyExport, keyReInit, keyEntrance}, kind)) {
 			t.Errorf("no saved entry of kind %q", kind)
 		}
 	}
 	newer := s["alice"].clone()
-	newer.m["h"] = "\x00\x03" + newer.m["h"][2:]
+	newer.m["h"] = newer.m["h"][:1] + "\x03" + newer.m["h"][2:]
 	if _, err := LoadGroup(testConfig(), nil, newer.all()); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("state of a format to come: got %v, want ErrUnsupported", err)
 	}
@@ -246,6 +277,19 @@ func TestStatesOfReleasedFormatsAreRead(t *testing.T) {
 		t.Error("a removed member is active")
 	}
 	sameState(t, "dave", dump(dave.Group), dave.store.m)
+	if format == 1 {
+		return
+	}
+	carol := &client{name: "carol", signer: s.signer("carol"), store: s["resync"]}
+	carol.reload(t)
+	if p := carol.PendingResync(); p == nil || !bytes.Equal(codec.Marshal(p.Message()), []byte(s["more"].m["resync"])) {
+		t.Error("the resync isn't pending any more")
+	}
+	ended := &client{name: "ended", signer: s.signer("ended"), store: s["ended"]}
+	ended.reload(t)
+	if re := ended.ReInit(); re == nil || string(re.GroupID) != "next" {
+		t.Errorf("the group hasn't ended: %v", re)
+	}
 }
 
 func (s saved) signer(name string) crypto.Signer {

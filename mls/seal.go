@@ -1,6 +1,7 @@
 package mls
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/binary"
@@ -68,11 +69,33 @@ func (s *sealer) seal(b Batch) Batch {
 	return sealing{b, s}
 }
 
+// sealedHeader is set in the format with which a sealed header begins. The format stays in the clear, so that what a
+// later release has sealed is known for that.
+const sealedHeader = 1 << 15
+
 func (s *sealer) open(key, value []byte) ([]byte, error) {
+	var format []byte
+	if len(key) == 1 && key[0] == keyHeader {
+		if len(value) < 2 {
+			return value, nil // which isn't a header
+		}
+		f := binary.BigEndian.Uint16(value)
+		if !knownFormat(f &^ sealedHeader) {
+			return nil, fmt.Errorf("%w: state format %d", ErrUnsupported, f&^sealedHeader)
+		}
+		switch sealed := f&sealedHeader != 0; {
+		case sealed && s == nil:
+			return nil, fmt.Errorf("%w: the key that seals the state is missing", errState)
+		case !sealed:
+			return value, nil
+		}
+		format = binary.BigEndian.AppendUint16(nil, f&^sealedHeader)
+		key, value = append(bytes.Clone(key), value[:2]...), value[2:]
+	}
 	if s == nil {
 		return value, nil
 	}
-	plain, err := s.aead.Open(nil, nil, value, key)
+	plain, err := s.aead.Open(format, nil, value, key)
 	if err != nil {
 		return nil, fmt.Errorf("%w: its seal doesn't open", errState)
 	}
@@ -102,7 +125,12 @@ type sealing struct {
 
 // Set implements Batch.
 func (b sealing) Set(key, value []byte) {
-	b.Batch.Set(key, b.s.aead.Seal(make([]byte, 0, len(value)+b.s.aead.Overhead()), nil, value, key))
+	out, aad := make([]byte, 0, len(value)+b.s.aead.Overhead()), key
+	if len(key) == 1 && key[0] == keyHeader {
+		out = binary.BigEndian.AppendUint16(out, binary.BigEndian.Uint16(value)|sealedHeader)
+		aad, value = append(bytes.Clone(key), out...), value[2:]
+	}
+	b.Batch.Set(key, b.s.aead.Seal(out, nil, value, aad))
 }
 
 // epochSealers are the sealers that a new epoch begins with. They are made before the change begins, which can't fail
@@ -176,9 +204,6 @@ func (e *entries) unseal(sealed []entry) error {
 		s := e.stateSeal
 		if x.key[0] == keySecret || x.key[0] == keyPast {
 			s = e.epochSeals[binary.BigEndian.Uint64(x.key[1:])]
-		}
-		if s == nil && x.key[0] == keyHeader && len(x.value) > 0 && x.value[0] != 0 {
-			return fmt.Errorf("%w: the key that seals the state is missing", errState)
 		}
 		value, err := s.open(x.key, x.value)
 		if err == nil {

@@ -181,7 +181,8 @@ func TestEntriesCannotTakeEachOthersPlace(t *testing.T) {
 			}
 			s := alice.store.clone()
 			s.m[k], s.m[l] = s.m[l], s.m[k]
-			if _, err := LoadGroup(testConfig(), alice.signer, s.all()); !errors.Is(err, errState) {
+			_, err := LoadGroup(testConfig(), alice.signer, s.all())
+			if header := k == "h" || l == "h"; !errors.Is(err, errState) && !(header && errors.Is(err, ErrUnsupported)) {
 				t.Errorf("%q and %q exchanged: %v", k, l, err)
 			}
 			swapped++

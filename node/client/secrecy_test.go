@@ -145,6 +145,9 @@ func (w *witness) entry(key, value []byte) {
 		seal = string(prefix) + string(roomGroup) + "z" + string(name[1:9])
 	}
 	b := blob{bytes.Clone(name), bytes.Clone(value)}
+	if name[0] == 'h' { // begins with its format in the clear
+		b = blob{append(b.key, value[:2]...), b.value[2:]}
+	}
 	plain, ok := open32(w.keys[seal], b)
 	if !ok {
 		// Without secrets, because a former member has none: whether it is active, or how it came in.
