@@ -132,10 +132,7 @@ func (h *header) MarshalMLS(w *codec.Writer) {
 
 // UnmarshalMLS implements codec.Unmarshaler.
 func (h *header) UnmarshalMLS(r *codec.Reader) {
-	if f := r.Uint16(); r.Err() == nil && !knownFormat(f) {
-		r.Fail(fmt.Errorf("%w: state format %d", ErrUnsupported, f))
-		return
-	}
+	r.Uint16() // the format, which the sealer has looked at
 	h.kind = r.Uint8()
 	h.slots = r.Uint32()
 	h.context.UnmarshalMLS(r)
