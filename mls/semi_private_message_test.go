@@ -242,7 +242,6 @@ func TestHostileSemiPrivateMessagesAreRefused(t *testing.T) {
 
 // A group uses SemiPrivateMessages only if it requires them and names somebody to receive them.
 func TestSemiPrivateMessagesNeedTheGroupsConsent(t *testing.T) {
-	s := newSemiRoom(t, testSuite)
 	for name, edit := range map[string]func(f *forgery){
 		"no receivers": func(f *forgery) {
 			f.room.commit(f.bob, CommitOptions{Proposals: []Proposal{setTerms(ComponentExternalReceivers, ExternalReceivers{})}})
@@ -251,7 +250,7 @@ func TestSemiPrivateMessagesNeedTheGroupsConsent(t *testing.T) {
 			f.room.commit(f.bob, CommitOptions{Proposals: []Proposal{extensions(f, func(e Extensions) Extensions { return e.Remove(ExtensionRequiredWireFormats) })}})
 		},
 	} {
-		s = newSemiRoom(t, testSuite)
+		s := newSemiRoom(t, testSuite)
 		f := s.forgery
 		edit(f)
 		check := &violation{section: sectionSemiPrivate}
