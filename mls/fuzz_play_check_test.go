@@ -174,6 +174,7 @@ func (p *play) receive(g *playGroup, m *playMember, s *playMessage) {
 		switch {
 		case s.text != "":
 			p.refusedText(m, s, err)
+		case place && m.ReInit() != nil && errors.Is(err, ErrEnded):
 		case s.commit == nil && place && s.by != m && !(m.read[s] && errors.Is(err, ErrGeneration)):
 			p.Fatalf("%s refuses a proposal: %v", m.name, err)
 		case s.commit != nil && place && s.by != m && s.known(m.Pending()):

@@ -381,6 +381,9 @@ func newClient(i int, signer ed25519.PrivateKey) *client {
 // join has a client join by an external commit, which removes its former leaf.
 func (p *play) join(g *playGroup, client int) {
 	flags := p.next()
+	if g.server != nil && g.server.ReInit() != nil {
+		return // a GroupInfo doesn't show that its group has ended; the server doesn't give it out any more
+	}
 	p.serial++
 	signer := p.signer(client, p.serial)
 	o := ExternalJoinOptions{GroupInfo: g.current.info, Tree: fresh(p, g.current.tree), Credential: BasicCredential([]byte{byte('0' + client)}), Signer: signer}
@@ -433,7 +436,7 @@ func (p *play) restart(g *playGroup, m *playMember) {
 
 // outsider has the hub, or a client who isn't in the group, propose.
 func (p *play) outsider(g *playGroup) {
-	if g.server == nil {
+	if g.server == nil || g.server.ReInit() != nil {
 		return
 	}
 	id, epoch := g.server.GroupID(), g.server.Epoch()

@@ -240,7 +240,7 @@ func (p *play) run() {
 			}
 		}
 		for _, m := range g.members {
-			if m == nil || m.at() != g.history || len(m.Pending()) > 0 {
+			if m == nil || m.at() != g.history || len(m.Pending()) > 0 || m.ReInit() != nil {
 				continue
 			}
 			p.say(g, m)
