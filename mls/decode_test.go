@@ -241,7 +241,6 @@ func TestWhatIsNotOfItsTypeIsRefused(t *testing.T) {
 		{"tree of no nodes", new(RatchetTree), "\x00"},
 		{"tree that ends with a blank node", new(RatchetTree), "\x01\x00"},
 		{"parent where a leaf is", new(RatchetTree), "\x05\x01\x02\x00\x00\x00"},
-		{"state of another format", new(header), "\x00\x63"},
 	} {
 		t.Run(v.rule, func(t *testing.T) {
 			if err := codec.Unmarshal([]byte(v.in), v.into); err == nil {
