@@ -3,8 +3,9 @@
 // handshakes keep a PublicGroup, which checks all that public data shows. A Group writes each change of its state into
 // a Batch of the caller's, who makes it durable before a message goes out.
 //
-// Randomness and time come from Config and the options; their zero values are crypto/rand and time.Now. The
-// app_data_dictionary extension and the AppDataUpdate proposal are those of draft-ietf-mls-extensions.
+// Randomness and time come from Config and the options; their zero values are crypto/rand and time.Now. What goes
+// beyond the RFC is of draft-ietf-mls-extensions-10 (all but multi-credentials), draft-ietf-mls-pq-ciphersuites-06 and
+// draft-mahy-mls-semiprivatemessage-07.
 //
 // What was received is decoded, checked and applied in separate steps. Decoding is strict, trees and leaves that were
 // decoded aren't changed, and a check that fails leaves no trace.
