@@ -51,3 +51,12 @@ func TestComponentsUseKeysApart(t *testing.T) {
 		t.Errorf("former member decrypts: %v", err)
 	}
 }
+
+func TestComponentsSignOnlyWithASigner(t *testing.T) {
+	f := newForgery(t)
+	g, err := LoadGroup(testConfig(), nil, f.bob.store.all())
+	f.must(err)
+	if _, err := g.SafeSign(0x8001, "label", nil); !errors.Is(err, ErrSigner) {
+		t.Errorf("got %v, want ErrSigner", err)
+	}
+}

@@ -279,3 +279,51 @@ func sameClient(t *testing.T, c *client) (*client, *KeyPackage, *KeyPackageSecre
 	}
 	return c, kp, secrets
 }
+
+func TestFormerMembersNeitherCompareNorResync(t *testing.T) {
+	f := newForgery(t)
+	gone := f.dave
+	f.room.commit(f.alice, CommitOptions{Proposals: []Proposal{remove(gone.OwnLeaf())}})
+	if gone.Active() {
+		t.Fatal("still a member")
+	}
+	wantError(t, "authenticator", gone.CheckAuthenticator(gone.Epoch(), []byte("x")), ErrRemoved)
+	_, err := gone.Resync(gone.store, f.resyncOptions())
+	wantError(t, "resync", err, ErrRemoved)
+}
+
+func TestResyncIsIntoTheSameGroupAndLater(t *testing.T) {
+	f := newForgery(t)
+	bob := f.bob
+	other := f.resyncOptions()
+	gi := *other.GroupInfo
+	gi.GroupContext.CipherSuite = X25519_CHACHA20POLY1305_SHA256_Ed25519
+	other.GroupInfo = &gi
+	_, err := bob.Resync(bob.store, other)
+	wantError(t, "another suite", err, ErrMalformed)
+
+	before := f.resyncOptions()
+	p, err := f.carol.Resync(f.carol.store, f.resyncOptions())
+	f.must(err)
+	f.acceptResync(p)
+	f.carol.entrance.tried = 0 // as if another client's attempt had brought it in
+	_, err = f.carol.Resync(f.carol.store, before)
+	wantError(t, "group info from before it came in", err, ErrEpoch)
+}
+
+func TestCommitsAreAppliedOnceAndNotDuringAResync(t *testing.T) {
+	f := newForgery(t)
+	c, err := f.alice.Commit(f.alice.store, CommitOptions{})
+	f.must(err)
+	r, err := f.carol.Receive(f.carol.store, c.Message())
+	f.must(err)
+	_, err = f.carol.Resync(f.carol.store, f.resyncOptions())
+	f.must(err)
+	wantError(t, "during a resync", f.carol.Apply(f.carol.store, r.(*StagedCommit)), ErrResync)
+	f.must(f.carol.Drop(f.carol.store))
+	staged := r.(*StagedCommit)
+	staged.applied = true
+	wantError(t, "a second time", f.carol.Apply(f.carol.store, staged), ErrStaged)
+	staged.applied = false
+	f.must(f.carol.Apply(f.carol.store, staged))
+}

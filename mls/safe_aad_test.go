@@ -68,3 +68,11 @@ func TestSafeAADFramesAllThatIsAuthenticated(t *testing.T) {
 	r.check()
 	r.checkStores()
 }
+
+func TestWhatIsNoSafeAADIsRefused(t *testing.T) {
+	for _, aad := range []string{"", "\x05", "\x04\x00\x01\x02\x00", "\x00x"} {
+		if items, err := ParseSafeAAD([]byte(aad)); err == nil {
+			t.Errorf("%x is taken for %v", aad, items)
+		}
+	}
+}

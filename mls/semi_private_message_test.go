@@ -191,6 +191,7 @@ func TestHostileSemiPrivateMessagesAreRefused(t *testing.T) {
 		{"another nonce for the external receivers", semi, nil, serverOnly, semiForged{keys: func(k *messageKeys) { k.nonce = flip(k.nonce) }}},
 		{"another key for the external receivers", "", ErrDecrypt, serverOnly, semiForged{keys: func(k *messageKeys) { k.key = flip(k.key) }}},
 		{"short key for the external receivers", "", ErrMalformed, serverOnly, semiForged{keys: func(k *messageKeys) { k.key = k.key[1:] }}},
+		{"short nonce for the external receivers", "", ErrMalformed, serverOnly, semiForged{keys: func(k *messageKeys) { k.nonce = k.nonce[1:] }}},
 		{"ciphertext", "", ErrDecrypt, everyone, semiForged{after: func(m *SemiPrivateMessage) { m.Ciphertext = flip(m.Ciphertext) }}},
 		{"authenticated data", "", ErrDecrypt, everyone, semiForged{after: func(m *SemiPrivateMessage) { m.AuthenticatedData = []byte("x") }}},
 		{"padding", "", ErrMalformed, everyone, semiForged{pad: []byte{0, 1, 0}}},
@@ -265,5 +266,26 @@ func TestSemiPrivateMessagesNeedTheGroupsConsent(t *testing.T) {
 		check.check(t, name+": server", err)
 		f.alice.cfg.HandshakeFormat = WireFormatPublicMessage
 		f.room.commit(f.alice, CommitOptions{})
+	}
+}
+
+func TestGroupsDoNotBeginWithReceiversWithoutAKey(t *testing.T) {
+	bad := ExternalReceivers{{PublicKey: []byte("short"), Credential: BasicCredential([]byte("hub"))}}
+	d := AppDataDictionary{}.Set(ComponentExternalReceivers, codec.Marshal(bad))
+	_, err := NewGroup(testConfig(), nil, GroupOptions{GroupID: []byte("group"), Suite: testSuite, Credential: BasicCredential([]byte("alice")),
+		Signer: newSigner(t, testSuite), Extensions: Extensions{}.Set(ExtensionAppDataDictionary, codec.Marshal(d))})
+	(&violation{section: sectionSemiPrivate}).check(t, "founder", err)
+}
+
+func TestExternalReceiversAreBounded(t *testing.T) {
+	l := make(ExternalReceivers, maxValues+1)
+	for i := range l {
+		l[i] = ExternalReceiver{PublicKey: []byte{byte(i), byte(i >> 8)}, Credential: BasicCredential([]byte("hub"))}
+	}
+	if err := codec.Unmarshal(codec.Marshal(l[1:]), new(ExternalReceivers)); err != nil {
+		t.Error(err)
+	}
+	if err := codec.Unmarshal(codec.Marshal(l), new(ExternalReceivers)); err == nil {
+		t.Errorf("%d external receivers are taken", len(l))
 	}
 }
