@@ -89,8 +89,10 @@ func TestExpiredTokensAreRefused(t *testing.T) {
 	n := newNode(t, "alpha")
 	alice := newClient(t, n, "alice", "alice-laptop")
 	n.auth.mu.Lock()
-	for _, s := range n.auth.sessions {
-		s.expires = time.Now().Add(-time.Second)
+	for token, s := range n.auth.sessions { // a copy: who answered the login may still read it
+		over := *s
+		over.expires = time.Now().Add(-time.Second)
+		n.auth.sessions[token] = &over
 	}
 	n.auth.mu.Unlock()
 	if _, err := alice.api.Rooms(t.Context(), connect.NewRequest(&api.RoomsRequest{})); code(err) != "unauthenticated" {
