@@ -537,3 +537,15 @@ func TestWithoutItsSignerAGroupOnlyReads(t *testing.T) {
 	unchanged(t, "bob", whole(g), before)
 	f.must(second(g.Receive(nil, m)))
 }
+
+// TestPendingProposalsOfNobodyAreLeftOut: a stored proposal isn't believed to be a member's.
+func TestPendingProposalsOfNobodyAreLeftOut(t *testing.T) {
+	f := newForgery(t)
+	p := f.update(f.carol, nil, nil)
+	f.alice.state.addPending(discard{}, &pendingEntry{PendingProposal: PendingProposal{Ref: []byte("ref"), Sender: Sender{Type: SenderMember, Leaf: 9}, Proposal: p}})
+	c, err := f.alice.Commit(nil, CommitOptions{})
+	f.must(err)
+	if n := len(c.Info().Proposals); n != 0 {
+		t.Errorf("%d proposals committed, want none", n)
+	}
+}

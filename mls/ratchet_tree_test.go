@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -271,6 +272,18 @@ func TestValidationFindsBrokenTrees(t *testing.T) {
 		if v, ok := err.(*ValidationError); !ok || v.Section != c.section {
 			t.Errorf("%s: got %v, want a ValidationError of section %s", c.what, err, c.section)
 		}
+	}
+}
+
+func TestUnmergedLeavesAreBelowTheirNode(t *testing.T) {
+	tt := newTestTree(t, testSuite, 8)
+	tt.commit(t, 0)
+	tree := fresh(t, tt.RatchetTree)
+	p := *tree.slot(1).parent
+	p.UnmergedLeaves = []LeafIndex{2} // whose own ancestors say nothing against it
+	tree.setParent(1, &p)
+	if err := tree.checkUnmergedLeaves(); !section(err, "12.4.3.1") || !strings.Contains(err.Error(), "unmerged leaf 2 of node 1 is not a member below it") {
+		t.Errorf("got %v, want a violation of 12.4.3.1 that names leaf 2", err)
 	}
 }
 

@@ -319,20 +319,28 @@ func (f *finder) block(n ast.Node, ft *ast.FuncType, parent ast.Node) {
 				done = f.guard(x, parent, failure(c), "")
 			}
 		case *ast.ReturnStmt:
-			if len(x.Results) == 0 || done {
-				continue
-			}
-			last := x.Results[len(x.Results)-1]
-			if r := f.refusal(last); r != "" {
-				f.guard(x, parent, r, f.zero(ft, x))
-			} else if c, ok := last.(*ast.CallExpr); ok && returnsError(ft) && (callee(c) != "Errorf") && f.refusing[callee(c)] && onlyError(ft) || ok && returnsError(ft) && len(x.Results) > 1 && f.refusing[callee(c)] {
-				n := f.add("return " + callee(c))
-				f.before(last.Pos(), fmt.Sprintf("guardNil(%d, ", n))
-				f.after(last.End(), ")")
-			} else if ok && callee(c) == "Equal" && f.source(c.Fun) == "hmac.Equal" {
-				f.disjunct(last, f.add("hmac.Equal"), "|| ")
+			if len(x.Results) > 0 && !done {
+				f.returned(x, ft, parent)
 			}
 		}
+	}
+}
+
+// returned looks at what a function returns last: an error that is made here, one that a call makes, or a comparison.
+func (f *finder) returned(x *ast.ReturnStmt, ft *ast.FuncType, parent ast.Node) {
+	last := x.Results[len(x.Results)-1]
+	if r := f.refusal(last); r != "" {
+		f.guard(x, parent, r, f.zero(ft))
+		return
+	}
+	c, ok := last.(*ast.CallExpr)
+	switch {
+	case !ok:
+	case returnsError(ft) && callee(c) != "Errorf" && f.refusing[callee(c)] && (onlyError(ft) || len(x.Results) > 1):
+		f.before(last.Pos(), fmt.Sprintf("guardNil(%d, ", f.add("return "+callee(c))))
+		f.after(last.End(), ")")
+	case f.source(c.Fun) == "hmac.Equal":
+		f.switched(last, f.add("hmac.Equal"), "|| ")
 	}
 }
 
@@ -361,7 +369,7 @@ func (f *finder) literals(s ast.Stmt) {
 
 func (f *finder) ifStmt(x *ast.IfStmt, ft *ast.FuncType) {
 	f.block(x.Body, ft, x)
-	if c := checked(x); c != nil && f.refusing[callee(c)] && forwards(x.Body, ft) && f.refusalIn(x.Body) == "" {
+	if c := checked(x); c != nil && f.refusing[callee(c)] && f.forwards(x.Body, ft) {
 		f.conditions(x.Cond, "call "+callee(c))
 	}
 	switch e := x.Else.(type) {
@@ -370,15 +378,6 @@ func (f *finder) ifStmt(x *ast.IfStmt, ft *ast.FuncType) {
 	case *ast.BlockStmt:
 		f.block(e, ft, nil)
 	}
-}
-
-func (f *finder) refusalIn(b *ast.BlockStmt) string {
-	for _, s := range b.List {
-		if r, ok := s.(*ast.ReturnStmt); ok && len(r.Results) > 0 {
-			return f.refusal(r.Results[len(r.Results)-1])
-		}
-	}
-	return ""
 }
 
 // checked is the call of "if err := call(); err != nil".
@@ -398,13 +397,13 @@ func checked(x *ast.IfStmt) *ast.CallExpr {
 	return c
 }
 
-// forwards says whether a block returns an error.
-func forwards(b *ast.BlockStmt, ft *ast.FuncType) bool {
+// forwards says whether a block returns an error that isn't made in it.
+func (f *finder) forwards(b *ast.BlockStmt, ft *ast.FuncType) bool {
 	if !returnsError(ft) || len(b.List) == 0 {
 		return false
 	}
 	r, ok := b.List[len(b.List)-1].(*ast.ReturnStmt)
-	return ok && len(r.Results) > 0
+	return ok && len(r.Results) > 0 && f.refusal(r.Results[len(r.Results)-1]) == ""
 }
 
 // guard makes the refusal s conditional: through the condition of its if or case, or by itself. zero is the return that
@@ -438,7 +437,7 @@ func (f *finder) conditions(e ast.Expr, text string) {
 		}
 		return
 	}
-	f.disjunct(e, f.add(text), "&& !")
+	f.switched(e, f.add(text), "&& !")
 }
 
 func (f *finder) operand(e ast.Expr, text string) {
@@ -447,17 +446,17 @@ func (f *finder) operand(e ast.Expr, text string) {
 		f.operand(b.Y, text)
 		return
 	}
-	f.disjunct(e, f.add(text+" {"+f.source(e)+"}"), "&& !")
+	f.switched(e, f.add(text+" {"+f.source(e)+"}"), "&& !")
 }
 
-// disjunct has e ask the switch n too: "&& !" for a condition that refuses, "|| " for one that accepts.
-func (f *finder) disjunct(e ast.Expr, n int, op string) {
+// switched has e ask the switch n too: "&& !" for a condition that refuses, "|| " for one that accepts.
+func (f *finder) switched(e ast.Expr, n int, op string) {
 	f.before(e.Pos(), "((")
 	f.after(e.End(), fmt.Sprintf(") %sguardOff(%d))", op, n))
 }
 
-// zero is the text of a return of zero values, in place of r.
-func (f *finder) zero(ft *ast.FuncType, r *ast.ReturnStmt) string {
+// zero is the text of a return of zero values.
+func (f *finder) zero(ft *ast.FuncType) string {
 	var vals []string
 	for _, field := range ft.Results.List {
 		for range max(1, len(field.Names)) {
