@@ -97,6 +97,7 @@ func TestStatesSayWhatIsDamaged(t *testing.T) {
 		{"key that seals the state", false, set(key1(keyStateSeal), "short"), "sealing key of 5 bytes"},
 		{"key that seals an epoch", false, set(key64(keyEpochSeal, 1), "short"), "sealing key of 5 bytes"},
 		{"reinit", false, set(key1(keyReInit), "x"), "truncated"},
+		{"entrance", false, set(key1(keyEntrance), "\x00"), "truncated"},
 		{"sealed header without its key", false, func(s *memStore) { s.m["h"] = f.alice.store.m["h"] }, "the key that seals the state is missing"},
 		{"skipped key without its ratchet", false, set(append(key64(keySecret, f.alice.Epoch()), skippedKey(9, 1, 7)...),
 			strings.Repeat("x", testSuite.aeadKeySize()+testSuite.aeadNonceSize())), "ratchet of leaf 9 is missing"},

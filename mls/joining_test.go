@@ -59,6 +59,11 @@ func TestJoinersRefuseWhatIsWrong(t *testing.T) {
 				codec.Marshal(RequiredCapabilities{Extensions: []ExtensionType{0xf00d}}))
 			signed(gi)
 		}},
+		{sectionSemiPrivate, "key of an external receiver", func(gi *GroupInfo) {
+			gi.GroupContext.Extensions = gi.GroupContext.Extensions.Set(ExtensionAppDataDictionary, codec.Marshal(
+				AppDataDictionary(nil).Set(ComponentExternalReceivers, codec.Marshal(ExternalReceivers{{[]byte("short"), BasicCredential([]byte("hub"))}}))))
+			signed(gi)
+		}},
 		{"12.4.3.1", "blank signer", func(gi *GroupInfo) { gi.Signer = 9; signed(gi) }},
 		{"", "signature", func(gi *GroupInfo) { gi.Signature = flip(gi.Signature) }},
 		{"", "signature by another", func(gi *GroupInfo) { gi.Signer = 1; signed(gi) }},

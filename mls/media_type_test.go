@@ -108,3 +108,11 @@ func TestMediaTypesAreAskedForAndFramed(t *testing.T) {
 	must(bob.Apply(bob.store, got.(*StagedCommit)))
 	must(second(bob.Commit(bob.store, CommitOptions{})))
 }
+
+func TestMediaTypesOfLeavesAreWellFormed(t *testing.T) {
+	group := &terms{mediaTypes: MediaTypeList{{Type: "text/plain"}}}
+	l := &LeafNode{Extensions: Extensions{{ExtensionAppDataDictionary, codec.Marshal(AppDataDictionary(nil).Set(ComponentMediaTypes, []byte{9}))}}}
+	if err := group.checkMediaTypes(l); !section(err, sectionMediaTypes) || !errors.Is(err, codec.ErrTruncated) {
+		t.Errorf("got %v, want a violation of %s for its length", err, sectionMediaTypes)
+	}
+}

@@ -183,12 +183,14 @@ func TestTreeDecoderRefusesWrongForms(t *testing.T) {
 	leaf, parent, blank := tt.slot(0), tt.slot(1), treeSlot{}
 	disorder := treeSlot{parent: &ParentNode{EncryptionKey: parent.parent.EncryptionKey, UnmergedLeaves: []LeafIndex{1, 0}}}
 	twice := treeSlot{parent: &ParentNode{EncryptionKey: parent.parent.EncryptionKey, UnmergedLeaves: []LeafIndex{1, 1}}}
+	cut := append([]byte{nodeTypeLeaf}, make([]byte, 5)...)
 	for what, b := range map[string][]byte{
 		"no nodes":                     nodes(),
 		"blank node at the right end":  nodes(leaf, blank),
 		"only blank nodes":             nodes(blank, blank, blank),
 		"parent in a leaf's place":     nodes(parent, parent, leaf),
 		"leaf in a parent's place":     nodes(leaf, leaf, leaf),
+		"leaf that is cut off":         append([]byte{1 + byte(len(cut))}, append([]byte{1}, cut...)...),
 		"unmerged leaves out of order": nodes(leaf, disorder, leaf),
 		"unmerged leaf twice":          nodes(leaf, twice, leaf),
 		"too many slots":               nodes(append(make([]treeSlot, 2*maxLeafSlots), leaf)...),

@@ -258,6 +258,29 @@ func TestRejoinAfterRemovalAndAddition(t *testing.T) {
 	f.together(t)
 }
 
+// TestOthersWelcomesAndLeavesAreRefused: a client re-enters the same group, in place of the one leaf that is its own.
+func TestOthersWelcomesAndLeavesAreRefused(t *testing.T) {
+	f := newForgery(t)
+	g, err := NewGroup(testConfig(), nil, GroupOptions{GroupID: []byte("another"), Suite: testSuite, Credential: BasicCredential([]byte("eve")), Signer: newSigner(t, testSuite)})
+	f.must(err)
+	_, kp, secrets := sameClient(t, f.carol)
+	c, err := g.Commit(nil, CommitOptions{Proposals: []Proposal{add(kp)}})
+	f.must(err)
+	before := whole(f.carol.Group)
+	wantError(t, "welcome to another group", f.carol.Rejoin(f.carol.store, f.carol.signer, c.Welcome(), kp, secrets, fresh(t, c.Tree())), ErrMalformed)
+	unchanged(t, "carol", whole(f.carol.Group), before)
+
+	tree := f.carol.Tree().clone()
+	for _, i := range []LeafIndex{f.carol.OwnLeaf(), f.dave.OwnLeaf()} { // two of one credential, with other keys
+		l := f.carol.Tree().Leaf(f.carol.OwnLeaf()).clone()
+		l.SignatureKey = []byte{byte(i)}
+		tree.setLeaf(i, l)
+	}
+	if _, err := f.carol.formerLeaf(tree); !section(err, "12.2") {
+		t.Errorf("two leaves of the client: got %v, want a violation of 12.2", err)
+	}
+}
+
 // TestFormerMemberRejoins joins in place of what a removal has left.
 func TestFormerMemberRejoins(t *testing.T) {
 	f := newForgery(t)

@@ -241,6 +241,40 @@ func TestHostileSemiPrivateMessagesAreRefused(t *testing.T) {
 	}
 }
 
+// TestServersCheckSemiPrivateCommits: a commit's frame is held to the same rules as a proposal's.
+func TestServersCheckSemiPrivateCommits(t *testing.T) {
+	s := newSemiRoom(t, testSuite)
+	f := s.forgery
+	c, err := f.alice.Commit(nil, CommitOptions{})
+	f.must(err)
+	opened, err := f.room.receive(c.Message().SemiPrivate)
+	f.must(err)
+	hash := opened.tbsHash
+	opened.tbsHash = flip(hash)
+	if _, err := f.server.CheckSemiPrivateCommit(opened); !section(err, sectionSemiPrivate) {
+		t.Errorf("hash of what is signed: got %v, want a violation of %s", err, sectionSemiPrivate)
+	}
+	opened.tbsHash = hash
+	f.must(second(f.server.CheckSemiPrivateCommit(opened)))
+	f.must(f.alice.Drop(nil))
+	f.room.commit(f.bob, CommitOptions{Proposals: []Proposal{setTerms(ComponentExternalReceivers, s.receivers[:1])}})
+	if _, err := f.server.CheckSemiPrivateCommit(opened); !errors.Is(err, ErrEpoch) {
+		t.Errorf("commit of the epoch before: got %v, want ErrEpoch", err)
+	}
+}
+
+func TestKeysForReceiversAreDecodedStrictly(t *testing.T) {
+	s := newSemiRoom(t, testSuite)
+	m := s.seal(semiForged{}).SemiPrivate
+	plain, err := testSuite.DecryptWithLabel(s.keys[0], labelSemiPrivate, m.receiverContext(), m.Keys[0].Encrypted)
+	s.must(err)
+	m.Keys[0].Encrypted, err = testSuite.EncryptWithLabel(rand.Reader, s.receivers[0].PublicKey, labelSemiPrivate, m.receiverContext(), append(plain, 0))
+	s.must(err)
+	if _, err := m.Open(testSuite, &s.receivers[0], s.keys[0]); !errors.Is(err, codec.ErrTrailing) {
+		t.Errorf("got %v, want ErrTrailing", err)
+	}
+}
+
 // A group uses SemiPrivateMessages only if it requires them and names somebody to receive them.
 func TestSemiPrivateMessagesNeedTheGroupsConsent(t *testing.T) {
 	for name, edit := range map[string]func(f *forgery){
