@@ -10,6 +10,8 @@
 // What was received is decoded, checked and applied in separate steps. Decoding is strict, trees and leaves that were
 // decoded aren't changed, and a check that fails leaves no trace.
 //
+// Secrets are stored sealed. The few entries that Erasable names hold the keys, and need storage that really deletes.
+//
 // # Operational parameters
 //
 // What RFC 9750, Section 7 (Operational Requirements), wants defined, and how it is here. "Application" means that this
