@@ -123,3 +123,18 @@ func TestRemovesAreNotReplacedByWhatThePolicyRefuses(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestManyRemoveThemselvesAfterARestart(t *testing.T) {
+	r := newRoom(t, testSuite, nil)
+	alice := r.members[0]
+	leaving := r.add(alice, "b", "c", "d", "e", "f", "g", "h", "i", "j")
+	for _, c := range leaving {
+		r.propose(c.ProposeSelfRemove(c.store))
+	}
+	r.reload() // nothing is computed yet of what a check needs
+	r.commit(alice, CommitOptions{})
+	if n := alice.Tree().Count(); n != 1 {
+		t.Errorf("%d members, 1 wanted", n)
+	}
+	r.check()
+}

@@ -248,10 +248,19 @@ func (p *publicState) checkList(r *rules, list []resolved, committer LeafIndex, 
 		removes    = 0
 		ephemeral  = false
 	)
-	if _, err := p.contextRules(); err != nil { // computed now, and not by several goroutines
+	check := func(i int) error { return p.checkProposal(r, &list[i]) }
+	var adds []int // checked in parallel; what the others need of p may be computed only now
+	for i := range list {
+		if list[i].Proposal.Type == ProposalAdd {
+			adds = append(adds, i)
+		} else if err := check(i); err != nil {
+			return err
+		}
+	}
+	if _, err := p.contextRules(); err != nil {
 		return err
 	}
-	if err := parallel(len(list), func(i int) error { return p.checkProposal(r, &list[i]) }); err != nil {
+	if err := parallel(len(adds), func(k int) error { return check(adds[k]) }); err != nil {
 		return err
 	}
 	for i := range list {
