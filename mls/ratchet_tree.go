@@ -124,6 +124,7 @@ type RatchetTree struct {
 	slots      uint32 // leaf slots, a power of two
 	count      int    // members
 	firstBlank LeafIndex
+	end        LeafIndex               // past the last member; nothing but blank nodes is below a node whose leaves are past it
 	pages      [pageLevels][]*treePage // nil pages are blank
 	owner      atomic.Pointer[treeOwner]
 	dirty      []NodeIndex // changed since the tree was cloned or dirty was cleared; in any order, some more than once
@@ -228,7 +229,7 @@ func (t *RatchetTree) forgetHash(n NodeIndex) {
 // The clone's nodes count as unchanged.
 func (t *RatchetTree) clone() *RatchetTree {
 	t.owner.Store(nil)
-	c := &RatchetTree{slots: t.slots, count: t.count, firstBlank: t.firstBlank}
+	c := &RatchetTree{slots: t.slots, count: t.count, firstBlank: t.firstBlank, end: t.end}
 	for level, pages := range t.pages {
 		c.pages[level] = slices.Clone(pages)
 	}
@@ -342,6 +343,12 @@ func (t *RatchetTree) setLeaf(i LeafIndex, l *LeafNode) {
 	p, at := t.writable(i.node())
 	p.slots[at].leaf = packLeaf(l)
 	t.touch(i.node())
+	if l != nil {
+		t.end = max(t.end, i+1)
+	}
+	for t.end > 0 && !t.occupied(t.end-1) {
+		t.end--
+	}
 }
 
 func (t *RatchetTree) setParent(n NodeIndex, p *ParentNode) {
@@ -423,18 +430,7 @@ func (t *RatchetTree) updateLeaf(i LeafIndex, l *LeafNode) {
 func (t *RatchetTree) removeLeaf(i LeafIndex) {
 	t.setLeaf(i, nil)
 	t.blankPath(i)
-	slots := t.slots
-	last := LeafIndex(slots - 1)
-	for slots > 1 {
-		for last >= LeafIndex(slots/2) && !t.occupied(last) {
-			last--
-		}
-		if last >= LeafIndex(slots/2) {
-			break
-		}
-		slots /= 2
-	}
-	if slots != t.slots {
+	if slots := slotsFor(uint32(t.end)); slots != t.slots {
 		t.resize(slots)
 		t.firstBlank = min(t.firstBlank, LeafIndex(slots))
 	}
@@ -454,7 +450,7 @@ func (t *RatchetTree) appendResolution(out []NodeIndex, n NodeIndex) []NodeIndex
 			out = append(out, l.node())
 		}
 		return out
-	case n.isLeaf():
+	case n.isLeaf() || n.first() >= t.end:
 		return out
 	}
 	return t.appendResolution(t.appendResolution(out, n.left()), n.right())
@@ -464,7 +460,7 @@ func (t *RatchetTree) resolutionEmpty(n NodeIndex) bool {
 	if !t.blank(n) {
 		return false
 	}
-	return n.isLeaf() || t.resolutionEmpty(n.left()) && t.resolutionEmpty(n.right())
+	return n.isLeaf() || n.first() >= t.end || t.resolutionEmpty(n.left()) && t.resolutionEmpty(n.right())
 }
 
 // filteredDirectPath returns the nodes above a leaf whose child on the copath isn't empty, and those children, from
@@ -553,6 +549,7 @@ func (t *RatchetTree) load(n NodeIndex, s treeSlot) {
 	}
 	if s.leaf != nil {
 		t.count++
+		t.end = max(t.end, n.leaf()+1)
 	}
 	p.slots[at] = s
 }
@@ -588,7 +585,7 @@ func (t *RatchetTree) UnmarshalMLS(r *codec.Reader) {
 		r.Failf("tree of %d nodes is empty or ends with a blank node", n)
 		return
 	}
-	t.slots, t.count, t.firstBlank, t.pages, t.dirty = 0, 0, 0, [pageLevels][]*treePage{}, nil
+	t.slots, t.count, t.firstBlank, t.end, t.pages, t.dirty = 0, 0, 0, 0, [pageLevels][]*treePage{}, nil
 	t.owner.Store(nil)
 	t.resize(slotsFor(uint32(len(nodes)+2) / 2))
 	for n, s := range nodes {

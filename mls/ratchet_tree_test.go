@@ -62,6 +62,9 @@ func TestTreeStaysValidUnderRandomOperations(t *testing.T) {
 			if again.Count() != tt.Count() || again.Size() != tt.Size() {
 				t.Fatalf("step %d: %d members in %d slots, decoded %d in %d", step, tt.Count(), tt.Size(), again.Count(), again.Size())
 			}
+			if again.end != tt.end || !tt.occupied(tt.end-1) {
+				t.Fatalf("step %d: members end before %d, decoded %d", step, tt.end, again.end)
+			}
 			if err := again.validate(testSuite, tt.groupID, nil); err != nil {
 				t.Fatalf("seed %d step %d: %v", seed, step, err)
 			}
