@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/sha256"
 	"net/http"
 	"slices"
 	"strings"
@@ -264,14 +265,31 @@ func (a clientAPI) SubmitMessage(ctx context.Context, req *connect.Request[api.M
 
 // LastSent returns the last application message of the client in a group that this node knows of.
 func (a clientAPI) LastSent(ctx context.Context, req *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {
-	last, err := a.n.lastSent(sessionOf(ctx).client, req.Msg.Group)
+	last, err := a.n.lastSent(sessionOf(ctx).client, sha256.Sum256(req.Msg.Group))
 	if err != nil {
 		return nil, err
 	}
 	if last == nil {
 		return connect.NewResponse(new(api.LastSentResponse)), nil
 	}
-	return connect.NewResponse(&api.LastSentResponse{Known: true, Epoch: last.epoch, Generation: last.generation}), nil
+	return connect.NewResponse(&api.LastSentResponse{Known: true, Epoch: last.epoch, Generation: last.generation, Hash: last.hash}), nil
+}
+
+// NoteSent notes an application message that the client doesn't submit itself.
+func (a clientAPI) NoteSent(ctx context.Context, req *connect.Request[api.NoteSentRequest]) (*connect.Response[api.NoteSentResponse], error) {
+	var m mls.MLSMessage
+	if err := decode(req.Msg.Message, &m); err != nil {
+		return nil, err
+	}
+	if m.Private == nil {
+		return nil, refuse("malformed", "an application message is a PrivateMessage")
+	}
+	by := sessionOf(ctx).submitter()
+	by.generation = &req.Msg.Generation
+	if err := a.n.note(markOf(by, m.Private, messageHash(&m))); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(new(api.NoteSentResponse)), nil
 }
 
 // GroupInfo fetches what the client needs to join by an external commit from the room's hub.

@@ -17,6 +17,7 @@ type change struct {
 	batch  store.Batch
 	record roomRecord
 	peers  map[string]struct{} // the providers that get the entries, this one excepted
+	mark   *mark               // of the message that is logged, nil if there is none
 
 	welcomed map[mimi.URI]struct{} // local clients with a new Welcome
 	joined   map[mimi.URI]struct{} // local clients that joined by themselves
@@ -56,7 +57,12 @@ func (c *change) answer(hash []byte, seq, time uint64, response codec.Marshaler)
 // apply makes the change visible in the store. r.mu is held; the caller releases it and calls finish.
 func (c *change) apply() (wait func() error, err error) {
 	c.batch.Set(roomKey(c.r.uri), codec.Marshal(c.record))
+	unlock, err := c.n.raise(&c.batch, c.mark)
+	if err != nil {
+		return nil, err // a message has changed nothing in memory
+	}
 	wait, err = c.n.store.Apply(&c.batch)
+	unlock()
 	if err != nil {
 		// The group in memory may be ahead of the store.
 		c.r.broken = err

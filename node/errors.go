@@ -47,6 +47,7 @@ var statuses = map[string]struct {
 	"wrongProvider":   {connect.CodeInvalidArgument, http.StatusMisdirectedRequest},
 	"notFound":        {connect.CodeNotFound, http.StatusNotFound},
 	"notAllowed":      {connect.CodePermissionDenied, http.StatusForbidden},
+	"keyUsed":         {connect.CodeAlreadyExists, http.StatusConflict},
 	"alreadyExists":   {connect.CodeAlreadyExists, http.StatusConflict},
 	"tokenUnknown":    {connect.CodePermissionDenied, http.StatusForbidden},
 	"tokenUsed":       {connect.CodePermissionDenied, http.StatusForbidden},

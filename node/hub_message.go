@@ -2,6 +2,7 @@ package node
 
 import (
 	"crypto/rand"
+	"errors"
 	"slices"
 
 	"github.com/parley-mls/parley/authority"
@@ -34,6 +35,7 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 		return n.refuseMessage(by, uri, refuse("notAllowed", "%s doesn't speak for %s", by.name(), req.Sender))
 	}
 	hash := messageHash(m)
+	mark := markOf(by, m.Private, hash)
 	var resp *mimi.SubmitMessageResponse
 	var seq uint64
 	ordered := false
@@ -64,10 +66,7 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 			return nil, nil
 		}
 		c := n.begin(r, who.peers)
-		if err := n.noteSent(&c.batch, by, m.Private); err != nil {
-			return nil, err
-		}
-		ordered = true
+		c.mark, ordered = mark, true
 		time := now()
 		seq = c.log(codec.Marshal(&mimi.FanoutMessage{Timestamp: time, Message: m}))
 		resp = &mimi.SubmitMessageResponse{Code: mimi.SubmitAccepted, AcceptedTimestamp: time}
@@ -76,7 +75,7 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 		return c, nil
 	})
 	if !ordered { // its key is used all the same
-		if err := n.noteSentAlone(by, m.Private); err != nil {
+		if err := n.note(mark); err != nil && !errors.Is(err, errKeyUsed) {
 			return nil, 0, err
 		}
 	}

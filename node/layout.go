@@ -1,6 +1,7 @@
 package node
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -171,16 +172,27 @@ func (m *memberRecord) UnmarshalMLS(r *codec.Reader) {
 type sentRecord struct {
 	epoch      uint64
 	generation uint32
+	hash       []byte // SHA-256 of the MLSMessage; nil if only its key is known
+}
+
+// before says whether a key is later than the record's.
+func (v *sentRecord) before(epoch uint64, generation uint32) bool {
+	return v.epoch < epoch || v.epoch == epoch && v.generation < generation
 }
 
 func (v sentRecord) MarshalMLS(w *codec.Writer) {
 	w.Uint64(v.epoch)
 	w.Uint32(v.generation)
+	w.Raw(v.hash)
 }
 
 func (v *sentRecord) UnmarshalMLS(r *codec.Reader) {
 	v.epoch = r.Uint64()
 	v.generation = r.Uint32()
+	v.hash = nil
+	if !r.Empty() {
+		v.hash = r.Raw(sha256.Size)
+	}
 }
 
 // refRecord says whose KeyPackage a KeyPackageRef names: a client's of this node, which only a hub of provider has

@@ -42,7 +42,7 @@ const (
 type Node struct {
 	cfg      Config
 	log      *slog.Logger
-	store    *store.Pebble
+	store    store.Store
 	embedded *authority.Embedded
 	service  authority.Service
 	trust    *authority.TrustStore
@@ -60,6 +60,7 @@ type Node struct {
 	listeners      *listeners
 	welcomeNumbers numbers
 	claims         claims
+	marks          marks
 	ownBundle      atomic.Pointer[authority.Bundle]
 	removals       chan struct{} // has a value if rooms are to be searched for revoked clients
 
@@ -97,8 +98,9 @@ func open(cfg Config, log *slog.Logger, openStore func(store.Options) (*store.Pe
 		refusals: rate.Sometimes{First: 5, Interval: 10 * time.Second},
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
-	var err error
-	if n.store, err = openStore(store.Options{Log: log}); err == nil {
+	db, err := openStore(store.Options{Log: log})
+	if err == nil {
+		n.store = db
 		err = n.open()
 	}
 	if err != nil {

@@ -99,7 +99,7 @@ func (n *Node) proxyMessage(ctx context.Context, by submitter, room mimi.URI, bo
 		return n.refuseMessage(by, room, refuse("notAllowed", "%s doesn't speak for %s", by.client, req.Sender))
 	}
 	if m := req.Message; m != nil && m.Private != nil {
-		if err := n.noteSentAlone(by, m.Private); err != nil {
+		if err := n.note(markOf(by, m.Private, messageHash(m))); err != nil {
 			return nil, 0, err
 		}
 	}

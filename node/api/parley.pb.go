@@ -28,7 +28,7 @@ const (
 )
 
 // ErrorInfo is the detail of every error: a stable code such as "malformed", "tooLarge", "unauthenticated",
-// "revoked", "notAllowed", "notFound", "unapprovedPeer", "hubUnreachable", "tokenUsed", "tokenExpired".
+// "revoked", "notAllowed", "notFound", "keyUsed", "unapprovedPeer", "hubUnreachable", "tokenUsed", "tokenExpired".
 type ErrorInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
@@ -759,7 +759,8 @@ type MimiRequest struct {
 	Room  string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"` // mimi://<hub>/r/<room>
 	Body  []byte                 `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"` // KeyMaterialRequest, UpdateRequest, SubmitMessageRequest or GroupInfoRequest
 	// SubmitMessage: the generation of the message's key (RFC 9420, Section 9.1), which its ciphertext hides. The node
-	// keeps the last epoch and generation of the client, durable before the message goes on.
+	// keeps the last epoch and generation of the client, durable before the message goes on. Without it, for a message
+	// that NoteSent has noted or that is of another client, nothing is noted.
 	Generation    *uint32 `protobuf:"varint,3,opt,name=generation,proto3,oneof" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -865,6 +866,7 @@ type LastSentResponse struct {
 	Known         bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"` // false: the node has seen none
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Generation    uint32                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"` // SHA-256 of the MLSMessage
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -920,6 +922,101 @@ func (x *LastSentResponse) GetGeneration() uint32 {
 	return 0
 }
 
+func (x *LastSentResponse) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+type NoteSentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Message       []byte                 `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"` // MLSMessage
+	Generation    uint32                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NoteSentRequest) Reset() {
+	*x = NoteSentRequest{}
+	mi := &file_parley_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NoteSentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NoteSentRequest) ProtoMessage() {}
+
+func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NoteSentRequest.ProtoReflect.Descriptor instead.
+func (*NoteSentRequest) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *NoteSentRequest) GetMessage() []byte {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *NoteSentRequest) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type NoteSentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NoteSentResponse) Reset() {
+	*x = NoteSentResponse{}
+	mi := &file_parley_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NoteSentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NoteSentResponse) ProtoMessage() {}
+
+func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NoteSentResponse.ProtoReflect.Descriptor instead.
+func (*NoteSentResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{19}
+}
+
 type MimiResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"` // the endpoint's response struct
@@ -930,7 +1027,7 @@ type MimiResponse struct {
 
 func (x *MimiResponse) Reset() {
 	*x = MimiResponse{}
-	mi := &file_parley_proto_msgTypes[18]
+	mi := &file_parley_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1039,7 @@ func (x *MimiResponse) String() string {
 func (*MimiResponse) ProtoMessage() {}
 
 func (x *MimiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[18]
+	mi := &file_parley_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1052,7 @@ func (x *MimiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MimiResponse.ProtoReflect.Descriptor instead.
 func (*MimiResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{18}
+	return file_parley_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MimiResponse) GetBody() []byte {
@@ -981,7 +1078,7 @@ type HubSenderRequest struct {
 
 func (x *HubSenderRequest) Reset() {
 	*x = HubSenderRequest{}
-	mi := &file_parley_proto_msgTypes[19]
+	mi := &file_parley_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1090,7 @@ func (x *HubSenderRequest) String() string {
 func (*HubSenderRequest) ProtoMessage() {}
 
 func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[19]
+	mi := &file_parley_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1103,7 @@ func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderRequest.ProtoReflect.Descriptor instead.
 func (*HubSenderRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{19}
+	return file_parley_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HubSenderRequest) GetCipherSuite() uint32 {
@@ -1025,7 +1122,7 @@ type HubSenderResponse struct {
 
 func (x *HubSenderResponse) Reset() {
 	*x = HubSenderResponse{}
-	mi := &file_parley_proto_msgTypes[20]
+	mi := &file_parley_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1134,7 @@ func (x *HubSenderResponse) String() string {
 func (*HubSenderResponse) ProtoMessage() {}
 
 func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[20]
+	mi := &file_parley_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1147,7 @@ func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderResponse.ProtoReflect.Descriptor instead.
 func (*HubSenderResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{20}
+	return file_parley_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *HubSenderResponse) GetExternalSender() []byte {
@@ -1071,7 +1168,7 @@ type CreateRoomRequest struct {
 
 func (x *CreateRoomRequest) Reset() {
 	*x = CreateRoomRequest{}
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1180,7 @@ func (x *CreateRoomRequest) String() string {
 func (*CreateRoomRequest) ProtoMessage() {}
 
 func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1193,7 @@ func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomRequest.ProtoReflect.Descriptor instead.
 func (*CreateRoomRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{21}
+	return file_parley_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateRoomRequest) GetRoom() string {
@@ -1128,7 +1225,7 @@ type CreateRoomResponse struct {
 
 func (x *CreateRoomResponse) Reset() {
 	*x = CreateRoomResponse{}
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1237,7 @@ func (x *CreateRoomResponse) String() string {
 func (*CreateRoomResponse) ProtoMessage() {}
 
 func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1250,7 @@ func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomResponse.ProtoReflect.Descriptor instead.
 func (*CreateRoomResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{22}
+	return file_parley_proto_rawDescGZIP(), []int{24}
 }
 
 type RoomsRequest struct {
@@ -1164,7 +1261,7 @@ type RoomsRequest struct {
 
 func (x *RoomsRequest) Reset() {
 	*x = RoomsRequest{}
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1273,7 @@ func (x *RoomsRequest) String() string {
 func (*RoomsRequest) ProtoMessage() {}
 
 func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1286,7 @@ func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsRequest.ProtoReflect.Descriptor instead.
 func (*RoomsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{23}
+	return file_parley_proto_rawDescGZIP(), []int{25}
 }
 
 type RoomsResponse struct {
@@ -1201,7 +1298,7 @@ type RoomsResponse struct {
 
 func (x *RoomsResponse) Reset() {
 	*x = RoomsResponse{}
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1310,7 @@ func (x *RoomsResponse) String() string {
 func (*RoomsResponse) ProtoMessage() {}
 
 func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1323,7 @@ func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsResponse.ProtoReflect.Descriptor instead.
 func (*RoomsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{24}
+	return file_parley_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RoomsResponse) GetRooms() []*Room {
@@ -1247,7 +1344,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1356,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1369,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{25}
+	return file_parley_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Room) GetRoom() string {
@@ -1306,7 +1403,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1415,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1428,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{26}
+	return file_parley_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Cursor) GetRoom() string {
@@ -1358,7 +1455,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1467,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1480,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{27}
+	return file_parley_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SubscribeRequest) GetCursors() []*Cursor {
@@ -1410,7 +1507,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1519,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1532,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{28}
+	return file_parley_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SubscribeResponse) GetEvents() []*Event {
@@ -1460,7 +1557,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1569,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1582,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{29}
+	return file_parley_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -1570,7 +1667,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1679,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1692,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{30}
+	return file_parley_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *LogEntry) GetRoom() string {
@@ -1631,7 +1728,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1740,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1753,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{31}
+	return file_parley_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Welcome) GetNumber() uint64 {
@@ -1696,7 +1793,7 @@ type TrustChange struct {
 
 func (x *TrustChange) Reset() {
 	*x = TrustChange{}
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +1805,7 @@ func (x *TrustChange) String() string {
 func (*TrustChange) ProtoMessage() {}
 
 func (x *TrustChange) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +1818,7 @@ func (x *TrustChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustChange.ProtoReflect.Descriptor instead.
 func (*TrustChange) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{32}
+	return file_parley_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TrustChange) GetDomain() string {
@@ -1739,7 +1836,7 @@ type Live struct {
 
 func (x *Live) Reset() {
 	*x = Live{}
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +1848,7 @@ func (x *Live) String() string {
 func (*Live) ProtoMessage() {}
 
 func (x *Live) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +1861,7 @@ func (x *Live) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Live.ProtoReflect.Descriptor instead.
 func (*Live) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{33}
+	return file_parley_proto_rawDescGZIP(), []int{35}
 }
 
 type AcknowledgeRequest struct {
@@ -1778,7 +1875,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +1887,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +1900,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{34}
+	return file_parley_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AcknowledgeRequest) GetCursors() []*Cursor {
@@ -1835,7 +1932,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +1944,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +1957,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{35}
+	return file_parley_proto_rawDescGZIP(), []int{37}
 }
 
 var File_parley_proto protoreflect.FileDescriptor
@@ -1914,13 +2011,20 @@ const file_parley_proto_rawDesc = "" +
 	"generation\x88\x01\x01B\r\n" +
 	"\v_generation\"'\n" +
 	"\x0fLastSentRequest\x12\x14\n" +
-	"\x05group\x18\x01 \x01(\fR\x05group\"^\n" +
+	"\x05group\x18\x01 \x01(\fR\x05group\"r\n" +
 	"\x10LastSentResponse\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\bR\x05known\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\rR\n" +
-	"generation\"4\n" +
+	"generation\x12\x12\n" +
+	"\x04hash\x18\x04 \x01(\fR\x04hash\"K\n" +
+	"\x0fNoteSentRequest\x12\x18\n" +
+	"\amessage\x18\x01 \x01(\fR\amessage\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\rR\n" +
+	"generation\"\x12\n" +
+	"\x10NoteSentResponse\"4\n" +
 	"\fMimiResponse\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\"5\n" +
@@ -1976,7 +2080,7 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Enrol\x12\x17.parley.v1.EnrolRequest\x1a\x18.parley.v1.EnrolResponse\x12=\n" +
 	"\x06Bundle\x12\x18.parley.v1.BundleRequest\x1a\x19.parley.v1.BundleResponse\x12F\n" +
 	"\tChallenge\x12\x1b.parley.v1.ChallengeRequest\x1a\x1c.parley.v1.ChallengeResponse\x12O\n" +
-	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xd7\a\n" +
+	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\x9c\b\n" +
 	"\rClientService\x12:\n" +
 	"\x05Renew\x12\x17.parley.v1.RenewRequest\x1a\x18.parley.v1.EnrolResponse\x12@\n" +
 	"\aBundles\x12\x19.parley.v1.BundlesRequest\x1a\x1a.parley.v1.BundlesResponse\x12a\n" +
@@ -1989,7 +2093,8 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Rooms\x12\x17.parley.v1.RoomsRequest\x1a\x18.parley.v1.RoomsResponse\x129\n" +
 	"\x06Update\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12@\n" +
 	"\rSubmitMessage\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12C\n" +
-	"\bLastSent\x12\x1a.parley.v1.LastSentRequest\x1a\x1b.parley.v1.LastSentResponse\x12<\n" +
+	"\bLastSent\x12\x1a.parley.v1.LastSentRequest\x1a\x1b.parley.v1.LastSentResponse\x12C\n" +
+	"\bNoteSent\x12\x1a.parley.v1.NoteSentRequest\x1a\x1b.parley.v1.NoteSentResponse\x12<\n" +
 	"\tGroupInfo\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12H\n" +
 	"\tSubscribe\x12\x1b.parley.v1.SubscribeRequest\x1a\x1c.parley.v1.SubscribeResponse0\x01\x12L\n" +
 	"\vAcknowledge\x12\x1d.parley.v1.AcknowledgeRequest\x1a\x1e.parley.v1.AcknowledgeResponseB+Z)github.com/parley-mls/parley/node/api;apib\x06proto3"
@@ -2006,7 +2111,7 @@ func file_parley_proto_rawDescGZIP() []byte {
 	return file_parley_proto_rawDescData
 }
 
-var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_parley_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                  // 0: parley.v1.ErrorInfo
 	(*EnrolRequest)(nil),               // 1: parley.v1.EnrolRequest
@@ -2026,34 +2131,36 @@ var file_parley_proto_goTypes = []any{
 	(*MimiRequest)(nil),                // 15: parley.v1.MimiRequest
 	(*LastSentRequest)(nil),            // 16: parley.v1.LastSentRequest
 	(*LastSentResponse)(nil),           // 17: parley.v1.LastSentResponse
-	(*MimiResponse)(nil),               // 18: parley.v1.MimiResponse
-	(*HubSenderRequest)(nil),           // 19: parley.v1.HubSenderRequest
-	(*HubSenderResponse)(nil),          // 20: parley.v1.HubSenderResponse
-	(*CreateRoomRequest)(nil),          // 21: parley.v1.CreateRoomRequest
-	(*CreateRoomResponse)(nil),         // 22: parley.v1.CreateRoomResponse
-	(*RoomsRequest)(nil),               // 23: parley.v1.RoomsRequest
-	(*RoomsResponse)(nil),              // 24: parley.v1.RoomsResponse
-	(*Room)(nil),                       // 25: parley.v1.Room
-	(*Cursor)(nil),                     // 26: parley.v1.Cursor
-	(*SubscribeRequest)(nil),           // 27: parley.v1.SubscribeRequest
-	(*SubscribeResponse)(nil),          // 28: parley.v1.SubscribeResponse
-	(*Event)(nil),                      // 29: parley.v1.Event
-	(*LogEntry)(nil),                   // 30: parley.v1.LogEntry
-	(*Welcome)(nil),                    // 31: parley.v1.Welcome
-	(*TrustChange)(nil),                // 32: parley.v1.TrustChange
-	(*Live)(nil),                       // 33: parley.v1.Live
-	(*AcknowledgeRequest)(nil),         // 34: parley.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 35: parley.v1.AcknowledgeResponse
+	(*NoteSentRequest)(nil),            // 18: parley.v1.NoteSentRequest
+	(*NoteSentResponse)(nil),           // 19: parley.v1.NoteSentResponse
+	(*MimiResponse)(nil),               // 20: parley.v1.MimiResponse
+	(*HubSenderRequest)(nil),           // 21: parley.v1.HubSenderRequest
+	(*HubSenderResponse)(nil),          // 22: parley.v1.HubSenderResponse
+	(*CreateRoomRequest)(nil),          // 23: parley.v1.CreateRoomRequest
+	(*CreateRoomResponse)(nil),         // 24: parley.v1.CreateRoomResponse
+	(*RoomsRequest)(nil),               // 25: parley.v1.RoomsRequest
+	(*RoomsResponse)(nil),              // 26: parley.v1.RoomsResponse
+	(*Room)(nil),                       // 27: parley.v1.Room
+	(*Cursor)(nil),                     // 28: parley.v1.Cursor
+	(*SubscribeRequest)(nil),           // 29: parley.v1.SubscribeRequest
+	(*SubscribeResponse)(nil),          // 30: parley.v1.SubscribeResponse
+	(*Event)(nil),                      // 31: parley.v1.Event
+	(*LogEntry)(nil),                   // 32: parley.v1.LogEntry
+	(*Welcome)(nil),                    // 33: parley.v1.Welcome
+	(*TrustChange)(nil),                // 34: parley.v1.TrustChange
+	(*Live)(nil),                       // 35: parley.v1.Live
+	(*AcknowledgeRequest)(nil),         // 36: parley.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 37: parley.v1.AcknowledgeResponse
 }
 var file_parley_proto_depIdxs = []int32{
-	25, // 0: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
-	26, // 1: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
-	29, // 2: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
-	30, // 3: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
-	31, // 4: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
-	32, // 5: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
-	33, // 6: parley.v1.Event.live:type_name -> parley.v1.Live
-	26, // 7: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	27, // 0: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
+	28, // 1: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
+	31, // 2: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
+	32, // 3: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
+	33, // 4: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
+	34, // 5: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
+	35, // 6: parley.v1.Event.live:type_name -> parley.v1.Live
+	28, // 7: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
 	1,  // 8: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
 	3,  // 9: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
 	5,  // 10: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
@@ -2063,35 +2170,37 @@ var file_parley_proto_depIdxs = []int32{
 	12, // 14: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
 	14, // 15: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
 	15, // 16: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	19, // 17: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	21, // 18: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	23, // 19: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	21, // 17: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	23, // 18: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	25, // 19: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
 	15, // 20: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
 	15, // 21: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
 	16, // 22: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
-	15, // 23: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
-	27, // 24: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	34, // 25: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 26: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 27: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 28: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 29: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 30: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 31: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 32: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	18, // 33: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	18, // 34: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	20, // 35: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	22, // 36: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	24, // 37: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	18, // 38: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	18, // 39: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	17, // 40: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
-	18, // 41: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	28, // 42: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	35, // 43: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	26, // [26:44] is the sub-list for method output_type
-	8,  // [8:26] is the sub-list for method input_type
+	18, // 23: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
+	15, // 24: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
+	29, // 25: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	36, // 26: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 27: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 28: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 29: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 30: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 31: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	11, // 32: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	13, // 33: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	20, // 34: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	20, // 35: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	22, // 36: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	24, // 37: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	26, // 38: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	20, // 39: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	20, // 40: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	17, // 41: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	19, // 42: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
+	20, // 43: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	30, // 44: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	37, // 45: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	27, // [27:46] is the sub-list for method output_type
+	8,  // [8:27] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -2103,7 +2212,7 @@ func file_parley_proto_init() {
 		return
 	}
 	file_parley_proto_msgTypes[15].OneofWrappers = []any{}
-	file_parley_proto_msgTypes[29].OneofWrappers = []any{
+	file_parley_proto_msgTypes[31].OneofWrappers = []any{
 		(*Event_Entry)(nil),
 		(*Event_Welcome)(nil),
 		(*Event_Trust)(nil),
@@ -2115,7 +2224,7 @@ func file_parley_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_proto_rawDesc), len(file_parley_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

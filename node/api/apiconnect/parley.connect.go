@@ -77,6 +77,8 @@ const (
 	ClientServiceSubmitMessageProcedure = "/parley.v1.ClientService/SubmitMessage"
 	// ClientServiceLastSentProcedure is the fully-qualified name of the ClientService's LastSent RPC.
 	ClientServiceLastSentProcedure = "/parley.v1.ClientService/LastSent"
+	// ClientServiceNoteSentProcedure is the fully-qualified name of the ClientService's NoteSent RPC.
+	ClientServiceNoteSentProcedure = "/parley.v1.ClientService/NoteSent"
 	// ClientServiceGroupInfoProcedure is the fully-qualified name of the ClientService's GroupInfo RPC.
 	ClientServiceGroupInfoProcedure = "/parley.v1.ClientService/GroupInfo"
 	// ClientServiceSubscribeProcedure is the fully-qualified name of the ClientService's Subscribe RPC.
@@ -264,11 +266,14 @@ type ClientServiceClient interface {
 	Rooms(context.Context, *connect.Request[api.RoomsRequest]) (*connect.Response[api.RoomsResponse], error)
 	// Update submits a handshake (MIMI update). Idempotent: the same bytes get the first answer again.
 	Update(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
-	// SubmitMessage submits an application message (MIMI submitMessage). Idempotent like Update.
+	// SubmitMessage submits an application message (MIMI submitMessage). Idempotent like Update. It fails with "keyUsed" for
+	// a generation that isn't after that of another message that this client submitted.
 	SubmitMessage(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	// LastSent returns the last application message of this client in a group that the node has seen submitted. A client
 	// whose state was restored from an old copy learns from it that it mustn't go on from there.
 	LastSent(context.Context, *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error)
+	// NoteSent notes an application message like SubmitMessage does, for one that leaves the client some other way.
+	NoteSent(context.Context, *connect.Request[api.NoteSentRequest]) (*connect.Response[api.NoteSentResponse], error)
 	// GroupInfo fetches what an external join needs (MIMI groupInfo).
 	GroupInfo(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	// Subscribe streams what is new for this client, in order per room, from the cursors given. It ends only on error.
@@ -354,6 +359,12 @@ func NewClientServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(clientServiceMethods.ByName("LastSent")),
 			connect.WithClientOptions(opts...),
 		),
+		noteSent: connect.NewClient[api.NoteSentRequest, api.NoteSentResponse](
+			httpClient,
+			baseURL+ClientServiceNoteSentProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("NoteSent")),
+			connect.WithClientOptions(opts...),
+		),
 		groupInfo: connect.NewClient[api.MimiRequest, api.MimiResponse](
 			httpClient,
 			baseURL+ClientServiceGroupInfoProcedure,
@@ -388,6 +399,7 @@ type clientServiceClient struct {
 	update             *connect.Client[api.MimiRequest, api.MimiResponse]
 	submitMessage      *connect.Client[api.MimiRequest, api.MimiResponse]
 	lastSent           *connect.Client[api.LastSentRequest, api.LastSentResponse]
+	noteSent           *connect.Client[api.NoteSentRequest, api.NoteSentResponse]
 	groupInfo          *connect.Client[api.MimiRequest, api.MimiResponse]
 	subscribe          *connect.Client[api.SubscribeRequest, api.SubscribeResponse]
 	acknowledge        *connect.Client[api.AcknowledgeRequest, api.AcknowledgeResponse]
@@ -448,6 +460,11 @@ func (c *clientServiceClient) LastSent(ctx context.Context, req *connect.Request
 	return c.lastSent.CallUnary(ctx, req)
 }
 
+// NoteSent calls parley.v1.ClientService.NoteSent.
+func (c *clientServiceClient) NoteSent(ctx context.Context, req *connect.Request[api.NoteSentRequest]) (*connect.Response[api.NoteSentResponse], error) {
+	return c.noteSent.CallUnary(ctx, req)
+}
+
 // GroupInfo calls parley.v1.ClientService.GroupInfo.
 func (c *clientServiceClient) GroupInfo(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
 	return c.groupInfo.CallUnary(ctx, req)
@@ -483,11 +500,14 @@ type ClientServiceHandler interface {
 	Rooms(context.Context, *connect.Request[api.RoomsRequest]) (*connect.Response[api.RoomsResponse], error)
 	// Update submits a handshake (MIMI update). Idempotent: the same bytes get the first answer again.
 	Update(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
-	// SubmitMessage submits an application message (MIMI submitMessage). Idempotent like Update.
+	// SubmitMessage submits an application message (MIMI submitMessage). Idempotent like Update. It fails with "keyUsed" for
+	// a generation that isn't after that of another message that this client submitted.
 	SubmitMessage(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	// LastSent returns the last application message of this client in a group that the node has seen submitted. A client
 	// whose state was restored from an old copy learns from it that it mustn't go on from there.
 	LastSent(context.Context, *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error)
+	// NoteSent notes an application message like SubmitMessage does, for one that leaves the client some other way.
+	NoteSent(context.Context, *connect.Request[api.NoteSentRequest]) (*connect.Response[api.NoteSentResponse], error)
 	// GroupInfo fetches what an external join needs (MIMI groupInfo).
 	GroupInfo(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	// Subscribe streams what is new for this client, in order per room, from the cursors given. It ends only on error.
@@ -569,6 +589,12 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(clientServiceMethods.ByName("LastSent")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clientServiceNoteSentHandler := connect.NewUnaryHandler(
+		ClientServiceNoteSentProcedure,
+		svc.NoteSent,
+		connect.WithSchema(clientServiceMethods.ByName("NoteSent")),
+		connect.WithHandlerOptions(opts...),
+	)
 	clientServiceGroupInfoHandler := connect.NewUnaryHandler(
 		ClientServiceGroupInfoProcedure,
 		svc.GroupInfo,
@@ -611,6 +637,8 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 			clientServiceSubmitMessageHandler.ServeHTTP(w, r)
 		case ClientServiceLastSentProcedure:
 			clientServiceLastSentHandler.ServeHTTP(w, r)
+		case ClientServiceNoteSentProcedure:
+			clientServiceNoteSentHandler.ServeHTTP(w, r)
 		case ClientServiceGroupInfoProcedure:
 			clientServiceGroupInfoHandler.ServeHTTP(w, r)
 		case ClientServiceSubscribeProcedure:
@@ -668,6 +696,10 @@ func (UnimplementedClientServiceHandler) SubmitMessage(context.Context, *connect
 
 func (UnimplementedClientServiceHandler) LastSent(context.Context, *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.LastSent is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) NoteSent(context.Context, *connect.Request[api.NoteSentRequest]) (*connect.Response[api.NoteSentResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.NoteSent is not implemented"))
 }
 
 func (UnimplementedClientServiceHandler) GroupInfo(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
