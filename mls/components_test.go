@@ -92,3 +92,30 @@ func TestComponentsBringPreSharedKeys(t *testing.T) {
 	r.check()
 	r.talk()
 }
+
+func TestAppDataUpdateNeedsSupportOfAllWhoStay(t *testing.T) {
+	r := newRoom(t, testSuite, nil)
+	alice := r.members[0]
+	r.add(alice, "bob")
+	old, kp, secrets := keyPackage(t, testSuite, "old client")
+	f := &forgery{TB: t, room: r, alice: alice}
+	p := f.keyPackage("old client", old.signer, func(k *KeyPackage) {
+		k.InitKey, k.LeafNode.EncryptionKey = kp.InitKey, kp.LeafNode.EncryptionKey
+		k.LeafNode.Capabilities.Proposals = nil
+	})
+	c := r.commit(alice, CommitOptions{Proposals: []Proposal{p}, TreeInWelcome: true})
+	g, err := JoinGroup(testConfig(), old.store, old.signer, c.Welcome(), &p.Add.KeyPackage, secrets, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.Group = g
+	r.members = append(r.members, old)
+	_, err = alice.Commit(alice.store, CommitOptions{Proposals: []Proposal{appData(0x8001, "x")}})
+	var ve *ValidationError
+	if !errors.As(err, &ve) || ve.Section != "12.2" {
+		t.Errorf("got %v, want a violation of 12.2", err)
+	}
+	r.commit(alice, CommitOptions{Proposals: []Proposal{appData(0x8001, "x"), remove(old.OwnLeaf())}})
+	r.check()
+	r.checkStores()
+}

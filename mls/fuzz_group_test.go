@@ -13,7 +13,7 @@ import (
 // with their signature.
 func FuzzReceive(f *testing.F) {
 	fixture := newForgery(f)
-	for _, v := range allViolations() {
+	for _, v := range violations {
 		m := v.message(newForgery(f))
 		if m.Public == nil {
 			continue

@@ -1,9 +1,5 @@
 package mls
 
-import (
-	"github.com/parley-mls/parley/mls/codec"
-)
-
 func withExternalPath(edit func(*LeafNode)) func(*forgery) *MLSMessage {
 	return external(forged{leaf: edit}, (*forgery).externalInit)
 }
@@ -27,6 +23,92 @@ func inRequest(edit func(*LeafNode)) func(*forgery) *MLSMessage {
 // leafViolations are rules on leaves wherever they come from: an Update, an Add, a member's path and the path of an
 // external commit.
 var leafViolations = []violation{
+	{"7.3", "update: signature", everyone, ErrSignature, func(f *forgery) *MLSMessage {
+		p := f.update(f.carol, nil, nil)
+		p.Update.LeafNode.Signature = flip(p.Update.LeafNode.Signature)
+		return f.proposal(f.carol, p)
+	}},
+	{"7.3", "update: signed for another leaf", everyone, ErrSignature, func(f *forgery) *MLSMessage {
+		p := f.update(f.carol, nil, nil)
+		f.must(p.Update.LeafNode.sign(testSuite, f.alice.cfg.rand(), f.carol.signer, f.carol.GroupID(), 0))
+		return f.proposal(f.carol, p)
+	}},
+	{"7.3", "update: source", everyone, nil, withUpdate(func(l *LeafNode) { l.Source = LeafNodeCommit })},
+	{"7.3", "update: encryption key unchanged", everyone, nil, func(f *forgery) *MLSMessage {
+		old := f.carol.state.tree.Leaf(f.carol.OwnLeaf()).EncryptionKey
+		return f.proposal(f.carol, f.update(f.carol, nil, func(l *LeafNode) { l.EncryptionKey = old }))
+	}},
+	{"7.2", "update: credential type not listed", everyone, nil, withUpdate(func(l *LeafNode) { l.Capabilities.Credentials = nil })},
+	{"7.2", "update: version not listed", everyone, nil, withUpdate(func(l *LeafNode) { l.Capabilities.Versions = nil })},
+	{"7.2", "update: suite not listed", everyone, nil, withUpdate(func(l *LeafNode) { l.Capabilities.CipherSuites = nil })},
+	{"7.3", "update: extension not listed", everyone, nil, withUpdate(func(l *LeafNode) { l.Extensions = Extensions{{Type: 0xf00d}} })},
+	{"7.3", "update: encryption key is not a key", everyone, nil, withUpdate(func(l *LeafNode) { l.EncryptionKey = []byte("short") })},
+	{"5.3.1", "update: credential", everyone, nil, withUpdate(func(l *LeafNode) { l.Credential = BasicCredential([]byte("bad carol")) })},
+	{"5.3.1", "update: successor names another client", everyone, nil, withUpdate(func(l *LeafNode) { l.Credential = BasicCredential([]byte("eve")) })},
+	{"11.1", "update alone: required capability", serverOnly, nil, withUpdate(func(l *LeafNode) { l.Capabilities.Proposals = nil })},
+	{"11.1", "committed update: required capability", everyone, nil, func(f *forgery) *MLSMessage {
+		m := f.proposal(f.carol, f.update(f.carol, nil, func(l *LeafNode) { l.Capabilities.Proposals = nil }))
+		return f.commit(forged{refs: [][]byte{f.slip(m)}})
+	}},
+	{"7.3", "path: signature", everyone, ErrSignature, withPath(func(p *UpdatePath) { p.LeafNode.Signature = flip(p.LeafNode.Signature) })},
+	{"7.3", "path: source", everyone, nil, withLeaf(func(l *LeafNode) { l.Source = LeafNodeUpdate })},
+	{"7.3", "path: encryption key unchanged", everyone, nil, func(f *forgery) *MLSMessage {
+		old := f.alice.state.tree.Leaf(0).EncryptionKey
+		return f.commit(forged{leaf: func(l *LeafNode) { l.EncryptionKey = old }})
+	}},
+	{"7.2", "path: credential type not listed", everyone, nil, withLeaf(func(l *LeafNode) { l.Capabilities.Credentials = nil })},
+	{"7.3", "path: extension not listed", everyone, nil, withLeaf(func(l *LeafNode) { l.Extensions = Extensions{{Type: 0xf00d}} })},
+	{"11.1", "path: required capability", everyone, nil, withLeaf(func(l *LeafNode) { l.Capabilities.Extensions = nil })},
+	{"5.3.1", "path: credential", everyone, nil, withLeaf(func(l *LeafNode) { l.Credential = BasicCredential([]byte("bad")) })},
+	{"5.3.1", "path: successor names another client", everyone, nil, withLeaf(func(l *LeafNode) { l.Credential = BasicCredential([]byte("bob")) })},
+	{"7.3", "path: signature key of another member", everyone, nil, func(f *forgery) *MLSMessage {
+		key := f.bob.state.tree.Leaf(1).SignatureKey
+		return f.commit(forged{leafKey: f.bob.signer, template: func(l *LeafNode) { l.SignatureKey = key }})
+	}},
+
+	{"7.3", "path: encryption key is not a key", everyone, nil, withLeaf(func(l *LeafNode) { l.EncryptionKey = []byte("short") })},
+
+	// KeyPackages.
+	{"10.1", "add: suite", everyone, nil, func(f *forgery) *MLSMessage {
+		_, kp, _ := keyPackage(f.TB, X25519_CHACHA20POLY1305_SHA256_Ed25519, "new")
+		return f.commit(forged{props: []Proposal{add(kp)}, noPath: true})
+	}},
+	{"10.1", "add: version", everyone, nil, withKeyPackage(func(kp *KeyPackage) { kp.Version = 2 })},
+	{"10.1", "add: init key is the encryption key", everyone, nil, withKeyPackage(func(kp *KeyPackage) { kp.InitKey = kp.LeafNode.EncryptionKey })},
+	{"10.1", "add: init key is not a key", everyone, nil, withKeyPackage(func(kp *KeyPackage) { kp.InitKey = []byte("short") })},
+	{"10.1", "add: signature", everyone, ErrSignature, func(f *forgery) *MLSMessage {
+		p := f.keyPackage("new", nil, nil)
+		p.Add.KeyPackage.Signature = flip(p.Add.KeyPackage.Signature)
+		return f.commit(forged{props: []Proposal{p}, noPath: true})
+	}},
+	{"7.3", "add: leaf's signature", everyone, ErrSignature, func(f *forgery) *MLSMessage {
+		p := f.keyPackage("new", nil, nil)
+		p.Add.KeyPackage.LeafNode.Signature = flip(p.Add.KeyPackage.LeafNode.Signature)
+		return f.commit(forged{props: []Proposal{p}, noPath: true})
+	}},
+	{"7.3", "add: source", everyone, nil, withKeyPackage(func(kp *KeyPackage) { kp.LeafNode.Source = LeafNodeUpdate })},
+	{"7.2", "add: suite not listed", everyone, nil, withKeyPackage(func(kp *KeyPackage) { kp.LeafNode.Capabilities.CipherSuites = nil })},
+	{"7.2", "add: lifetime too long", everyone, nil, withKeyPackage(func(kp *KeyPackage) { kp.LeafNode.Lifetime = Lifetime{0, 1 << 62} })},
+	{"7.3", "add: lifetime over", serverOnly, nil, withKeyPackage(func(kp *KeyPackage) { kp.LeafNode.Lifetime = Lifetime{0, 1} })},
+	{"7.3", "add: extension of the leaf not listed", everyone, nil, withKeyPackage(func(kp *KeyPackage) { kp.LeafNode.Extensions = Extensions{{Type: 0xf00d}} })},
+	{"11.1", "add: required capability", everyone, nil, withKeyPackage(func(kp *KeyPackage) { kp.LeafNode.Capabilities.Proposals = nil })},
+	{"5.3.1", "add: credential", everyone, nil, withKeyPackage(func(kp *KeyPackage) { kp.LeafNode.Credential = BasicCredential([]byte("bad")) })},
+	{"7.3", "add: credential type that a member doesn't support", everyone, nil, withKeyPackage(func(kp *KeyPackage) {
+		kp.LeafNode.Credential = X509Credential([][]byte{{1}})
+		kp.LeafNode.Capabilities.Credentials = []CredentialType{CredentialX509}
+	})},
+	{"7.3", "add: signature key of a member", everyone, nil, func(f *forgery) *MLSMessage {
+		return f.commit(forged{props: []Proposal{f.keyPackage("new", f.bob.signer, nil)}, noPath: true})
+	}},
+	{"7.3", "add: encryption key of a member", everyone, nil, func(f *forgery) *MLSMessage {
+		key := f.bob.state.tree.Leaf(1).EncryptionKey
+		return f.commit(forged{props: []Proposal{f.keyPackage("new", nil, func(kp *KeyPackage) { kp.LeafNode.EncryptionKey = key })}, noPath: true})
+	}},
+	{"7.3", "add: encryption key of a parent node", everyone, nil, func(f *forgery) *MLSMessage {
+		key := f.bob.state.tree.publicKey(3)
+		return f.commit(forged{props: []Proposal{f.keyPackage("new", nil, func(kp *KeyPackage) { kp.LeafNode.EncryptionKey = key })}, noPath: true})
+	}},
+
 	{"13.4", "update: extension twice", everyone, nil, withUpdate(twice)},
 	{"7.2", "path: version not listed", everyone, nil, withLeaf(noVersions)},
 	{"7.2", "path: suite not listed", everyone, nil, withLeaf(noSuites)},
@@ -92,71 +174,4 @@ var leafViolations = []violation{
 	{"7.6", "external commit: encrypted path secret missing", everyone, nil, external(forged{path: func(p *UpdatePath) {
 		p.Nodes[0].Secrets = nil
 	}}, (*forgery).externalInit)},
-}
-
-// proposalViolations are further rules on proposals and their senders.
-var proposalViolations = []violation{
-	{"", "application data in a public message", everyone, ErrMalformed, func(f *forgery) *MLSMessage {
-		m := f.proposal(f.alice, remove(1))
-		m.Public.Content = FramedContent{GroupID: f.alice.GroupID(), Epoch: f.alice.Epoch(), Sender: Sender{Type: SenderMember},
-			ContentType: ContentApplication, ApplicationData: []byte("x")}
-		return m
-	}},
-	{"6.1", "sender of no type", everyone, nil, func(f *forgery) *MLSMessage {
-		m := f.request(newSigner(f.TB, testSuite), remove(1))
-		m.Public.Content.Sender = Sender{Type: 9}
-		return m
-	}},
-	{"", "proposal's signature", everyone, ErrSignature, func(f *forgery) *MLSMessage {
-		m := f.proposal(f.alice, remove(1))
-		m.Public.Signature = flip(m.Public.Signature)
-		return f.tagged(f.alice, m)
-	}},
-	{"", "proposal's membership tag", membersOnly, ErrMembershipTag, func(f *forgery) *MLSMessage {
-		m := f.proposal(f.alice, remove(1))
-		m.Public.MembershipTag = flip(m.Public.MembershipTag)
-		return m
-	}},
-	{"", "proposal of a past epoch", everyone, ErrEpoch, func(f *forgery) *MLSMessage {
-		m := f.proposal(f.alice, remove(1))
-		f.room.commit(f.bob, CommitOptions{})
-		return m
-	}},
-	{"12.1.3", "remove of a leaf that is blank, alone", everyone, nil, func(f *forgery) *MLSMessage { return f.proposal(f.alice, remove(9)) }},
-	{"12.1.3", "remove of a member that is gone", everyone, nil, func(f *forgery) *MLSMessage {
-		f.room.commit(f.alice, CommitOptions{Proposals: []Proposal{remove(1)}})
-		f.bob = f.carol
-		return f.commit(forged{props: []Proposal{remove(1)}})
-	}},
-	{"12.1.8", "external_init by an external sender", everyone, nil, func(f *forgery) *MLSMessage {
-		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), nil, f.externalInit())
-		f.must(err)
-		return m
-	}},
-	{"", "proposal of a type that isn't known", everyone, ErrUnsupported, commitOf(Proposal{Type: 0xf00d})},
-	{sectionAppData, "dictionary's data changed by group_context_extensions", everyone, nil, withExtensions(func(e Extensions) Extensions {
-		return e.Set(ExtensionAppDataDictionary, codec.Marshal(AppDataDictionary{{0x8001, []byte("other")}}))
-	})},
-	{"5.3.1", "add: credential that names no client", everyone, nil, inKeyPackage(func(l *LeafNode) { l.Credential = BasicCredential([]byte("nameless")) })},
-	{sectionSelfRemove, "external commit: self_remove by value", everyone, nil, external(forged{}, (*forgery).externalInit, fixed(selfRemove()))},
-	{"12.2", "external_init by a member, alone", everyone, nil, func(f *forgery) *MLSMessage { return f.proposal(f.alice, f.externalInit()) }},
-	{"12.1.4", "nonce of a pre-shared key, alone", everyone, nil, func(f *forgery) *MLSMessage {
-		return f.proposal(f.alice, psk(PreSharedKeyID{Type: PSKExternal, ID: []byte("shared"), Nonce: make([]byte, 33)}))
-	}},
-	{"12.4.2", "resumption key of an epoch that isn't kept", membersOnly, nil, commitOf(psk(PreSharedKeyID{
-		Type: PSKResumption, Usage: UsageApplication, GroupID: []byte("group"), Epoch: 77}))},
-	{"12.4.2", "resumption key of another group", membersOnly, nil, commitOf(psk(PreSharedKeyID{
-		Type: PSKResumption, Usage: UsageApplication, GroupID: []byte("other"), Epoch: 1}))},
-	{"13.4", "malformed required_capabilities", everyone, nil, withExtensions(func(e Extensions) Extensions { return e.Set(ExtensionRequiredCapabilities, []byte{9}) })},
-	{"5.3.1", "credential of an external sender, alone", everyone, nil, func(f *forgery) *MLSMessage {
-		return f.proposal(f.alice, extensions(f, func(e Extensions) Extensions {
-			return e.Set(ExtensionExternalSenders, codec.Marshal(ExternalSenders{{SignatureKey: []byte("x"), Credential: BasicCredential([]byte("bad"))}}))
-		}))
-	}},
-	{"6.1", "external sender of a group that has none", everyone, nil, func(f *forgery) *MLSMessage {
-		f.room.commit(f.alice, CommitOptions{Proposals: []Proposal{extensions(f, func(e Extensions) Extensions { return e.Remove(ExtensionExternalSenders) })}})
-		m, err := ExternalProposal(testSuite, f.alice.cfg.rand(), f.hub, 0, f.alice.GroupID(), f.alice.Epoch(), nil, remove(1))
-		f.must(err)
-		return m
-	}},
 }

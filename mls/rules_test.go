@@ -170,7 +170,7 @@ func TestEveryRuleNamesItsTest(t *testing.T) {
 		}
 	}
 	seen := make(map[string]bool)
-	for _, v := range allViolations() {
+	for _, v := range violations {
 		name := strings.ReplaceAll(v.section+" "+v.rule, " ", "_")
 		if seen[name] {
 			t.Errorf("two rows %q", name)
