@@ -114,6 +114,7 @@ func (g *Group) commit(b Batch, o CommitOptions) (*PendingCommit, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer psk.erase()
 	c := &PendingCommit{evolution: e, signer: o.Signer}
 	newSigner := signer
 	commit := &Commit{Proposals: refs}
@@ -311,9 +312,11 @@ func (g *Group) try(r *rules, list []resolved) (*evolution, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, _, err := g.pskSecret(list); err != nil {
+	psk, _, err := g.pskSecret(list)
+	if err != nil {
 		return nil, err
 	}
+	psk.erase()
 	before, err := g.state.contextRules()
 	if err != nil {
 		return nil, err
@@ -431,6 +434,7 @@ func derivePSK(cfg Config, cs CipherSuite, ids []PreSharedKeyID, resumption func
 			}
 		}
 		if in[i].psk != nil {
+			defer in[i].psk.erase()
 			continue
 		}
 		if cfg.PSK == nil {
@@ -555,6 +559,7 @@ func (g *Group) Drop(b Batch) error {
 		if key := g.entrance.resync.newLeaf().SignatureKey; !bytes.Equal(key, g.state.tree.Leaf(g.own).SignatureKey) {
 			delete(g.signers, string(key))
 		}
+		g.entrance.resync.erase()
 		g.entrance.resync = nil
 		g.entrance.save(g.sealer.seal(orDiscard(b)))
 		return nil

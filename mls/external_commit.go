@@ -123,6 +123,7 @@ func externalJoin(cfg Config, o ExternalJoinOptions, former *Group) (*PendingJoi
 	if err != nil {
 		return nil, err
 	}
+	defer psk.erase()
 	signatureKey, err := cs.SignaturePublicKey(o.Signer.Public())
 	if err != nil {
 		return nil, err
@@ -242,6 +243,12 @@ func (p *PendingJoin) group(signer crypto.Signer) (*Group, error) {
 	}
 	g.start(p.secrets.clone(), sealers)
 	return g, nil
+}
+
+// erase overwrites its secrets in memory, of which the group has copies.
+func (p *PendingJoin) erase() {
+	p.private.erase(new(treePrivate))
+	p.secrets.erase()
 }
 
 // MarshalMLS implements codec.Marshaler.

@@ -90,10 +90,17 @@ func (g *Group) publish() {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if old := g.view.secrets; old != nil && old != v.secrets { // no reader has them any more
-		old.eraseEpoch()
-	}
+	old := g.view
 	g.view = v
+	if old.secrets != nil && old.secrets != v.secrets { // no reader has them any more
+		old.secrets.erase()
+	}
+	for _, e := range old.past {
+		if len(v.past) > 0 && e == v.past[0] {
+			break
+		}
+		e.resumption.erase()
+	}
 }
 
 // public returns what readers see of the public state.

@@ -51,6 +51,7 @@ func labeledExpand(h crypto.Hash, prk, suiteID []byte, label string, info []byte
 func (cs CipherSuite) GenerateHPKEKey(rand io.Reader) (HPKEPublicKey, HPKEPrivateKey, error) {
 	size, _ := cs.params().seedSizes()
 	ikm := make(secret, size)
+	defer ikm.erase()
 	if _, err := io.ReadFull(rand, ikm); err != nil {
 		return nil, nil, fmt.Errorf("mls: generate HPKE key: %w", err)
 	}
@@ -75,25 +76,35 @@ func (cs CipherSuite) encap(rand io.Reader, pub HPKEPublicKey) (shared, enc []by
 	p := cs.params()
 	_, size := p.seedSizes()
 	seed := make(secret, size)
+	defer seed.erase()
 	if _, err := io.ReadFull(rand, seed); err != nil {
 		return nil, nil, fmt.Errorf("mls: encapsulate: %w", err)
 	}
 	return p.encap(seed, pub)
 }
 
-// hpkeKey derives the key and the first nonce (RFC 9180, Section 5.1).
-func (cs CipherSuite) hpkeKey(shared []byte, info hpkeInfo) (key, nonce secret) {
+func (cs CipherSuite) hpkeSecret(shared secret) secret {
+	return labeledExtract(cs.params().hash, cs.hpkeSuiteID(), shared, "secret", nil)
+}
+
+// hpkeKey derives the key and the first nonce (RFC 9180, Section 5.1). The shared secret is erased.
+func (cs CipherSuite) hpkeKey(shared secret, info hpkeInfo) (key, nonce secret) {
+	defer shared.erase()
 	p, id := cs.params(), cs.hpkeSuiteID()
-	s := labeledExtract(p.hash, id, shared, "secret", nil)
+	s := cs.hpkeSecret(shared)
+	defer s.erase()
 	return labeledExpand(p.hash, s, id, "key", info.context, p.keySize),
 		labeledExpand(p.hash, s, id, "base_nonce", info.context, aeadNonceSize)
 }
 
-// hpkeExport derives an exported secret (RFC 9180, Section 5.3).
-func (cs CipherSuite) hpkeExport(shared []byte, info hpkeInfo, context string, n int) secret {
+// hpkeExport derives an exported secret (RFC 9180, Section 5.3). The shared secret is erased.
+func (cs CipherSuite) hpkeExport(shared secret, info hpkeInfo, context string, n int) secret {
+	defer shared.erase()
 	p, id := cs.params(), cs.hpkeSuiteID()
-	s := labeledExtract(p.hash, id, shared, "secret", nil)
-	exporter := labeledExpand(p.hash, s, id, "exp", info.context, p.hashSize)
+	s := cs.hpkeSecret(shared)
+	defer s.erase()
+	exporter := secret(labeledExpand(p.hash, s, id, "exp", info.context, p.hashSize))
+	defer exporter.erase()
 	return labeledExpand(p.hash, exporter, id, "sec", []byte(context), n)
 }
 
@@ -103,6 +114,7 @@ func (cs CipherSuite) hpkeSeal(rand io.Reader, pub HPKEPublicKey, info hpkeInfo,
 		return HPKECiphertext{}, err
 	}
 	key, nonce := cs.hpkeKey(shared, info)
+	defer key.erase()
 	ct, err := cs.aeadSeal(key, nonce, nil, plaintext)
 	if err != nil {
 		return HPKECiphertext{}, err
@@ -117,6 +129,7 @@ func (cs CipherSuite) hpkeOpen(priv HPKEPrivateKey, pub HPKEPublicKey, info hpke
 		return nil, err
 	}
 	key, nonce := cs.hpkeKey(shared, info)
+	defer key.erase()
 	return cs.aeadOpen(key, nonce, nil, ct.Ciphertext)
 }
 
@@ -134,7 +147,8 @@ const externalInitContext = "MLS 1.0 external init secret"
 
 // externalPub returns the public key for external commits (RFC 9420, Section 8.3).
 func (cs CipherSuite) externalPub(externalSecret secret) (HPKEPublicKey, error) {
-	pub, _, err := cs.DeriveHPKEKey(externalSecret)
+	pub, priv, err := cs.DeriveHPKEKey(externalSecret)
+	secret(priv).erase()
 	return pub, err
 }
 
@@ -153,6 +167,7 @@ func (cs CipherSuite) externalInitReceive(externalSecret secret, kemOutput []byt
 	if err != nil {
 		return nil, err
 	}
+	defer secret(priv).erase()
 	shared, err := cs.params().decap(priv, pub, kemOutput)
 	if err != nil {
 		return nil, fmt.Errorf("mls: external init: %w", err)

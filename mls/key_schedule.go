@@ -153,24 +153,35 @@ func (cs CipherSuite) pskSecret(in []pskInput) (secret, error) {
 		p.id.MarshalMLS(&label)
 		label.Uint16(uint16(i))
 		label.Uint16(uint16(len(in)))
-		input := cs.expandWithLabel(cs.extract(cs.zeroSecret(), p.psk), "derived psk", label.Bytes(), cs.HashSize())
-		out = cs.extract(input, out)
+		extracted := cs.extract(cs.zeroSecret(), p.psk)
+		input := cs.expandWithLabel(extracted, "derived psk", label.Bytes(), cs.HashSize())
+		before := out
+		out = cs.extract(input, before)
+		extracted.erase()
+		input.erase()
+		before.erase()
 	}
 	return out, nil
 }
 
 // joinerSecret is the first half of the key schedule; ctx is the new epoch's GroupContext.
 func (cs CipherSuite) joinerSecret(init, commit secret, ctx []byte) secret {
-	return cs.expandWithLabel(cs.extract(init, commit), "joiner", ctx, cs.HashSize())
+	s := cs.extract(init, commit)
+	defer s.erase()
+	return cs.expandWithLabel(s, "joiner", ctx, cs.HashSize())
 }
 
 func (cs CipherSuite) welcomeSecret(joiner, psk secret) secret {
-	return cs.deriveSecret(cs.extract(joiner, psk), "welcome")
+	s := cs.extract(joiner, psk)
+	defer s.erase()
+	return cs.deriveSecret(s, "welcome")
 }
 
 // epochSecrets derives an epoch's secrets from the joiner secret; ctx is the epoch's GroupContext.
 func (cs CipherSuite) epochSecrets(joiner, psk secret, ctx []byte) *epochSecrets {
-	s := cs.expandWithLabel(cs.extract(joiner, psk), "epoch", ctx, cs.HashSize())
+	member := cs.extract(joiner, psk)
+	defer member.erase()
+	s := cs.expandWithLabel(member, "epoch", ctx, cs.HashSize())
 	defer s.erase()
 	return cs.epochSecretsFrom(s)
 }
@@ -216,13 +227,6 @@ func (e *epochSecrets) erase() {
 	e.applicationExport.erase()
 }
 
-// eraseEpoch is erase without what a past epoch keeps.
-func (e *epochSecrets) eraseEpoch() {
-	past := *e
-	past.senderData, past.resumption = nil, nil
-	past.erase()
-}
-
 // clone copies the secrets, so that erasing the ones leaves the others.
 func (e *epochSecrets) clone() *epochSecrets {
 	c := new(epochSecrets)
@@ -261,7 +265,9 @@ func (e *epochSecrets) verifyConfirmationTag(cs CipherSuite, confirmedTranscript
 
 // export is MLS-Exporter (RFC 9420, Section 8.5). n is at most 255 times the size of the hash.
 func (e *epochSecrets) export(cs CipherSuite, label string, context []byte, n int) []byte {
-	return cs.expandWithLabel(cs.deriveSecret(e.exporter, label), "exported", cs.Hash(context), n)
+	s := cs.deriveSecret(e.exporter, label)
+	defer s.erase()
+	return cs.expandWithLabel(s, "exported", cs.Hash(context), n)
 }
 
 // confirmedTranscriptHash is the running hash up to the commit in ac (RFC 9420, Section 8.2).

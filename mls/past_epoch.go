@@ -68,7 +68,7 @@ func (g *Group) retire(b Batch, next *evolution, commit [sha256.Size]byte) {
 	limit := g.cfg.pastEpochs()
 	e := &pastEpoch{
 		context: g.state.context, rules: g.state.rules, extEpoch: g.state.extEpoch, slots: g.state.tree.Size(),
-		senderData: g.secrets.senderData, resumption: g.secrets.resumption, commit: commit,
+		senderData: slices.Clone(g.secrets.senderData), resumption: slices.Clone(g.secrets.resumption), commit: commit,
 		tree: g.messages, replaced: make(map[LeafIndex]*LeafNode), ended: uint64(g.cfg.now().Unix()),
 		authenticator: authenticatorHash(g.secrets.authenticator),
 	}

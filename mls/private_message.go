@@ -129,6 +129,7 @@ func protectPrivate(cs CipherSuite, rand io.Reader, st *secretTree, senderDataSe
 		return nil, 0, fmt.Errorf("mls: encrypt message: %w", err)
 	}
 	sdKey, sdNonce := senderDataKey(cs, senderDataSecret, m.Ciphertext)
+	defer sdKey.erase()
 	if m.EncryptedSenderData, err = cs.aeadSeal(sdKey, sdNonce, m.senderDataAAD(), codec.Marshal(d)); err != nil {
 		return nil, 0, fmt.Errorf("mls: encrypt sender data: %w", err)
 	}
@@ -166,6 +167,7 @@ func (ac *AuthenticatedContent) unmarshalPadded(plain []byte) error {
 func (m *PrivateMessage) sender(cs CipherSuite, senderDataSecret secret) (senderData, error) {
 	var d senderData
 	key, nonce := senderDataKey(cs, senderDataSecret, m.Ciphertext)
+	defer key.erase()
 	b, err := cs.aeadOpen(key, nonce, m.senderDataAAD(), m.EncryptedSenderData)
 	if err != nil {
 		return d, fmt.Errorf("mls: sender data: %w", err)

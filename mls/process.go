@@ -308,6 +308,7 @@ func (g *Group) stageCommit(ac *AuthenticatedContent, hash [sha256.Size]byte) (*
 	if err != nil {
 		return nil, err
 	}
+	defer psk.erase()
 	init, commitSecret := g.secrets.init, cs.zeroSecret()
 	if e.external {
 		if init, err = cs.externalInitReceive(g.secrets.external, kemOutput); err != nil {
@@ -394,9 +395,18 @@ func (g *Group) deleteMember(b Batch) {
 	}
 	for _, p := range g.state.pending {
 		b.Delete(key32(keyPending, p.number))
+		secret(p.private).erase()
 	}
 	b.Delete(key1(keyStaged))
 	b.Delete(key1(keyPrivate))
+	none := new(treePrivate)
+	if g.staged != nil {
+		g.staged.erase(none)
+	}
+	if p := g.entrance.resync; p != nil {
+		p.erase()
+	}
+	g.private.erase(none)
 	g.exports.drop(b)
 	if g.sealer != nil {
 		b.Delete(key1(keyStateSeal))

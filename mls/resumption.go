@@ -301,5 +301,9 @@ func (l *link) create(b Batch, cs CipherSuite, groupID []byte, ext Extensions, o
 	}
 	next.start(c.secrets, sealers)
 	next.saveAll(orDiscard(b))
+	first.secrets.erase()
+	first.messages.erase()
+	first.exports.drop(discard{})
+	first.private.erase(c.private)
 	return next, c.welcome, nil
 }

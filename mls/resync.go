@@ -204,7 +204,7 @@ func (g *Group) confirmResync(b Batch) error {
 	if err != nil {
 		return err
 	}
-	g.replace(b, next)
+	g.replace(b, next) // which erases p
 	return nil
 }
 

@@ -22,6 +22,16 @@ import (
 // secretsIn returns all key material that a value refers to: what has a secret's type, and keys that sign.
 func secretsIn(v any) map[string][]byte {
 	found := make(map[string][]byte)
+	eachSecret(v, func(path string, b []byte) {
+		if len(b) >= 16 {
+			found[path] = b
+		}
+	})
+	return found
+}
+
+// eachSecret calls f with all key material, itself and not a copy, and with the way to it.
+func eachSecret(v any, f func(path string, b []byte)) {
 	seen := make(map[uintptr]bool)
 	var walk func(path string, v reflect.Value)
 	walk = func(path string, v reflect.Value) {
@@ -47,9 +57,7 @@ func secretsIn(v any) map[string][]byte {
 		case reflect.Slice:
 			switch v.Type() {
 			case reflect.TypeFor[secret](), reflect.TypeFor[HPKEPrivateKey](), reflect.TypeFor[ed25519.PrivateKey]():
-				if b := v.Bytes(); len(b) >= 16 {
-					found[path] = b
-				}
+				f(path, v.Bytes())
 				return
 			}
 			if v.Type().Elem().Kind() != reflect.Uint8 {
@@ -60,7 +68,6 @@ func secretsIn(v any) map[string][]byte {
 		}
 	}
 	walk("", reflect.ValueOf(v))
-	return found
 }
 
 // shown is a value in every form in which a program could write it down.

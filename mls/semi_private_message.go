@@ -213,6 +213,9 @@ func (k *messageKeys) UnmarshalMLS(r *codec.Reader) {
 	k.sender = LeafIndex(r.Uint32())
 }
 
+// erase overwrites the key in memory, after the last use.
+func (k *messageKeys) erase() { k.key.erase() }
+
 func (k *messageKeys) partialContextHash(cs CipherSuite) []byte {
 	var w codec.Writer
 	w.Uint32(uint32(k.sender))
@@ -282,6 +285,7 @@ func protectSemiPrivate(cs CipherSuite, rand io.Reader, st *secretTree, senderDa
 	m := &SemiPrivateMessage{GroupID: c.GroupID, Epoch: c.Epoch, ContentType: c.ContentType, AuthenticatedData: c.AuthenticatedData,
 		PartialContextHash: k.partialContextHash(cs), FramedContentTBSHash: ac.tbsHash(cs, ctx)}
 	plain := codec.Marshal(k)
+	defer clear(plain)
 	sealed, err := cs.sealAll(rand, len(receivers), cs.hpkeInfo(labelSemiPrivate, m.receiverContext()), func(i int) (HPKEPublicKey, []byte) {
 		return receivers[i].PublicKey, plain
 	})
@@ -298,10 +302,12 @@ func protectSemiPrivate(cs CipherSuite, rand io.Reader, st *secretTree, senderDa
 	}
 	d := senderData{leaf: c.Sender.Leaf, generation: step.generation, reuseGuard: k.reuseGuard}
 	key, nonce := senderDataKey(cs, senderDataSecret, m.Ciphertext)
+	defer key.erase()
 	if m.EncryptedSenderData, err = cs.aeadSeal(key, nonce, m.private().senderDataAAD(), codec.Marshal(d)); err != nil {
 		return nil, fmt.Errorf("mls: encrypt sender data: %w", err)
 	}
 	st.consume(step)
+	step.erase()
 	return m, nil
 }
 
@@ -369,7 +375,9 @@ func (m *SemiPrivateMessage) openFor(cs CipherSuite, receiver *ExternalReceiver,
 	if err != nil {
 		return nil, fmt.Errorf("keys: %w", err)
 	}
+	defer clear(plain)
 	k := new(messageKeys)
+	defer k.erase()
 	if err := codec.Unmarshal(plain, k); err != nil {
 		return nil, fmt.Errorf("keys: %w", err)
 	}

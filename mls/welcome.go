@@ -114,12 +114,14 @@ const labelWelcome = "Welcome"
 
 func welcomeKey(cs CipherSuite, joiner, psk secret) (key, nonce secret) {
 	s := cs.welcomeSecret(joiner, psk)
+	defer s.erase()
 	return cs.expandWithLabel(s, "key", nil, cs.aeadKeySize()), cs.expandWithLabel(s, "nonce", nil, cs.aeadNonceSize())
 }
 
 // newWelcome encrypts gi, and to each member the secrets with which to read it.
 func newWelcome(cs CipherSuite, rand io.Reader, gi *GroupInfo, joiner, psk secret, members []welcomeMember, psks []PreSharedKeyID) (*Welcome, error) {
 	key, nonce := welcomeKey(cs, joiner, psk)
+	defer key.erase()
 	encrypted, err := cs.aeadSeal(key, nonce, nil, codec.Marshal(gi))
 	if err != nil {
 		return nil, fmt.Errorf("mls: encrypt group info: %w", err)
@@ -150,6 +152,7 @@ func (m *Welcome) decryptSecrets(ref []byte, initKey HPKEPrivateKey) (*GroupSecr
 	if err != nil {
 		return nil, fmt.Errorf("mls: welcome: group secrets: %w", err)
 	}
+	defer clear(plain)
 	s := new(GroupSecrets)
 	if err := codec.Unmarshal(plain, s); err != nil {
 		return nil, fmt.Errorf("mls: welcome: group secrets: %w", err)
@@ -160,6 +163,7 @@ func (m *Welcome) decryptSecrets(ref []byte, initKey HPKEPrivateKey) (*GroupSecr
 // decryptGroupInfo opens the GroupInfo. Its signature isn't verified here: the key is in the tree.
 func (m *Welcome) decryptGroupInfo(joiner, psk secret) (*GroupInfo, error) {
 	key, nonce := welcomeKey(m.CipherSuite, joiner, psk)
+	defer key.erase()
 	plain, err := m.CipherSuite.aeadOpen(key, nonce, nil, m.EncryptedGroupInfo)
 	if err != nil {
 		return nil, fmt.Errorf("mls: welcome: group info: %w", err)

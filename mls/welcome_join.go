@@ -52,6 +52,7 @@ func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, key
 	if err != nil {
 		return nil, err
 	}
+	defer psk.erase()
 	gi, err := w.decryptGroupInfo(gs.JoinerSecret, psk)
 	if err != nil {
 		return nil, err
