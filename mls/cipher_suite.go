@@ -290,19 +290,22 @@ func (cs CipherSuite) aeadOpen(key, nonce secret, aad, ciphertext []byte) ([]byt
 	return plain, nil
 }
 
-// HPKEPublicKey is an encoded public key of the suite's KEM.
+// HPKEPublicKey is an encoded public key of the suite's KEM (RFC 9420, Section 5.1.1; RFC 9180, Section 7.1.1;
+// draft-ietf-hpke-pq).
 type HPKEPublicKey []byte
 
-// HPKEPrivateKey is an encoded private key of the suite's KEM. It doesn't show itself in formatted output, logs or
-// JSON.
+// HPKEPrivateKey is an encoded private key of the suite's KEM (RFC 9180, Section 7.1.2); of the post-quantum KEMs its seed
+// (draft-ietf-hpke-pq). It doesn't show itself in formatted output, in logs, or in JSON and other text, and gob refuses it.
 type HPKEPrivateKey []byte
 
-// String hides the key, and so do GoString, Format, LogValue and MarshalJSON.
+// String hides the key, and so do GoString, Format, LogValue, MarshalJSON and MarshalText; GobEncode fails.
 func (HPKEPrivateKey) String() string               { return redacted }
 func (HPKEPrivateKey) GoString() string             { return redacted }
 func (HPKEPrivateKey) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
 func (HPKEPrivateKey) LogValue() slog.Value         { return slog.StringValue(redacted) }
 func (HPKEPrivateKey) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
+func (HPKEPrivateKey) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+func (HPKEPrivateKey) GobEncode() ([]byte, error)   { return nil, errGob }
 
 // HPKECiphertext is the output of EncryptWithLabel (RFC 9420, Section 7.6).
 type HPKECiphertext struct{ KEMOutput, Ciphertext []byte }

@@ -410,7 +410,7 @@ func TestGivenRandomnessDecidesKeys(t *testing.T) {
 
 func TestSecretsDoNotShowThemselves(t *testing.T) {
 	key := bytes.Repeat([]byte("K"), 32)
-	values := []any{secret(key), HPKEPrivateKey(key), KeyPackageSecrets{key, key}, &KeyPackageSecrets{key, key},
+	values := []any{secret(key), HPKEPrivateKey(key), KeyPackageSecrets{InitKey: key, EncryptionKey: key}, &KeyPackageSecrets{InitKey: key, EncryptionKey: key},
 		newTreePrivate(0, key), &GroupSecrets{JoinerSecret: key, PathSecret: key}, &epochSecrets{senderData: key, init: key},
 		&ratchet{secret: key}, &newPath{commitSecret: key, pathSecrets: []secret{key}, private: newTreePrivate(1, key)}}
 	for _, v := range values {

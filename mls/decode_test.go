@@ -93,7 +93,7 @@ func decoders(t testing.TB) []decoder {
 		{new(ComponentsList), false, one(ComponentsList{1, 0x8001})},
 		{new(AppDataDictionary), false, one(AppDataDictionary{{1, []byte("a")}, {7, nil}})},
 		{new(senderData), false, one(senderData{leaf: 1, generation: 2})},
-		{new(KeyPackageSecrets), false, one(KeyPackageSecrets{[]byte("init"), []byte("leaf")})},
+		{new(KeyPackageSecrets), false, one(KeyPackageSecrets{InitKey: []byte("init"), EncryptionKey: []byte("leaf")})},
 		{new(pendingEntry), false, one(&pendingEntry{PendingProposal: PendingProposal{Ref: []byte("ref"), Sender: Sender{Type: SenderMember}, Proposal: remove(1)}},
 			&pendingEntry{PendingProposal: PendingProposal{Ref: []byte("ref"), Sender: Sender{Type: SenderMember}, Proposal: selfRemove()},
 				message: group.proposal(group.bob, selfRemove()).Public})},

@@ -89,7 +89,9 @@ const (
 
 const redacted = "[redacted]"
 
-// secret is key material. It doesn't show itself in formatted output, logs or JSON.
+var errGob = errors.New("mls: secrets have no encoding but MarshalMLS")
+
+// secret is key material. It doesn't show itself in formatted output, in logs, or in JSON and other text, and gob refuses it.
 type secret []byte
 
 // erase overwrites the secret in memory. The runtime may have moved it or left copies on stacks, and ciphers keep their
@@ -101,14 +103,18 @@ func (secret) GoString() string             { return redacted }
 func (secret) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
 func (secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
 func (secret) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
+func (secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+func (secret) GobEncode() ([]byte, error)   { return nil, errGob }
 
 // redact is embedded in structs with secrets in unexported fields: fmt reads those without asking their methods. It is
 // embedded in options with a Signer too, which may be a private key.
 type redact struct{}
 
-// Format hides the struct's contents, and so do String, GoString, LogValue and MarshalJSON.
+// Format hides the struct's contents, and so do String, GoString, LogValue, MarshalJSON and MarshalText; GobEncode fails.
 func (redact) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
 func (redact) String() string               { return redacted }
 func (redact) GoString() string             { return redacted }
 func (redact) LogValue() slog.Value         { return slog.StringValue(redacted) }
 func (redact) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
+func (redact) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+func (redact) GobEncode() ([]byte, error)   { return nil, errGob }

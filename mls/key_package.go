@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
-	"log/slog"
 	"time"
 
 	"github.com/parley-mls/parley/mls/codec"
@@ -182,14 +181,10 @@ type KeyPackageOptions struct {
 
 // KeyPackageSecrets are the private keys of a KeyPackage. They are kept until a Welcome uses it or it expires, those of
 // a last-resort KeyPackage until it is replaced, where their deletion erases them: see Erasable.
-type KeyPackageSecrets struct{ InitKey, EncryptionKey HPKEPrivateKey }
-
-// Format hides the keys, and so do String, GoString, LogValue and MarshalJSON.
-func (KeyPackageSecrets) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
-func (KeyPackageSecrets) String() string               { return redacted }
-func (KeyPackageSecrets) GoString() string             { return redacted }
-func (KeyPackageSecrets) LogValue() slog.Value         { return slog.StringValue(redacted) }
-func (KeyPackageSecrets) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
+type KeyPackageSecrets struct {
+	redact
+	InitKey, EncryptionKey HPKEPrivateKey
+}
 
 // Erase overwrites the keys in memory, after the last use.
 func (s *KeyPackageSecrets) Erase() {

@@ -3,9 +3,12 @@ package mls
 import (
 	"bytes"
 	"crypto/ed25519"
+	"encoding"
 	"encoding/base64"
+	"encoding/gob"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"go/ast"
@@ -70,6 +73,8 @@ func eachSecret(v any, f func(path string, b []byte)) {
 	walk("", reflect.ValueOf(v))
 }
 
+func init() { gob.Register(ed25519.PrivateKey{}) }
+
 // shown is a value in every form in which a program could write it down.
 func shown(v any) string {
 	var b bytes.Buffer
@@ -89,6 +94,12 @@ func shown(v any) string {
 		b.Write(j)
 		slog.New(slog.NewTextHandler(&b, nil)).Info("x", "v", x, slog.Group("g", "v", x))
 		slog.New(slog.NewJSONHandler(&b, nil)).Info("x", "v", x, slog.Group("g", "v", x))
+		_ = xml.NewEncoder(&b).Encode(x)
+		_ = gob.NewEncoder(&b).Encode(x)
+	}
+	if m, ok := v.(encoding.TextMarshaler); ok {
+		text, _ := m.MarshalText()
+		b.Write(text)
 	}
 	return b.String()
 }
@@ -222,7 +233,7 @@ func TestErrorsShowNoSecrets(t *testing.T) {
 	}
 }
 
-// TestTypesWithSecretsAreRedacted finds the exported structs from which a secret or a signer can be reached, in the
+// TestTypesWithSecretsAreRedacted finds the exported types from which a secret or a signer can be reached, in the
 // source, and wants each to hide what it has and to be among the samples.
 func TestTypesWithSecretsAreRedacted(t *testing.T) {
 	_, samples := secretSamples(t)
@@ -230,7 +241,7 @@ func TestTypesWithSecretsAreRedacted(t *testing.T) {
 	for _, v := range samples {
 		sampled[strings.TrimPrefix(strings.TrimPrefix(fmt.Sprintf("%T", v), "*"), "mls.")] = true
 	}
-	structs := make(map[string]*ast.StructType)
+	types := make(map[string]ast.Expr)
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
@@ -245,33 +256,39 @@ func TestTypesWithSecretsAreRedacted(t *testing.T) {
 		}
 		ast.Inspect(file, func(n ast.Node) bool {
 			if s, ok := n.(*ast.TypeSpec); ok {
-				if st, ok := s.Type.(*ast.StructType); ok {
-					structs[s.Name.Name] = st
-				}
+				types[s.Name.Name] = s.Type
 			}
 			return true
 		})
 	}
 	holds := map[string]bool{"secret": true, "HPKEPrivateKey": true, "Signer": true}
-	for again := true; again; {
-		again = false
-		for name, st := range structs {
-			for _, field := range st.Fields.List {
-				ast.Inspect(field.Type, func(n ast.Node) bool {
-					if _, ok := n.(*ast.FuncType); ok {
-						return false
-					}
-					if id, ok := n.(*ast.Ident); ok && holds[id.Name] && !holds[name] {
-						holds[name], again = true, true
-					}
-					return true
-				})
+	again := true
+	var mark func(name string, in ast.Node)
+	mark = func(name string, in ast.Node) {
+		ast.Inspect(in, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.FuncType:
+				return false
+			case *ast.Field: // its type and not its name
+				mark(name, n.Type)
+				return false
+			case *ast.Ident:
+				if holds[n.Name] && !holds[name] {
+					holds[name], again = true, true
+				}
 			}
+			return true
+		})
+	}
+	for again {
+		again = false
+		for name, typ := range types {
+			mark(name, typ)
 		}
 	}
 	free := []string{ // has the type, and never a secret: see TestServersHaveNoSecrets
 		"PublicGroup", "StagedProposal", "StagedPublic"}
-	for name := range structs {
+	for name := range types {
 		if ast.IsExported(name) && holds[name] && !sampled[name] && !slices.Contains(free, name) {
 			t.Errorf("%s may hold secrets, and no test shows that it hides them", name)
 		}
