@@ -161,8 +161,8 @@ const ops = {
     clients.clear()
   },
 
-  async suites() {
-    return { Suites: Object.values(mls.ciphersuites) }
+  async supported() {
+    return { Suites: Object.values(mls.ciphersuites), Proposals: Object.values(mls.defaultProposalTypes) }
   },
 
   async keyPackage(c, r) {

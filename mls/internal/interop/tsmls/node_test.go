@@ -193,7 +193,7 @@ type request struct {
 type answer struct {
 	Error string
 
-	Suites                            []uint16
+	Suites, Proposals                 []uint16
 	Message, Welcome, GroupInfo, Tree []byte
 	Kind                              string
 	Data                              []byte
