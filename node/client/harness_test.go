@@ -335,6 +335,7 @@ type faults struct {
 	update func(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	submit func(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	claim  func(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
+	asked  bool // for the last message of a group
 }
 
 // inject puts faults into a client that doesn't run yet, or whose calls under way don't matter.
@@ -367,6 +368,11 @@ func (f *faults) Update(ctx context.Context, req *connect.Request[api.MimiReques
 
 func (f *faults) SubmitMessage(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
 	return f.pick(func() unary { return f.submit }, f.ClientServiceClient.SubmitMessage)(ctx, req)
+}
+
+func (f *faults) LastSent(ctx context.Context, req *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {
+	f.set(func(f *faults) { f.asked = true })
+	return f.ClientServiceClient.LastSent(ctx, req)
 }
 
 func (f *faults) ClaimKeyPackages(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {

@@ -1,7 +1,9 @@
 package client
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -34,6 +36,11 @@ func (u *used) watch(c *Client) {
 			u.t.Errorf("submitted without its generation: %v", err)
 			return f.ClientServiceClient.SubmitMessage(ctx, req)
 		}
+		f.set(func(f *faults) {
+			if !f.asked {
+				u.t.Error("submitted before the node was asked")
+			}
+		})
 		u.mu.Lock()
 		pair := u.pair(m.Message.Private.Epoch, *req.Msg.Generation)
 		if before, ok := u.sent[pair]; ok && before != string(req.Msg.Body) {
@@ -140,6 +147,199 @@ func TestRestoredCopyUsesNoKeyTwice(t *testing.T) {
 			sees(t, uri, append(want, name+": three", name+": four"), other)
 		})
 	}
+}
+
+// queueSealed reopens a device that can't reach the hub, and has it encrypt a message, which stays in its outbox. It
+// returns what would be submitted, and a function that brings the hub into reach; then gets the answers.
+func (d *device) queueSealed(uri mimi.URI, text string) (sealed []byte, reachable func(then func(*connect.Request[api.MimiRequest], error))) {
+	d.t.Helper()
+	d.stop()
+	c, err := Open(d.t.Context(), d.o)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	first := make(chan []byte, 1)
+	f := inject(c)
+	f.submit = func(_ context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
+		select {
+		case first <- req.Msg.Body:
+		default:
+		}
+		return nil, errUnreachable
+	}
+	d.run(c)
+	r := d.room(uri)
+	ctx, cancel := context.WithCancel(d.t.Context())
+	sent := make(chan error, 1)
+	go func() {
+		_, err := r.Send(ctx, []byte(text))
+		sent <- err
+	}()
+	sealed = <-first
+	cancel()
+	if err := <-sent; !errors.Is(err, ErrQueued) {
+		d.t.Fatal(err)
+	}
+	return sealed, func(then func(*connect.Request[api.MimiRequest], error)) {
+		f.set(func(f *faults) {
+			f.submit = func(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
+				res, err := f.ClientServiceClient.SubmitMessage(ctx, req)
+				then(req, err)
+				return res, err
+			}
+		})
+	}
+}
+
+// A copy with a ciphertext in its outbox that the original has sent.
+func TestOutboxOfARestoredCopyIsSentOnce(t *testing.T) {
+	p := providers(t, "alpha", "beta")
+	alice, bob := p[0].enrol("alice", "alice-laptop"), p[1].enrol("bob", "bob-phone")
+	uri := alice.create(bob.User()).URI()
+	agree(t, uri, alice, bob)
+	for i, more := range []bool{false, true} {
+		u := &used{t: t, sent: make(map[string]string)}
+		d := []*device{alice, bob}[i] // at the hub and at a follower
+		before := d.texts(uri)
+		name := d.ID().ID()
+		d.queueSealed(uri, "queued")
+		copied := d.backup()
+		u.reopen(d)
+		want := append(before, name+": queued")
+		sees(t, uri, want, alice, bob)
+		if more {
+			d.say(uri, "more")
+			want = append(want, name+": more")
+		}
+		d.restore(copied)
+		u.reopen(d)
+		d.say(uri, "last")
+		sees(t, uri, append(want, name+": last"), alice, bob)
+		agree(t, uri, alice, bob)
+		if r := d.room(uri); len(r.Outbox()) > 0 {
+			t.Errorf("still queued: %q", r.Outbox())
+		}
+	}
+}
+
+// Copies of one state that have encrypted different messages with the same key.
+func TestDivergedCopiesUseNoKeyTwice(t *testing.T) {
+	p := providers(t, "alpha", "beta")
+	alice, bob := p[0].enrol("alice", "alice-laptop"), p[1].enrol("bob", "bob-phone")
+	uri := alice.create(bob.User()).URI()
+	agree(t, uri, alice, bob)
+	for i, others := range [][]string{{"y"}, {"y", "z"}} {
+		d, other := alice, bob
+		if i == 1 {
+			d, other = bob, alice
+		}
+		want := other.texts(uri)
+		name := d.ID().ID()
+		old := d.backup()
+		x, _ := d.queueSealed(uri, "x")
+		diverged := d.backup()
+		d.restore(old)
+		u := &used{t: t, sent: make(map[string]string)}
+		u.reopen(d)
+		for _, text := range others {
+			d.say(uri, text)
+			want = append(want, name+": "+text)
+		}
+		d.restore(diverged)
+		u.reopen(d)
+		sees(t, uri, append(want, name+": x"), other)
+		agree(t, uri, alice, bob)
+		for pair, body := range u.sent {
+			if body == string(x) {
+				t.Errorf("the ciphertext with the key of %s was sent", pair)
+			}
+		}
+		if n := len(u.sent); n != len(others)+1 {
+			t.Errorf("%d keys for %d messages", n, len(others)+1)
+		}
+	}
+}
+
+// Neither of two processes could know of the other when it asked.
+func TestTwoProcessesOfOneCopyUseNoKeyTwice(t *testing.T) {
+	p := providers(t, "alpha", "beta")
+	for i, others := range [][]string{{"y"}, {"y", "z"}} {
+		alice := p[0].enrol(fmt.Sprint("alice", i), fmt.Sprint("alice-", i))
+		bob := p[1].enrol(fmt.Sprint("bob", i), fmt.Sprint("bob-", i))
+		uri := alice.create(bob.User()).URI()
+		agree(t, uri, alice, bob)
+		twin := &device{t: t, o: bob.o}
+		twin.o.Dir = bob.backup()
+		t.Cleanup(twin.stop)
+		x, reachable := twin.queueSealed(uri, "x")
+		bob.restart()
+		var want []string
+		for _, text := range others {
+			bob.say(uri, text)
+			want = append(want, bob.ID().ID()+": "+text)
+		}
+		events, refused := alice.Events(), make(chan error, 1)
+		reachable(func(req *connect.Request[api.MimiRequest], err error) {
+			if bytes.Equal(req.Msg.Body, x) {
+				refused <- err
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+		if err := <-refused; Code(err) != codeKeyUsed {
+			t.Errorf("another message with a used key: %v", err)
+		}
+		sees(t, uri, append(want, bob.ID().ID()+": x"), alice)
+		agree(t, uri, alice, twin)
+		for read := false; !read; {
+			switch e := (<-events).(type) {
+			case Message:
+				read = string(e.Data) == "x"
+			case Discarded:
+				t.Errorf("discarded: %s", e.Reason)
+			}
+		}
+		twin.stop()
+	}
+}
+
+// A message that is handed over out of band uses its key as one that is sent.
+func TestSealedMessagesAreNoted(t *testing.T) {
+	p := providers(t, "alpha")
+	alice, bob := p[0].enrol("alice", "alice-laptop"), p[0].enrol("bob", "bob-phone")
+	uri := alice.create(bob.User()).URI()
+	agree(t, uri, alice, bob)
+	copied := bob.backup()
+	u := &used{t: t, sent: make(map[string]string)}
+	u.reopen(bob)
+	sealed, err := bob.room(uri).SealMessage([]byte("sealed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bob.restore(copied)
+	u.reopen(bob)
+	epoch := bob.room(uri).Epoch()
+	if _, err := bob.room(uri).SealMessage([]byte("again")); !errors.Is(err, ErrRestored) {
+		t.Errorf("sealed with a used key: %v", err)
+	}
+	handed, err := Readdress(sealed, alice.User())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := alice.SubmitRaw(t.Context(), uri, handed); err != nil {
+		t.Fatal(err)
+	}
+	within(t, func() error { return bob.room(uri).Frozen() })
+	bob.say(uri, "sent")
+	if now := bob.room(uri).Epoch(); now <= epoch {
+		t.Errorf("sent in epoch %d", now)
+	}
+	within(t, func() error {
+		if got := alice.texts(uri); len(got) == 0 || got[len(got)-1] != "bob-phone: sent" {
+			return fmt.Errorf("alice reads %q", got)
+		}
+		return nil
+	})
 }
 
 // The original has replaced its keys since: the copy finds a commit of its own in the log that it doesn't know.

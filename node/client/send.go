@@ -149,6 +149,13 @@ func (r *Room) seal(b *store.Batch, o *outgoing) error {
 	return nil
 }
 
+// unseal gives up a ciphertext: the message is to be encrypted anew. mu is held.
+func (r *Room) unseal(b *store.Batch, o *outgoing) {
+	b.Delete(r.key(roomSealed, o.hash[:]...))
+	o.submit, o.key = nil, nil
+	b.Set(r.key64(roomOutbox, o.number), codec.Marshal(o))
+}
+
 // sendMessage submits the first message of the outbox, the same bytes until the hub answers.
 func (r *Room) sendMessage(ctx context.Context) error {
 	r.mu.Lock()
@@ -158,7 +165,7 @@ func (r *Room) sendMessage(ctx context.Context) error {
 	}
 	o := r.outbox[0]
 	var w waits
-	if o.submit == nil && !r.fresh {
+	if !r.fresh {
 		r.mu.Unlock()
 		return nil
 	}
@@ -180,6 +187,10 @@ func (r *Room) sendMessage(ctx context.Context) error {
 		return err
 	}
 	res, seq, err := r.c.submit(ctx, r.uri, submit, generation)
+	if Code(err) == codeKeyUsed {
+		r.askAgain()
+		return nil
+	}
 	if err != nil && !permanent(err) {
 		return err
 	}
@@ -209,9 +220,8 @@ func (r *Room) submitted(w *waits, hash [sha256.Size]byte, res *mimi.SubmitMessa
 		return w.apply(r.c, b)
 	case err == nil && res.Code == mimi.SubmitEpochTooOld && res.CurrentEpoch > epochOf(o.submit):
 		// These bytes are in no log and never will be: encrypt anew in the epoch that the hub is in.
-		b.Delete(r.key(roomSealed, hash[:]...))
-		o.submit, o.key, o.notBefore = nil, nil, res.CurrentEpoch
-		b.Set(r.key64(roomOutbox, o.number), codec.Marshal(o))
+		o.notBefore = res.CurrentEpoch
+		r.unseal(b, o)
 		return w.apply(r.c, b)
 	case err == nil:
 		err = &Refused{Code: res.Code.String()}
@@ -287,32 +297,41 @@ func (r *Room) Messages() []Message {
 	return out
 }
 
-// SealMessage encrypts a message without sending it, once the node has said that the state isn't an old copy, and returns the SubmitMessageRequest that would be sent, for
-// SubmitRaw. When it turns up in the room's log it is delivered like any own message.
+// SealMessage encrypts a message without sending it, and returns the SubmitMessageRequest that would be sent, for
+// SubmitRaw of whomever. The node has noted by then that its key is used. When it turns up in the room's log it is
+// delivered like any own message. It fails while a message of Send is under way.
 func (r *Room) SealMessage(text []byte) (submit []byte, err error) {
-	if err := r.ask(context.Background()); err != nil {
-		return nil, fmt.Errorf("client: encrypt for %s: %w", r.uri, err)
-	}
+	ctx := context.Background()
+	err = r.ask(ctx)
+	o := &outgoing{text: append([]byte{}, text...)}
 	var w waits
 	r.mu.Lock()
-	if err = r.usable(); err == nil && !r.fresh {
-		err = fmt.Errorf("client: encrypt for %s: this client has just entered the room anew", r.uri)
-	}
 	if err == nil {
+		err = r.usable()
+	}
+	switch {
+	case err != nil:
+	case !r.fresh:
+		err = errors.New("this client has just entered the room anew")
+	case r.sealedOut() != nil: // messages are submitted in the order of their keys
+		err = errors.New("another message is under way")
+	default:
 		b := new(store.Batch)
-		o := &outgoing{text: append([]byte{}, text...)}
 		if err = r.seal(b, o); err == nil {
-			submit, err = o.submit, w.apply(r.c, b)
+			err = w.apply(r.c, b)
 		}
 	}
 	r.mu.Unlock()
 	if e := w.wait(); err == nil {
 		err = e
 	}
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = r.noteSent(ctx, o)
 	}
-	return submit, nil
+	if err != nil {
+		return nil, fmt.Errorf("client: encrypt for %s: %w", r.uri, err)
+	}
+	return o.submit, nil
 }
 
 // OpenRaw tries to decrypt a SubmitMessageRequest that was handed over out of band, and changes nothing. It fails with
@@ -362,7 +381,8 @@ func (r *Room) StageUpdate(ctx context.Context) (update []byte, err error) {
 	return update, err
 }
 
-// SubmitRaw submits a SubmitMessageRequest, of whomever, to a room's hub through this client's node.
+// SubmitRaw submits a SubmitMessageRequest, of whomever, to a room's hub through this client's node. It says nothing of
+// the key, which SealMessage has had noted where the message was encrypted.
 func (c *Client) SubmitRaw(ctx context.Context, room mimi.URI, body []byte) (*mimi.SubmitMessageResponse, error) {
 	res, _, err := c.submit(ctx, room, body, nil)
 	return res, err

@@ -180,7 +180,7 @@ func (r *Room) next() (step func(context.Context) error, at time.Time) {
 		return r.settle, time.Time{}
 	}
 	if waiting && !r.held() && r.outbox[0].notBefore <= r.group.Epoch() {
-		if r.outbox[0].submit == nil && !r.fresh {
+		if !r.fresh {
 			return r.ask, time.Time{}
 		}
 		return r.sendMessage, time.Time{}
