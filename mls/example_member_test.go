@@ -40,6 +40,61 @@ func follow(g *mls.Group, commit *mls.MLSMessage) *mls.StagedInfo {
 	return staged.Info()
 }
 
+// A member sends a message. What the operation wrote, the deletion of the key among it, is durable before the message
+// goes out, so that no crash makes the same key encrypt another one.
+func ExampleGroup_Encrypt() {
+	alice, bob, _ := pair(mls.Config{Verifier: acceptAll{}})
+	store := batch{}
+	message := must(alice.Encrypt(store, []byte("seen by servers"), []byte("hello")))
+	if m, ok := must(bob.Receive(nil, message)).(*mls.ApplicationMessage); ok {
+		fmt.Printf("%s (%s), number %d of leaf %d\n", m.Data, m.AAD, m.Generation, m.Sender)
+	}
+	// Output: hello (seen by servers), number 0 of leaf 0
+}
+
+// A member receives whatever the group's members send.
+func ExampleGroup_Receive() {
+	alice, bob, _ := pair(mls.Config{Verifier: acceptAll{}})
+	first := must(alice.Encrypt(nil, nil, []byte("hello")))
+	update := must(alice.ProposeUpdate(nil, mls.UpdateOptions{}))
+	store := batch{}
+	receive := func(m *mls.MLSMessage) {
+		switch r := must(bob.Receive(store, m)).(type) {
+		case *mls.ApplicationMessage:
+			fmt.Printf("%s: %s\n", r.Leaf.Credential.Identity, r.Data)
+		case *mls.ReceivedProposal:
+			fmt.Printf("proposal of leaf %d\n", r.Sender.Leaf)
+		case *mls.StagedCommit: // which may still be looked at and dropped
+			check(bob.Apply(store, r))
+			fmt.Printf("epoch %d\n", bob.Epoch())
+		case *mls.OwnCommit:
+			check(bob.Confirm(store))
+			fmt.Printf("epoch %d by an own commit\n", bob.Epoch())
+		case *mls.Duplicate:
+			fmt.Println("nothing new")
+		}
+	}
+	receive(first)
+	receive(update)
+	own := must(bob.Commit(store, mls.CommitOptions{}))
+	receive(own.Message())
+	receive(own.Message())
+	follow(alice, own.Message())
+
+	next := must(alice.Commit(nil, mls.CommitOptions{}))
+	check(alice.Confirm(nil))
+	receive(next.Message())
+	_, err := bob.Receive(store, first)
+	fmt.Println("read before:", errors.Is(err, mls.ErrGeneration))
+	// Output:
+	// alice: hello
+	// proposal of leaf 0
+	// epoch 2 by an own commit
+	// nothing new
+	// epoch 3
+	// read before: true
+}
+
 // A member replaces its keys by a commit; a proposal does so by the commit of another.
 func ExampleGroup_Commit_update() {
 	alice, bob, _ := pair(mls.Config{Verifier: acceptAll{}})
