@@ -14,6 +14,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"reflect"
@@ -165,6 +166,9 @@ func TestSecretsAreNotShown(t *testing.T) {
 	for _, v := range samples {
 		what := fmt.Sprintf("%T", v)
 		hides(t, what, shown(v), secretsIn(v))
+		if gob.NewEncoder(io.Discard).Encode(v) == nil {
+			t.Errorf("gob encodes %s", what)
+		}
 		if p := reflect.ValueOf(v); p.Kind() == reflect.Pointer { // the struct itself
 			hides(t, what[1:], shown(p.Elem().Interface()), secretsIn(v))
 		}
