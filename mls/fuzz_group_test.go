@@ -9,8 +9,8 @@ import (
 )
 
 // FuzzReceive has an insider send contents at will, well framed: members and server refuse them or apply them, they don't
-// panic, and what is refused changes nothing. In a PublicMessage the contents are signed; those of a PrivateMessage come
-// with their signature.
+// panic, and what is refused changes nothing. In a PublicMessage and a SemiPrivateMessage, which is a private one of sender
+// type 1, the contents are signed; those of a PrivateMessage come with their signature.
 func FuzzReceive(f *testing.F) {
 	fixture := newForgery(f)
 	for _, v := range violations {
@@ -22,6 +22,7 @@ func FuzzReceive(f *testing.F) {
 		var w codec.Writer
 		c.marshalBody(&w)
 		f.Add(false, byte(c.ContentType), byte(c.Sender.Type), uint32(c.Sender.Leaf), w.Bytes())
+		f.Add(true, byte(c.ContentType), byte(SenderMember), uint32(0), w.Bytes())
 		marshalAuth(&w, c.ContentType, m.Public.Signature, m.Public.ConfirmationTag)
 		w.Uint32(0)
 		f.Add(true, byte(c.ContentType), byte(0), uint32(0), w.Bytes())
@@ -34,8 +35,13 @@ func FuzzReceive(f *testing.F) {
 	alice, bob := fixture.alice, fixture.bob
 	before, stored := dump(bob.Group), maps.Clone(bob.store.m)
 	server := dumpServer(fixture.server)
+	semi := newSemiFuzz(f)
 	f.Fuzz(func(t *testing.T, private bool, contentType, senderType byte, leaf uint32, body []byte) {
 		var m *MLSMessage
+		if private && SenderType(senderType) == SenderMember {
+			semi.receive(t, ContentType(contentType), body)
+			return
+		}
 		if private {
 			m = sealed(t, alice, ContentType(contentType), LeafIndex(leaf), body)
 		} else {
@@ -73,6 +79,53 @@ func FuzzReceive(f *testing.F) {
 	})
 }
 
+// semiFuzz is a group of SemiPrivateMessages whose state is kept.
+type semiFuzz struct {
+	*semiRoom
+	before, stored, server map[string]string
+}
+
+func newSemiFuzz(f *testing.F) *semiFuzz {
+	s := &semiFuzz{semiRoom: newSemiRoom(f, testSuite)}
+	s.before, s.stored, s.server = dump(s.bob.Group), maps.Clone(s.bob.store.m), dumpServer(s.forgery.server)
+	return s
+}
+
+// receive has the server and bob receive a content of alice.
+func (s *semiFuzz) receive(t *testing.T, typ ContentType, body []byte) {
+	t.Helper()
+	s.TB = t
+	content := FramedContent{ContentType: typ}
+	r := codec.NewReader(body)
+	content.unmarshalBody(r)
+	if r.Finish() != nil {
+		return
+	}
+	m := s.seal(semiForged{
+		content: func(c *FramedContent) {
+			c.ContentType, c.Proposal, c.Commit, c.ApplicationData = typ, content.Proposal, content.Commit, content.ApplicationData
+		},
+		signed: func(ac *AuthenticatedContent) {
+			if typ == ContentCommit {
+				ac.ConfirmationTag = make([]byte, 32)
+			}
+		},
+	})
+	if typ == ContentCommit {
+		_, _ = s.room.checkCommit(m)
+	} else {
+		_, _ = s.room.checkProposal(m)
+	}
+	sameState(t, "server", dumpServer(s.forgery.server), s.server)
+	if _, err := s.bob.Receive(s.bob.store, m); err != nil {
+		sameState(t, "bob", dump(s.bob.Group), s.before)
+		sameState(t, "bob's store", s.bob.store.m, s.stored)
+		return
+	}
+	s.bob.store.m = maps.Clone(s.stored)
+	s.bob.reload(t)
+}
+
 // sealed encrypts a content with the first key of a leaf, which isn't used up by that.
 func sealed(t testing.TB, by *client, typ ContentType, leaf LeafIndex, content []byte) *MLSMessage {
 	t.Helper()
@@ -91,21 +144,28 @@ func sealed(t testing.TB, by *client, typ ContentType, leaf LeafIndex, content [
 	return NewMLSMessage(m)
 }
 
-// FuzzLoad replaces an entry of a client's and of a server's state, or an external commit that was stored: what can be
-// known to be damaged is refused, and what is loaded works without panic.
+// FuzzLoad replaces an entry of a client's and of a server's state, without their seals, or an external commit that was
+// stored: what can be known to be damaged is refused, and what is loaded works without panic.
 func FuzzLoad(f *testing.F) {
 	fixture := newForgery(f)
 	alice := fixture.alice
 	m := fixture.commit(forged{})
+	text, err := fixture.bob.Encrypt(nil, nil, []byte("x"))
+	fixture.must(err)
 	fixture.must(second(alice.Commit(alice.store, CommitOptions{})))
+	resync, err := fixture.carol.Resync(nil, fixture.resyncOptions())
+	fixture.must(err)
 	gi, err := fixture.bob.GroupInfo(true, true)
 	fixture.must(err)
 	signer := newSigner(f, testSuite)
 	p, err := ExternalJoin(testConfig(), ExternalJoinOptions{GroupInfo: gi, Credential: BasicCredential([]byte("eve")), Signer: signer})
 	fixture.must(err)
-	for k, v := range alice.store.m {
+	state := alice.store.opened()
+	for k, v := range state.m {
 		f.Add(byte(0), []byte(k), []byte(v))
 	}
+	f.Add(byte(0), key1(keyEntrance), codec.Marshal(&entrance{joined: 1, tried: 3, resync: resync}))
+	f.Add(byte(0), key1(keyReInit), codec.Marshal(&ReInit{GroupID: []byte("next"), Version: MLS10, CipherSuite: testSuite}))
 	for k, v := range fixture.store.m {
 		f.Add(byte(1), []byte(k), []byte(v))
 	}
@@ -113,14 +173,20 @@ func FuzzLoad(f *testing.F) {
 	f.Fuzz(func(t *testing.T, what byte, k, v []byte) {
 		switch what % 3 {
 		case 0:
-			s := alice.store.clone()
+			s := state.clone()
 			s.Set(k, v)
 			g, err := LoadGroup(testConfig(), alice.signer, s.all())
 			if err != nil || !g.Active() {
 				return
 			}
 			_, _ = g.Encrypt(s, nil, []byte("x"))
+			_, _ = g.Receive(s, text)
+			_, _ = g.SafeExport(s, 0x8001)
+			if len(v)%2 == 0 {
+				_ = g.Confirm(s)
+			}
 			_ = g.Drop(s)
+			_ = g.Reseal(s)
 			_, _ = g.Commit(s, CommitOptions{})
 			_ = g.Confirm(s)
 		case 1:

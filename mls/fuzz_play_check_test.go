@@ -14,6 +14,9 @@ import (
 func (p *play) send(g *playGroup, s *playMessage) bool {
 	p.Helper()
 	g.sent = append(g.sent, s)
+	if s.by != nil && g.id == playSemiPrivate {
+		p.checkReceivers(s)
+	}
 	if p.next()%8 == 7 {
 		return false
 	}
@@ -39,13 +42,14 @@ func (p *play) order(g *playGroup, s *playMessage) bool {
 		return true
 	}
 	before := dumpServer(g.server)
-	m := wire(p, s.m).Public
+	m := wire(p, s.m)
 	if s.commit == nil {
-		staged, err := g.server.CheckProposal(m)
+		staged, err := g.checkProposal(m)
 		if err != nil {
 			// Of what the server refuses in its place there is only what doesn't fit a group alone.
-			if place && !errors.Is(err, ErrUnsupported) && (m.Content.Sender.Type != SenderExternal) {
-				p.Fatalf("server refuses a proposal of %v: %v", m.Content.Proposal.Type, err)
+			external := m.Public != nil && m.Public.Content.Sender.Type == SenderExternal
+			if place && !errors.Is(err, ErrUnsupported) && !external {
+				p.Fatalf("server refuses a proposal: %v", err)
 			}
 			sameState(p, "server", dumpServer(g.server), before)
 			return false
@@ -55,7 +59,7 @@ func (p *play) order(g *playGroup, s *playMessage) bool {
 		}
 		p.must(g.server.ApplyProposal(g.store, staged))
 	} else {
-		staged, err := g.server.CheckCommit(m)
+		staged, err := g.checkCommit(m)
 		if err != nil {
 			if place && s.known(g.server.Pending()) {
 				p.Fatalf("server refuses a commit: %v", err)
@@ -118,7 +122,7 @@ func (p *play) moved(g *playGroup, m *playMember, s *playMessage) {
 	if !m.Active() {
 		for i := range g.members {
 			if g.members[i] == m {
-				g.members[i] = nil
+				g.members[i], g.former[i] = nil, m
 			}
 		}
 	}
@@ -126,7 +130,7 @@ func (p *play) moved(g *playGroup, m *playMember, s *playMessage) {
 
 // sync hands a member the next entries of the server's log.
 func (p *play) sync(g *playGroup, m *playMember, n int) {
-	for ; n > 0 && m.cursor >= 0 && m.cursor < len(g.log) && m.Active(); n-- {
+	for ; n > 0 && m.cursor >= 0 && m.cursor < len(g.log) && m.Active() && m.resync == nil; n-- {
 		s := g.log[m.cursor]
 		m.cursor++
 		p.receive(g, m, s)
@@ -137,7 +141,7 @@ func (p *play) sync(g *playGroup, m *playMember, n int) {
 func (p *play) deliver(g *playGroup, m *playMember) {
 	from := g
 	if p.next()%8 == 7 {
-		from = p.groups[1-g.id]
+		from = p.groups[(g.id+1)%playGroups]
 	}
 	if len(from.sent) == 0 {
 		return
@@ -192,7 +196,7 @@ func (p *play) receive(g *playGroup, m *playMember, s *playMessage) {
 		if s.by == nil { // its signature doesn't cover the group's state
 			place = s.epoch == m.Epoch()
 		}
-		if !place || m.read[s] && s.m.Private != nil {
+		if !place || m.read[s] && s.m.Public == nil {
 			p.Fatalf("%s takes a proposal of another epoch, or twice: %v", m.name, r.Proposal.Type)
 		}
 		m.read[s] = !lost
@@ -201,6 +205,13 @@ func (p *play) receive(g *playGroup, m *playMember, s *playMessage) {
 			p.Fatalf("%s takes a commit of another epoch", m.name)
 		}
 		p.unchanged(m, before, stored)
+		if m.resync != nil {
+			if err := m.Apply(b, r); !errors.Is(err, ErrResync) {
+				p.Fatalf("%s applies a commit while a resync waits: %v", m.name, err)
+			}
+			p.unchanged(m, before, stored)
+			break
+		}
 		p.must(m.Apply(b, r))
 		if !lost {
 			p.moved(g, m, s)
@@ -264,17 +275,25 @@ func (p *play) tamper(g *playGroup, m *playMember) {
 		}
 		p.unchanged(m, before, stored)
 	}
-	if msg.Public == nil || g.server == nil {
+	// The server can't check the tags, and doesn't see the sender data; the confirmation tag is in the GroupInfo, too.
+	var seen bool
+	switch {
+	case g.server == nil:
+		return
+	case msg.Public != nil:
+		seen = bytes.Equal(msg.Public.MembershipTag, s.m.Public.MembershipTag)
+	case msg.SemiPrivate != nil:
+		seen = bytes.Equal(msg.SemiPrivate.EncryptedSenderData, s.m.SemiPrivate.EncryptedSenderData)
+	default:
 		return
 	}
 	before := dumpServer(g.server)
-	if staged, err := g.server.CheckCommit(msg.Public); err == nil {
-		// It can't check the tags; the confirmation tag is in the GroupInfo, too.
-		if err := staged.CheckGroupInfo(s.commit.info); err == nil && bytes.Equal(msg.Public.MembershipTag, s.m.Public.MembershipTag) {
+	if staged, err := g.checkCommit(&msg); err == nil {
+		if err := staged.CheckGroupInfo(s.commit.info); err == nil && seen {
 			p.Fatalf("server accepts a commit with bit %d flipped", bit)
 		}
 	}
-	if staged, err := g.server.CheckProposal(msg.Public); err == nil && bytes.Equal(msg.Public.MembershipTag, s.m.Public.MembershipTag) {
+	if staged, err := g.checkProposal(&msg); err == nil && seen {
 		p.Fatalf("server accepts a proposal with bit %d flipped: %v", bit, staged.Proposal())
 	}
 	sameState(p, "server", dumpServer(g.server), before)
@@ -286,6 +305,9 @@ func (p *play) checkMember(g *playGroup, m *playMember) {
 	sameState(p, m.name+" stored", m.store.m, dump(m.Group))
 	if !m.Active() {
 		return
+	}
+	if (m.PendingResync() != nil) != (m.resync != nil) {
+		p.Fatalf("%s: a resync waits %v, should %v", m.name, m.PendingResync() != nil, m.resync != nil)
 	}
 	export, err := m.Export("play", nil, 16)
 	p.must(err)
@@ -312,5 +334,32 @@ func (p *play) checkServer(g *playGroup) {
 	sameState(p, "server stored", g.store.m, dumpServer(g.server))
 	if e, ok := g.epochs[g.history]; ok && (e.context != string(codec.Marshal(g.server.Context())) || e.tag != string(g.server.ConfirmationTag())) {
 		p.Fatal("the server differs from members who applied the same commits")
+	}
+}
+
+// checkReceivers says whether a message opens for the receivers outside of the sender's group that this names, and for
+// nobody else.
+func (p *play) checkReceivers(s *playMessage) {
+	p.Helper()
+	if s.m.SemiPrivate == nil {
+		if s.m.Public == nil || s.m.Public.Content.Proposal == nil || s.m.Public.Content.Proposal.Type != ProposalSelfRemove {
+			p.Fatalf("%s sends a handshake of wire format %x", s.by.name, s.m.WireFormat)
+		}
+		return
+	}
+	named, err := externalReceivers(s.by.Context().Extensions)
+	p.must(err)
+	for i := range p.receivers {
+		in := slices.ContainsFunc(named, func(x ExternalReceiver) bool { return bytes.Equal(x.PublicKey, p.receivers[i].PublicKey) })
+		c, err := s.m.SemiPrivate.Open(testSuite, &p.receivers[i], p.keys[i])
+		switch {
+		case in != (err == nil):
+			p.Fatalf("receiver %d, named %v: %v", i, in, err)
+		case in && (c.Content().Sender.Leaf != s.by.OwnLeaf() || c.Content().Epoch != s.epoch):
+			p.Fatalf("receiver %d opens a message of %v in epoch %d", i, c.Content().Sender, c.Content().Epoch)
+		}
+		if _, err := s.m.SemiPrivate.Open(testSuite, &p.receivers[i], p.keys[1-i]); err == nil {
+			p.Fatalf("receiver %d opens with another's key", i)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package mls
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -33,7 +34,8 @@ func (p *play) follow(g *playGroup, m *playMember, client, link int) {
 	var invites []*playInvite
 	p.serial++
 	signer := p.signer(client, p.serial)
-	o := LinkOptions{Credential: BasicCredential([]byte(m.name)), Signer: signer, TreeInWelcome: true, ForcePath: p.next()%2 == 0}
+	o := LinkOptions{Credential: BasicCredential([]byte(m.name)), Signer: signer, LeafExtensions: playLeaf(),
+		TreeInWelcome: true, ForcePath: p.next()%2 == 0}
 	for other := range m.Members() {
 		c := int(other.Leaf.Credential.Identity[0] - '0')
 		if c == client || link == playBranch && p.next()%3 == 0 {
@@ -131,7 +133,8 @@ func (p *play) absent(members func(func(Member) bool)) (int, bool) {
 func (p *play) keyPackage(client int) (*KeyPackage, *KeyPackageSecrets, ed25519.PrivateKey) {
 	p.serial++
 	signer := p.signer(client, p.serial)
-	kp, secrets, err := NewKeyPackage(KeyPackageOptions{Rand: p.rnd, Suite: testSuite, Credential: BasicCredential([]byte{byte('0' + client)}), Signer: signer})
+	kp, secrets, err := NewKeyPackage(KeyPackageOptions{Rand: p.rnd, Suite: testSuite, Credential: BasicCredential([]byte{byte('0' + client)}), Signer: signer,
+		LeafExtensions: playLeaf()})
 	p.must(err)
 	return kp, secrets, signer
 }
@@ -162,7 +165,11 @@ func (p *play) propose(g *playGroup, m *playMember) {
 		kp, _, _ := p.keyPackage(c) // if it is committed, a member who never comes
 		msg, err = m.Propose(b, nil, add(kp))
 	case 3:
-		msg, err = m.Propose(b, nil, appData(0x8001, "+"))
+		update := appData(0x8001, "+")
+		if g.id == playSemiPrivate && p.next()%4 != 3 {
+			update = p.nameReceivers()
+		}
+		msg, err = m.Propose(b, nil, update)
 	case 4:
 		msg, err = m.Propose(b, nil, sharedPSK())
 	case 5:
@@ -194,6 +201,11 @@ func (p *play) reinit(m *playMember) Proposal {
 		CipherSuite: testSuite, Extensions: m.Context().Extensions}}
 }
 
+// nameReceivers is a proposal to name the server alone as a receiver of handshakes, or the other one too.
+func (p *play) nameReceivers() Proposal {
+	return setTerms(ComponentExternalReceivers, p.receivers[:1+p.next()%2])
+}
+
 // context is a group_context_extensions proposal that takes the external senders out, or puts them in again.
 func (p *play) context(m *playMember) Proposal {
 	ext := m.Context().Extensions
@@ -214,7 +226,7 @@ func (p *play) commit(g *playGroup, m *playMember) {
 	signers := len(m.signers)
 	var invites []*playInvite
 	for range flags >> 3 & 3 {
-		switch p.next() % 5 {
+		switch p.next() % 6 {
 		case 0, 1:
 			c, ok := p.absent(m.Members())
 			if !ok || len(o.Proposals) > 0 {
@@ -229,12 +241,25 @@ func (p *play) commit(g *playGroup, m *playMember) {
 				o.Proposals = append(o.Proposals, remove(at))
 			}
 		case 3:
+			if g.id == playSemiPrivate && len(o.Proposals) == 0 {
+				o.Proposals = append(o.Proposals, p.nameReceivers())
+				continue
+			}
 			o.Proposals = append(o.Proposals, sharedPSK())
 		case 4:
 			if len(invites) > 0 {
 				continue // a joiner doesn't have that key
 			}
 			o.Proposals = append(o.Proposals, psk(PreSharedKeyID{Type: PSKResumption, Usage: UsageApplication, GroupID: m.GroupID(), Epoch: m.Epoch()}))
+		case 5: // a member who may come in anew
+			at, ok := p.leaf(m)
+			if !ok || len(o.Proposals) > 0 {
+				continue
+			}
+			c := int(m.Tree().Leaf(at).Credential.Identity[0] - '0')
+			kp, secrets, signer := p.keyPackage(c)
+			o.Proposals = append(o.Proposals, remove(at), add(kp))
+			invites = append(invites, &playInvite{client: c, kp: kp, secrets: secrets, signer: signer})
 		}
 	}
 	if c, s := p.renewal(m); c != nil {
@@ -268,7 +293,7 @@ func (p *play) commit(g *playGroup, m *playMember) {
 	}
 	ordered := p.send(g, s)
 	for _, i := range invites {
-		i.welcome, i.history = c.Welcome(), after(parent, s)
+		i.welcome, i.history, i.epoch = c.Welcome(), after(parent, s), c.Epoch()
 		if !o.TreeInWelcome {
 			i.tree = c.Tree()
 		}
@@ -329,7 +354,7 @@ func (p *play) say(g *playGroup, m *playMember) {
 	g.sent = append(g.sent, &playMessage{m: msg, by: m, parent: m.at(), epoch: m.Epoch(), text: text})
 }
 
-// accept has a client join by a Welcome. What it had of the group before is gone.
+// accept has a client join by a Welcome, which replaces what it had of the group before, or else that is gone.
 func (p *play) accept(g *playGroup, client int) {
 	for n := len(g.invites) - 1; n >= 0; n-- {
 		i := g.invites[n]
@@ -343,6 +368,10 @@ func (p *play) accept(g *playGroup, client int) {
 		var err error
 		if i.tree != nil {
 			tree = fresh(p, i.tree)
+		}
+		if m := cmp.Or(g.members[client], g.former[client]); m != nil && i.link == 0 && p.next()%2 == 0 {
+			p.rejoin(g, m, i, w, tree)
+			return
 		}
 		switch {
 		case i.link == playSuccessor && i.parent != nil:
@@ -386,7 +415,8 @@ func (p *play) join(g *playGroup, client int) {
 	}
 	p.serial++
 	signer := p.signer(client, p.serial)
-	o := ExternalJoinOptions{GroupInfo: g.current.info, Tree: fresh(p, g.current.tree), Credential: BasicCredential([]byte{byte('0' + client)}), Signer: signer}
+	o := ExternalJoinOptions{GroupInfo: g.current.info, Tree: fresh(p, g.current.tree), Credential: BasicCredential([]byte{byte('0' + client)}), Signer: signer,
+		LeafExtensions: playLeaf()}
 	for i, l := range g.current.tree.Leaves() {
 		if int(l.Credential.Identity[0]-'0') == client {
 			o.Proposals = append(o.Proposals, remove(i))
