@@ -44,7 +44,8 @@ func checkEphemeral(r *rules, p *AppEphemeral) error {
 	return nil
 }
 
-// MessageRange is a span of a member's application messages in an epoch, both ends included.
+// MessageRange is a span of a member's application messages in an epoch, both ends included (draft-ietf-mls-extensions,
+// Section 6.1).
 //
 //	struct {
 //	    uint32 sender;

@@ -14,8 +14,8 @@ import (
 // CommitOptions says what a commit contains.
 type CommitOptions struct {
 	redact
-	// Proposals are committed by value, after the pending ones, or alone if one of them is a ReInit. A PreSharedKey without a nonce gets a fresh one. A Remove
-	// of a member whose SelfRemove is pending is left out.
+	// Proposals are committed by value, after the pending ones, or alone if one of them is a ReInit. A PreSharedKey
+	// without a nonce gets a fresh one. A Remove of a member whose SelfRemove is pending is left out.
 	Proposals []Proposal
 	// SkipPending leaves the pending proposals out; else all that are valid together are committed by reference.
 	SkipPending bool
@@ -72,7 +72,9 @@ func (g *Group) PendingCommit() *PendingCommit {
 }
 
 // Commit makes a commit and stages it: the group stays as it is until Confirm or Drop (RFC 9420, Section 12.4.1). The
-// staged commit is in the Batch, so that it survives a restart. It fails with ErrStaged if one is staged already.
+// staged commit is in the Batch, so that it survives a restart. It fails with ErrStaged if one is staged already, with
+// a ValidationError if o.Proposals can't be committed, and with ErrRemoved, ErrEnded, ErrResync and ErrSigner. Pending
+// proposals that don't go with the others are left out.
 func (g *Group) Commit(b Batch, o CommitOptions) (*PendingCommit, error) {
 	g.op.Lock()
 	defer g.done()
@@ -525,7 +527,8 @@ func (g *Group) loadPendingCommit(b []byte) (*PendingCommit, error) {
 	return c, nil
 }
 
-// Confirm applies the staged own commit or Resync, after it was accepted. It fails with ErrStaged if there is none.
+// Confirm applies the staged own commit or Resync, after it was accepted. It fails with ErrStaged if there is none, and
+// a Resync with ErrSigner if the new leaf's signer isn't there (see AddSigner).
 func (g *Group) Confirm(b Batch) error {
 	g.op.Lock()
 	defer g.done()

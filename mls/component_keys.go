@@ -26,7 +26,7 @@ func componentLabel(id ComponentID, label string) string {
 }
 
 // SafeEncryptWithLabel is EncryptWithLabel for a component: nothing but SafeDecryptWithLabel for the same one and label
-// opens the result.
+// opens the result (draft-ietf-mls-extensions, Section 4.2). It fails with ErrMalformed for a bad key.
 func (cs CipherSuite) SafeEncryptWithLabel(rand io.Reader, publicKey HPKEPublicKey, id ComponentID, label string, context, plaintext []byte) (HPKECiphertext, error) {
 	return cs.EncryptWithLabel(rand, publicKey, componentLabel(id, label), context, plaintext)
 }
@@ -37,7 +37,8 @@ func (cs CipherSuite) SafeDecryptWithLabel(privateKey HPKEPrivateKey, id Compone
 	return cs.DecryptWithLabel(privateKey, componentLabel(id, label), context, ct)
 }
 
-// SafeSignWithLabel is SignWithLabel for a component, whose own id must be given.
+// SafeSignWithLabel is SignWithLabel for a component, whose own id must be given (draft-ietf-mls-extensions, Section
+// 4.3).
 func (cs CipherSuite) SafeSignWithLabel(rand io.Reader, signer crypto.Signer, id ComponentID, label string, content []byte) ([]byte, error) {
 	return cs.SignWithLabel(rand, signer, componentLabel(id, label), content)
 }
@@ -48,7 +49,8 @@ func (cs CipherSuite) SafeVerifyWithLabel(publicKey []byte, id ComponentID, labe
 	return cs.VerifyWithLabel(publicKey, componentLabel(id, label), content, signature)
 }
 
-// SafeSign signs with the own leaf's signature key. Others check it by SafeVerifyWithLabel with the leaf's key.
+// SafeSign signs with the own leaf's signature key. Others check it by SafeVerifyWithLabel with the leaf's key. It
+// fails with ErrRemoved for a former member, and with ErrSigner.
 func (g *Group) SafeSign(id ComponentID, label string, content []byte) ([]byte, error) {
 	g.mu.RLock()
 	active, signer, cs := g.view.active, g.view.signer, g.view.state.context.CipherSuite
@@ -63,7 +65,8 @@ func (g *Group) SafeSign(id ComponentID, label string, content []byte) ([]byte, 
 }
 
 // SafeDecrypt opens what was sealed to the own leaf's encryption key by SafeEncryptWithLabel. A later leaf has another
-// key. It takes turns with the methods that change the group.
+// key. It takes turns with the methods that change the group. It fails with ErrDecrypt, and with ErrRemoved for a
+// former member.
 func (g *Group) SafeDecrypt(id ComponentID, label string, context []byte, ct HPKECiphertext) ([]byte, error) {
 	g.op.Lock()
 	defer g.done()

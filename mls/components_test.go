@@ -8,7 +8,7 @@ import (
 )
 
 // A client joins a group only if its leaf lists the components that the group requires (draft-ietf-mls-extensions,
-// "Negotiating Extensions and Components").
+// Section 5).
 func TestRequiredComponentsAreAskedOfNewMembers(t *testing.T) {
 	list := func(ids ...ComponentID) Extensions {
 		d := AppDataDictionary(nil).Set(ComponentAppComponents, codec.Marshal(ComponentsList(ids)))

@@ -46,10 +46,11 @@ type Config struct {
 	// MaxPastAge is how long after its end a past epoch is kept at most; 0 means seven days, less than 0 for as long as
 	// MaxPastEpochs says. An epoch that was saved in format 1 ends when it is loaded.
 	MaxPastAge time.Duration
-	// MaxSkippedKeys is how many keys of messages not yet seen are kept per sender and epoch; 0 means 1000.
+	// MaxSkippedKeys is how many keys of messages not yet seen are kept per sender, epoch and kind of message
+	// (application data or handshake); 0 means 1000, less than 0 none.
 	MaxSkippedKeys int
-	// MaxForward is how many generations at once a sender's ratchet may be moved on by one message; 0 means
-	// 100,000, which takes about a tenth of a second.
+	// MaxForward is how many generations at once a sender's ratchet may be moved on by one message (RFC 9420, Section
+	// 15.3), which fails with ErrGeneration past it; 0 means 100,000, which takes about a tenth of a second.
 	MaxForward uint32
 	// MaxLifetime is the longest total lifetime of a new member's leaf, the same for all members (RFC 9420,
 	// Section 7.2); 0 means the constant of that name, less than 0 no limit.
@@ -84,9 +85,9 @@ type PublicConfig struct {
 	Time func() time.Time
 	// IgnoreLifetime leaves the lifetime of new leaves unchecked: for a follower of what somebody else ordered.
 	IgnoreLifetime bool
-	Verifier       CredentialVerifier
-	Components     map[ComponentID]Component
-	// MaxLifetime, NewMemberProposals and Policy are as in Config.
+	// Verifier, Components, MaxLifetime, NewMemberProposals and Policy are as in Config.
+	Verifier           CredentialVerifier
+	Components         map[ComponentID]Component
 	MaxLifetime        time.Duration
 	NewMemberProposals bool
 	Policy             func(*StagedInfo) error

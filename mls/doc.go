@@ -25,18 +25,20 @@
 //	Distribution of pre-shared keys     application: Config.PSK
 //	Reports of malformed commits        ValidationError names rule and section; the report itself: application
 //
-//	Lifetime of a KeyPackage            at most Config.MaxLifetime, default MaxLifetime (400 days); made for
-//	                                    DefaultLifetime (90 days)
+//	Lifetime of a KeyPackage            at most Config.MaxLifetime, default MaxLifetime (400 days), which is also
+//	                                    KeyPackage.Validate's bound; made for DefaultLifetime (90 days)
 //	Resumption keys of past epochs      as long as the epoch: Config.MaxPastEpochs (4) and MaxPastAge (7 days)
 //	Unused keys of a sender             as long as the epoch, the current or a past one; Reseal in long epochs
-//	Number of unused keys               Config.MaxSkippedKeys (1000) for each sender and epoch, the oldest go first
+//	Number of unused keys               Config.MaxSkippedKeys (1000) for each sender, epoch and kind of message
+//	                                    (application data or handshake), the oldest go first
 //	Steps forward for one message       Config.MaxForward (100,000)
-//	Messages that can't be read yet     none is buffered: ErrEpoch, and the application may try again; of the epoch's
-//	                                    proposals 4096 wait for a commit
+//	Messages that can't be read yet     none is buffered: ErrEpoch, or a ValidationError of Section 12.4 for a commit
+//	                                    whose proposals haven't come, and the application may try again; of the
+//	                                    epoch's proposals 4096 wait for a commit
 //
 //	Format of application data          application; content advertisement as in draft-ietf-mls-extensions
 //	Additional authenticated data       application: AAD of Encrypt, Propose and CommitOptions
-//	Group identifiers                   application: GroupOptions.GroupID
+//	Group identifiers                   application: GroupOptions.GroupID, ReInit.GroupID, NewBranch
 //	application_id                      application: LeafExtensions; not interpreted
 //
 //	Acceptable cipher suites            application, from CipherSuites; a group's never changes but by ReInit
@@ -48,4 +50,12 @@
 //	When to commit proposals            before application data (ErrPending); by whom: application
 //	Same client                         CredentialVerifier: Identity and ValidSuccessor
 //	Members that don't update           application: by PublicGroup's Info of each commit, then Remove
+//
+//	Padding                             Config.Padding, default steps of a quarter of the next power of two, at least 64
+//	                                    bytes
+//	Reinitialization                    application: a ReInit in CommitOptions.Proposals or Propose, then NewSuccessor
+//	Updates of the own leaf             application: CommitOptions.ForcePath or ProposeUpdate
+//	Full, partial and empty commits     full, of all pending proposals that go together; CommitOptions.SkipPending,
+//	                                    ForcePath
+//	required_capabilities in groups     application: GroupOptions.Extensions, none by default
 package mls

@@ -12,7 +12,8 @@ var (
 	ErrSignature = errors.New("mls: signature does not verify")
 	// ErrDecrypt: an AEAD or HPKE ciphertext doesn't open.
 	ErrDecrypt = errors.New("mls: decryption failed")
-	// ErrEpoch: the message belongs to an epoch for which there are no keys (any more, or yet).
+	// ErrEpoch: the message belongs to an epoch for which there are no keys (any more, or yet), or a GroupInfo, a
+	// Welcome or something staged to one that isn't the next.
 	ErrEpoch = errors.New("mls: message of another epoch")
 	// ErrConfirmationTag: the sender and this client disagree on the state of the group.
 	ErrConfirmationTag = errors.New("mls: confirmation tag does not match")
@@ -22,7 +23,7 @@ var (
 	ErrGeneration = errors.New("mls: message key used before or too far ahead")
 	// ErrUnsupported: a value that the specifications allow and this package doesn't handle.
 	ErrUnsupported = errors.New("mls: unsupported")
-	// ErrMalformed: a structure decodes but breaks a rule on its form.
+	// ErrMalformed: a structure or an argument breaks a rule on its form, or belongs to another group.
 	ErrMalformed = errors.New("mls: malformed")
 	// ErrRemoved: this client isn't a member of the group any more.
 	ErrRemoved = errors.New("mls: not a member of the group")
@@ -38,8 +39,8 @@ var (
 	ErrPending = errors.New("mls: proposals are to be committed first")
 )
 
-// ValidationError says which rule a structure breaks. Every receiver finds the same error, because only agreed data
-// is judged.
+// ValidationError says which rule a structure breaks. Every receiver finds the same error, because only agreed data is
+// judged; errors.As finds it.
 type ValidationError struct {
 	Rule    string // what is wrong, e.g. "RFC 9420 12.2: two removes of leaf 3"
 	Section string // the rule's section in RFC 9420, e.g. "12.2", or the draft and section
@@ -91,7 +92,8 @@ const redacted = "[redacted]"
 
 var errGob = errors.New("mls: secrets have no encoding but MarshalMLS")
 
-// secret is key material. It doesn't show itself in formatted output, in logs, or in JSON and other text, and gob refuses it.
+// secret is key material. It doesn't show itself in formatted output, in logs, or in JSON and other text, and gob
+// refuses it.
 type secret []byte
 
 // erase overwrites the secret in memory. The runtime may have moved it or left copies on stacks, and ciphers keep their

@@ -9,7 +9,7 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
-// ExtensionType identifies an extension (RFC 9420, Section 17.3, and draft-ietf-mls-extensions).
+// ExtensionType identifies an extension (RFC 9420, Section 17.3; draft-ietf-mls-extensions, Section 7.1).
 type ExtensionType uint16
 
 // The extension types that this package knows.
@@ -52,7 +52,7 @@ func (e *Extension) UnmarshalMLS(r *codec.Reader) {
 	e.Data = r.Opaque()
 }
 
-// Extensions is a list of extensions, each type at most once.
+// Extensions is a list of extensions, each type at most once (RFC 9420, Section 13.4) and not more than 256.
 type Extensions []Extension
 
 // Find returns the data of an extension, and whether there is one.
@@ -207,10 +207,11 @@ func (s *ExternalSenders) UnmarshalMLS(r *codec.Reader) {
 	*s = codec.ReadVector(r, func(r *codec.Reader) (x ExternalSender) { x.UnmarshalMLS(r); return x })
 }
 
-// ComponentID identifies an application component (draft-ietf-mls-extensions, "Component IDs").
+// ComponentID identifies an application component (draft-ietf-mls-extensions, Section 4.1): 0x8000 and up are for
+// private use.
 type ComponentID uint16
 
-// The components of draft-ietf-mls-extensions, "MLS Component Types", that this package knows.
+// The components that this package knows (draft-ietf-mls-extensions, Section 7.5).
 const (
 	// ComponentAppComponents has a ComponentsList: in a leaf of the components that the client supports, in the
 	// GroupContext of those that every member has to support.
@@ -231,8 +232,7 @@ const (
 	ComponentExternalReceivers ComponentID = 8
 )
 
-// ComponentsList is a list of components (draft-ietf-mls-extensions, "Negotiating Extensions and Components"). Unknown
-// ones in it are ignored.
+// ComponentsList is a list of components (draft-ietf-mls-extensions, Section 5). Unknown ones in it are ignored.
 type ComponentsList []ComponentID
 
 // MarshalMLS implements codec.Marshaler.
@@ -247,8 +247,8 @@ type ComponentData struct {
 	Data []byte
 }
 
-// AppDataDictionary is the data of the app_data_dictionary extension, sorted by component
-// (draft-ietf-mls-extensions, "Attaching Application Data to MLS Messages").
+// AppDataDictionary is the data of the app_data_dictionary extension, sorted by component (draft-ietf-mls-extensions,
+// Section 4.6).
 type AppDataDictionary []ComponentData
 
 func (d AppDataDictionary) find(id ComponentID) (int, bool) {

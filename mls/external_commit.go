@@ -57,7 +57,9 @@ func (p *PendingJoin) Info() *StagedInfo { return p.staged }
 // Epoch returns the number of the new epoch.
 func (p *PendingJoin) Epoch() uint64 { return p.info.GroupContext.Epoch }
 
-// ExternalJoin makes an external commit (RFC 9420, Section 12.4.3.2).
+// ExternalJoin makes an external commit (RFC 9420, Section 12.4.3.2). It fails with ErrSignature if the GroupInfo's
+// doesn't verify, and with a ValidationError for what else it, the tree or the options break; o.GroupInfo isn't
+// changed.
 func ExternalJoin(cfg Config, o ExternalJoinOptions) (*PendingJoin, error) {
 	p, err := externalJoin(cfg, o, nil)
 	if err != nil {
@@ -211,7 +213,8 @@ func externalJoin(cfg Config, o ExternalJoinOptions, former *Group) (*PendingJoi
 func (p *PendingJoin) newLeaf() *LeafNode { return p.tree.Leaf(p.private.leaf) }
 
 // Confirm returns the group, after the commit was accepted, and writes its state. It is called again only if what it
-// wrote couldn't be made durable. A Resync is confirmed by its group: here the error is ErrResync.
+// wrote couldn't be made durable. It fails with ErrSigner for another signer than the new leaf's. A Resync is confirmed
+// by its group: here the error is ErrResync.
 func (p *PendingJoin) Confirm(b Batch) (*Group, error) {
 	if p.resync {
 		return nil, fmt.Errorf("mls: confirm join: %w: the group confirms it", ErrResync)
@@ -251,7 +254,7 @@ func (p *PendingJoin) erase() {
 	p.secrets.erase()
 }
 
-// MarshalMLS implements codec.Marshaler.
+// MarshalMLS implements codec.Marshaler, for the store.
 func (p *PendingJoin) MarshalMLS(w *codec.Writer) {
 	w.Uint16(stateFormat)
 	p.message.MarshalMLS(w)
@@ -264,7 +267,7 @@ func (p *PendingJoin) MarshalMLS(w *codec.Writer) {
 	}
 }
 
-// LoadPendingJoin restores a PendingJoin from its encoding.
+// LoadPendingJoin restores a PendingJoin from its encoding. signer is that of the new leaf.
 func LoadPendingJoin(cfg Config, signer crypto.Signer, b []byte) (*PendingJoin, error) {
 	p := &PendingJoin{
 		cfg: cfg, signer: signer, message: new(MLSMessage), info: new(GroupInfo), tree: new(RatchetTree),

@@ -45,7 +45,7 @@ const (
 	SenderNewMemberCommit   SenderType = 4
 )
 
-// Sender is who sent a message.
+// Sender is who sent a message (RFC 9420, Section 6).
 //
 //	struct {
 //	    SenderType sender_type;

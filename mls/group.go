@@ -12,7 +12,7 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
-// ErrOwnMessage: the message is this client's own, for which it has no keys to read it.
+// ErrOwnMessage: the message is this client's own, for which it has no keys (any more).
 var ErrOwnMessage = errors.New("mls: own message")
 
 // ErrStaged: an own commit is staged, or none is.
@@ -117,13 +117,15 @@ type GroupOptions struct {
 	Suite          CipherSuite
 	Credential     Credential
 	Signer         crypto.Signer
-	Capabilities   Capabilities // zero: DefaultCapabilities
+	Capabilities   Capabilities // zero: DefaultCapabilities and random reserved values (RFC 9420, Section 13.5)
 	Extensions     Extensions   // of the GroupContext
 	Lifetime       Lifetime     // zero: DefaultLifetime from now
 	LeafExtensions Extensions
 }
 
-// NewGroup makes a group with this client as its only member (RFC 9420, Section 11).
+// NewGroup makes a group with this client as its only member, in epoch 0 (RFC 9420, Section 11). It fails with
+// ErrUnsupported for a suite that isn't, and with a ValidationError if the options break a rule on the leaf or on the
+// GroupContext's extensions.
 func NewGroup(cfg Config, b Batch, o GroupOptions) (*Group, error) {
 	kp, secrets, err := NewKeyPackage(KeyPackageOptions{
 		Rand: cfg.rand(), Time: cfg.now, Suite: o.Suite, Credential: o.Credential, Signer: o.Signer,
@@ -223,8 +225,9 @@ func (g *Group) saveEpoch(b Batch) {
 	}
 }
 
-// LoadGroup restores a group from what its operations wrote. signer is for the own leaf's signature key, or for the
-// one that a staged commit brings; see AddSigner.
+// LoadGroup restores a group from what its operations wrote: state yields every entry once, in any order, with the keys
+// that the Batch got. signer is for the own leaf's signature key, or for the one that a staged commit brings, or nil
+// until AddSigner. It fails with ErrUnsupported for a state of a later format, and if an entry is damaged or missing.
 func LoadGroup(cfg Config, signer crypto.Signer, state iter.Seq2[[]byte, []byte]) (*Group, error) {
 	in, err := readEntries(state)
 	if err != nil {
@@ -272,8 +275,8 @@ func LoadGroup(cfg Config, signer crypto.Signer, state iter.Seq2[[]byte, []byte]
 	return g, nil
 }
 
-// AddSigner gives the group a signer. A group uses the one whose public key is in its own leaf, so that a commit with
-// a new signature key can be confirmed or dropped after a restart.
+// AddSigner gives the group a signer, of the group's suite. A group uses the one whose public key is in its own leaf,
+// so that a commit with a new signature key can be confirmed or dropped after a restart.
 func (g *Group) AddSigner(s crypto.Signer) error {
 	g.op.Lock()
 	defer g.done()
@@ -348,8 +351,9 @@ func (g *Group) EpochAuthenticator() []byte {
 	return bytes.Clone(g.view.secrets.authenticator)
 }
 
-// Export returns n bytes of key material for the application (RFC 9420, Section 8.5), the same for all members in
-// this epoch.
+// Export returns n bytes of key material for the application (RFC 9420, Section 8.5), the same for all members in this
+// epoch. It fails with ErrMalformed if n is negative or more than 255 times HashSize, and with ErrRemoved for a former
+// member.
 func (g *Group) Export(label string, context []byte, n int) ([]byte, error) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
@@ -380,7 +384,7 @@ func (g *Group) Extension(t ExtensionType) ([]byte, bool) {
 	return g.public().context.Extensions.Find(t)
 }
 
-// Pending returns the proposals of this epoch that were sent or received and not committed.
+// Pending returns the proposals of this epoch that were sent or received and not committed, in that order.
 func (g *Group) Pending() []PendingProposal { return g.public().pendingList() }
 
 func (p publicState) members() iter.Seq[Member] {
@@ -407,8 +411,9 @@ func (p publicState) dictionary() AppDataDictionary {
 	return d
 }
 
-// GroupInfo returns the signed description of the current epoch (RFC 9420, Section 12.4.3), with the ratchet tree
-// and with the key for external commits if wanted.
+// GroupInfo returns the signed description of the current epoch (RFC 9420, Section 12.4.3), with the ratchet tree and
+// with the key for external commits if wanted. It fails with ErrRemoved for a former member, with ErrEnded after a
+// ReInit, and with ErrSigner.
 func (g *Group) GroupInfo(withTree, externalPub bool) (*GroupInfo, error) {
 	gi, tree, signer, err := g.describe(externalPub)
 	if err != nil {
@@ -523,9 +528,10 @@ func (g *Group) Generation() uint32 {
 }
 
 // Encrypt makes a message of application data (RFC 9420, Section 15). aad is authenticated and not encrypted, a SafeAAD
-// where Group.SafeAAD says so; data is an ApplicationFraming where Group.MediaTypes has some. It fails
-// with ErrPending while there are proposals that no commit has applied, so that nobody reads on whose removal was
-// proposed (Section 12.4), with ErrRemoved for a former member, and with ErrEnded after a ReInit.
+// where Group.SafeAAD says so; data is an ApplicationFraming where Group.MediaTypes has some. It fails with ErrPending
+// while there are proposals that no commit has applied, so that nobody reads on whose removal was proposed (Section
+// 12.4), with ErrRemoved for a former member, with ErrEnded after a ReInit, with ErrResync while a Resync waits, and
+// with ErrSigner.
 func (g *Group) Encrypt(b Batch, aad, data []byte) (*MLSMessage, error) {
 	g.op.Lock()
 	defer g.done()

@@ -47,7 +47,7 @@ func labeledExpand(h crypto.Hash, prk, suiteID []byte, label string, info []byte
 	return hkdfExpand(h, prk, n, []byte{byte(n >> 8), byte(n)}, []byte("HPKE-v1"), suiteID, []byte(label), info)
 }
 
-// GenerateHPKEKey makes a key pair of the suite's KEM.
+// GenerateHPKEKey makes a key pair of the suite's KEM with randomness from rand, and fails only if that does.
 func (cs CipherSuite) GenerateHPKEKey(rand io.Reader) (HPKEPublicKey, HPKEPrivateKey, error) {
 	size, _ := cs.params().seedSizes()
 	ikm := make(secret, size)
@@ -58,7 +58,8 @@ func (cs CipherSuite) GenerateHPKEKey(rand io.Reader) (HPKEPublicKey, HPKEPrivat
 	return cs.DeriveHPKEKey(ikm)
 }
 
-// DeriveHPKEKey is KEM.DeriveKeyPair (RFC 9180, Section 7.1.3): the same key pair for the same secret.
+// DeriveHPKEKey is KEM.DeriveKeyPair (RFC 9180, Section 7.1.3; draft-ietf-hpke-pq): the same key pair for the same
+// secret, which should have HashSize bytes at least.
 func (cs CipherSuite) DeriveHPKEKey(ikm []byte) (HPKEPublicKey, HPKEPrivateKey, error) {
 	return cs.params().derive(ikm)
 }
@@ -133,7 +134,8 @@ func (cs CipherSuite) hpkeOpen(priv HPKEPrivateKey, pub HPKEPublicKey, info hpke
 	return cs.aeadOpen(key, nonce, nil, ct.Ciphertext)
 }
 
-// EncryptWithLabel encrypts to a public key of the suite (RFC 9420, Section 5.1.3).
+// EncryptWithLabel encrypts to a public key of the suite (RFC 9420, Section 5.1.3), with randomness from rand. It fails
+// with ErrMalformed for a bad key.
 func (cs CipherSuite) EncryptWithLabel(rand io.Reader, publicKey HPKEPublicKey, label string, context, plaintext []byte) (HPKECiphertext, error) {
 	return cs.hpkeSeal(rand, publicKey, cs.hpkeInfo(label, context), plaintext)
 }

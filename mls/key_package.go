@@ -15,7 +15,7 @@ import (
 // 9420, Section 7.2).
 const MaxLifetime = 400 * 24 * time.Hour
 
-// DefaultLifetime is that of a KeyPackage whose options name none.
+// DefaultLifetime is that of a KeyPackage whose options name none, from the time when it is made.
 const DefaultLifetime = 90 * 24 * time.Hour
 
 // KeyPackage lets others add a client to a group while it is offline (RFC 9420, Section 10).
@@ -80,9 +80,10 @@ func (kp *KeyPackage) verifySignature() error {
 	return kp.CipherSuite.verify(kp.LeafNode.SignatureKey, labelKeyPackage, kp.marshalUnsigned, kp.Signature)
 }
 
-// Validate checks a KeyPackage by itself (RFC 9420, Section 10.1): version, suite, leaf, signatures, lifetime at now,
-// credential with v. Whether it fits a group is checked when a proposal adds it. Validate notes in the KeyPackage that
-// its signatures are good, so that the commit that adds it needn't verify them again unless it was changed.
+// Validate checks a KeyPackage by itself (RFC 9420, Section 10.1): version, suite, leaf, signatures, lifetime (which is
+// at most MaxLifetime and contains now), credential with v. It fails with a ValidationError. Whether it fits a group is
+// checked when a proposal adds it. Validate notes in the KeyPackage that its signatures are good, so that the commit
+// that adds it needn't verify them again unless it was changed.
 func (kp *KeyPackage) Validate(now time.Time, v CredentialVerifier) error {
 	if !kp.validated() {
 		if err := kp.validateTimeless(); err != nil {
@@ -204,7 +205,9 @@ func (s *KeyPackageSecrets) UnmarshalMLS(r *codec.Reader) {
 	s.EncryptionKey = r.Opaque()
 }
 
-// NewKeyPackage makes a KeyPackage with fresh keys, signed by o.Signer.
+// NewKeyPackage makes a KeyPackage with fresh keys, signed by o.Signer (RFC 9420, Section 10), and returns their
+// private keys. It fails with ErrUnsupported for a suite that isn't, and with a ValidationError if the options
+// contradict each other, for example an extension that the capabilities don't list.
 func NewKeyPackage(o KeyPackageOptions) (*KeyPackage, *KeyPackageSecrets, error) {
 	if o.Rand == nil {
 		o.Rand = rand.Reader

@@ -10,7 +10,7 @@ import (
 
 // Content advertisement (draft-ietf-mls-extensions, Section 6.2).
 
-// MediaType is an IANA media type with its parameters.
+// MediaType is an IANA media type with its parameters (draft-ietf-mls-extensions, Section 6.2.2).
 //
 //	struct {
 //	    opaque parameter_name<V>;
@@ -53,7 +53,7 @@ func (m *MediaType) UnmarshalMLS(r *codec.Reader) {
 	})
 }
 
-// MediaTypeList is the data of ComponentMediaTypes.
+// MediaTypeList is the data of ComponentMediaTypes (draft-ietf-mls-extensions, Section 6.2.2): 1 to 256 types.
 //
 //	struct {
 //	    MediaType media_type_list<V>;
@@ -78,7 +78,8 @@ func (l *MediaTypeList) UnmarshalMLS(r *codec.Reader) {
 	}
 }
 
-// ApplicationFraming is the application data of a group whose GroupContext has ComponentMediaTypes.
+// ApplicationFraming is the application data of a group whose GroupContext has ComponentMediaTypes
+// (draft-ietf-mls-extensions, Section 6.2.4).
 //
 //	struct {
 //	    MediaType media_type;

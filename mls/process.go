@@ -31,7 +31,7 @@ type ReceivedProposal struct {
 	AAD []byte
 }
 
-// StagedCommit is another's commit that was checked and can be applied.
+// StagedCommit is another's commit that was checked and can be applied, or dropped by not doing so.
 type StagedCommit struct {
 	redact
 	evolution *evolution
@@ -46,7 +46,8 @@ type StagedCommit struct {
 // OwnCommit says that the message is the staged own commit: Confirm applies it.
 type OwnCommit struct{ Commit *PendingCommit }
 
-// Duplicate says that the message is a commit that was applied before; there is nothing to do.
+// Duplicate says that the message is a commit that was applied before, in one of the epochs that MaxPastEpochs keeps;
+// there is nothing to do.
 type Duplicate struct{}
 
 func (*ApplicationMessage) received() {}
@@ -66,8 +67,9 @@ func (s *StagedCommit) AAD() []byte { return s.aad }
 //
 // It fails with ErrEpoch for another epoch than the current one (for application messages: one from which no keys are
 // kept), ErrGeneration for an application message that was read before, ErrOwnMessage for own messages that can't be
-// read, ErrRemoved for a former member, and ErrEnded after a ReInit. A ValidationError names the rule that a handshake
-// message breaks.
+// read, ErrRemoved for a former member, ErrEnded after a ReInit, ErrMalformed for what isn't a message of this group,
+// ErrSignature, ErrDecrypt, ErrMembershipTag and ErrConfirmationTag. A ValidationError names the rule that a handshake
+// message breaks. Whatever the error is, the group stays as it was.
 func (g *Group) Receive(b Batch, m *MLSMessage) (Received, error) {
 	g.op.Lock()
 	defer g.done()
@@ -341,8 +343,9 @@ func (g *Group) stageCommit(ac *AuthenticatedContent, hash [sha256.Size]byte) (*
 }
 
 // Apply moves the group to the epoch of a commit that Receive staged. A staged own commit is dropped by that. If the
-// commit removes this client, the group isn't active afterwards and its secrets are deleted. It fails with ErrEpoch
-// if the group has moved on since, and with ErrStaged if the commit was applied before: its secrets are the group's.
+// commit removes this client, the group isn't active afterwards and its secrets are deleted. It fails with ErrEpoch if
+// the group has moved on since, with ErrStaged if the commit was applied before (its secrets are the group's), with
+// ErrResync while a Resync waits, and with ErrRemoved for a former member.
 func (g *Group) Apply(b Batch, s *StagedCommit) error {
 	g.op.Lock()
 	defer g.done()

@@ -6,7 +6,7 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
-// ProposalType identifies a proposal (RFC 9420, Section 17.4, and draft-ietf-mls-extensions).
+// ProposalType identifies a proposal (RFC 9420, Section 17.4; draft-ietf-mls-extensions, Section 7.2).
 type ProposalType uint16
 
 // The proposal types that this package encodes.
@@ -221,8 +221,8 @@ const (
 	AppDataOpRemove AppDataOp = 2
 )
 
-// AppDataUpdate asks to change a component's data in the GroupContext's app_data_dictionary
-// (draft-ietf-mls-extensions, "Updating Application Data in the GroupContext").
+// AppDataUpdate asks to change a component's data in the GroupContext's app_data_dictionary (draft-ietf-mls-extensions,
+// Section 4.7).
 //
 //	struct {
 //	    ComponentID component_id;

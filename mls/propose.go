@@ -7,8 +7,10 @@ import (
 	"io"
 )
 
-// Propose sends a proposal to the group and notes it as pending. aad is authenticated and not encrypted. For an Update
-// see ProposeUpdate. A PreSharedKey without a nonce gets a fresh one.
+// Propose makes the message of a proposal to the group and notes it as pending (RFC 9420, Section 12.1). aad is
+// authenticated and not encrypted. For an Update see ProposeUpdate, for a SelfRemove ProposeSelfRemove. A PreSharedKey
+// without a nonce gets a fresh one. It fails with a ValidationError if the proposal isn't valid by itself, and with
+// ErrRemoved, ErrEnded, ErrResync and ErrSigner.
 func (g *Group) Propose(b Batch, aad []byte, prop Proposal) (*MLSMessage, error) {
 	g.op.Lock()
 	defer g.done()
@@ -27,8 +29,8 @@ type UpdateOptions struct {
 	AAD          []byte        // authenticated and not encrypted
 }
 
-// ProposeUpdate proposes a new leaf for this client with a fresh encryption key, which is kept until a commit
-// applies or ends the epoch (RFC 9420, Section 12.1.2).
+// ProposeUpdate proposes a new leaf for this client with a fresh encryption key, which is kept until a commit applies
+// or ends the epoch (RFC 9420, Section 12.1.2). It fails as Propose does.
 func (g *Group) ProposeUpdate(b Batch, o UpdateOptions) (*MLSMessage, error) {
 	g.op.Lock()
 	defer g.done()

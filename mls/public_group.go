@@ -49,8 +49,9 @@ func (g *PublicGroup) public() publicState {
 	return g.view.state
 }
 
-// NewPublicGroup begins with the epoch that gi describes, after it has validated gi's signature and the whole tree
-// (RFC 9420, Section 12.4.3.1). tree may be nil if gi carries it; it belongs to the PublicGroup from then on.
+// NewPublicGroup begins with the epoch that gi describes, after it has validated gi's signature and the whole tree (RFC
+// 9420, Section 12.4.3.1). tree may be nil if gi carries it; it belongs to the PublicGroup from then on. It fails with
+// ErrSignature, ErrUnsupported for another version or suite, or a ValidationError.
 func NewPublicGroup(cfg PublicConfig, b Batch, gi *GroupInfo, tree *RatchetTree) (*PublicGroup, error) {
 	r := cfg.rules()
 	state, err := checkGroupInfo(&r, gi, tree)
@@ -76,7 +77,7 @@ func (g *PublicGroup) saveEpoch(b Batch, gi *GroupInfo) {
 	b.Set(key1(keyGroupInfo), codec.Marshal(g.info))
 }
 
-// LoadPublicGroup restores a group from what its operations wrote.
+// LoadPublicGroup restores a group from what its operations wrote, as LoadGroup does.
 func LoadPublicGroup(cfg PublicConfig, state iter.Seq2[[]byte, []byte]) (*PublicGroup, error) {
 	in, err := readEntries(state)
 	if err != nil {
@@ -153,7 +154,8 @@ func (s *StagedProposal) Proposal() PendingProposal { return s.entry.PendingProp
 func (s *StagedProposal) Known() bool { return s.known }
 
 // CheckProposal checks a proposal of a member, of an external sender or, if the configuration allows it, of a new
-// member, and changes nothing.
+// member, and changes nothing (RFC 9420, Sections 12.1 and 12.1.8). It fails with ErrEpoch, ErrEnded, ErrSignature,
+// ErrMalformed for what isn't a proposal to this group, and a ValidationError that names the rule it breaks.
 func (g *PublicGroup) CheckProposal(m *PublicMessage) (*StagedProposal, error) {
 	g.op.Lock()
 	defer g.done()
@@ -219,7 +221,8 @@ func (s *StagedPublic) Info() *StagedInfo { return &s.evolution.info }
 func (s *StagedPublic) Tree() *RatchetTree { return s.evolution.tree }
 
 // CheckCommit checks a commit as far as public data shows, and changes nothing (RFC 9420, Sections 12.2, 12.4.2 and
-// 12.4.3.2). A ValidationError names the rule that it breaks.
+// 12.4.3.2). It fails with ErrEpoch, ErrEnded, ErrSignature, ErrMalformed for what isn't a commit to this group, and a
+// ValidationError that names the rule it breaks.
 func (g *PublicGroup) CheckCommit(m *PublicMessage) (*StagedPublic, error) {
 	g.op.Lock()
 	defer g.done()

@@ -11,14 +11,15 @@ import (
 // Groups that follow from another one: the successor of a group that a ReInit ended (RFC 9420, Section 11.2) and
 // branches (Section 11.3). A resumption key of the old group goes into the new one, so that only its members can join.
 
-// LinkOptions says who is in a group that follows from another one, and with what leaf this client is.
+// LinkOptions says who is in a group that follows from another one, and with what leaf this client is (RFC 9420,
+// Sections 11.2 and 11.3).
 type LinkOptions struct {
 	redact
 	// KeyPackages are those of the other members, of the new group's suite.
 	KeyPackages    []*KeyPackage
 	Credential     Credential
 	Signer         crypto.Signer
-	Capabilities   Capabilities // zero: DefaultCapabilities
+	Capabilities   Capabilities // zero: DefaultCapabilities and random reserved values (RFC 9420, Section 13.5)
 	Lifetime       Lifetime     // zero: DefaultLifetime from now
 	LeafExtensions Extensions
 	// ForcePath gives the commit that adds the others a path, which it doesn't need.
@@ -38,7 +39,9 @@ func (g *PublicGroup) ReInit() *ReInit { return g.public().reinit }
 // NewSuccessor makes the group that the ReInit asked for, in its first epoch of all members, and the Welcome for the
 // others, nil if there are none. They are all members of the old group, each by a KeyPackage. b is for the new group's
 // state. Any member may do this, so whoever orders the groups' messages decides whose successor it is (by its group
-// identifier); others give theirs up and join that one.
+// identifier); others give theirs up and join that one (RFC 9420, Section 11.2). It fails with a ValidationError if no
+// ReInit has ended the group or the members aren't those of the old one, and with ErrUnsupported for a ReInit to
+// another version than mls10.
 func (g *Group) NewSuccessor(b Batch, o LinkOptions) (*Group, *Welcome, error) {
 	g.op.Lock()
 	defer g.done()
@@ -69,7 +72,7 @@ func (g *Group) newSuccessor(b Batch, o LinkOptions) (*Group, *Welcome, error) {
 }
 
 // JoinSuccessor joins the group that the ReInit asked for by its Welcome, as JoinGroup does, after it has checked that
-// the group is just that and has all members of the old one. b is for the new group's state.
+// the group is just that and has all members of the old one (RFC 9420, Section 11.2). b is for the new group's state.
 func (g *Group) JoinSuccessor(b Batch, signer crypto.Signer, w *Welcome, kp *KeyPackage, secrets *KeyPackageSecrets, tree *RatchetTree) (*Group, error) {
 	g.op.Lock()
 	defer g.done()
@@ -86,7 +89,8 @@ func (g *Group) JoinSuccessor(b Batch, signer crypto.Signer, w *Welcome, kp *Key
 }
 
 // NewBranch makes a group of some of this group's members, with its version and suite, in its first epoch of all of
-// them, and the Welcome for the others, nil if there are none. b is for the new group's state. This group isn't changed.
+// them, and the Welcome for the others, nil if there are none (RFC 9420, Section 11.3). ext are the extensions of its
+// GroupContext. b is for the new group's state. This group isn't changed.
 func (g *Group) NewBranch(b Batch, groupID []byte, ext Extensions, o LinkOptions) (*Group, *Welcome, error) {
 	g.op.Lock()
 	defer g.done()
@@ -105,8 +109,9 @@ func (g *Group) NewBranch(b Batch, groupID []byte, ext Extensions, o LinkOptions
 }
 
 // JoinBranch joins a branch of this group by its Welcome, as JoinGroup does, after it has checked that the branch has
-// this group's version and suite, and no member who wasn't in this group when the branch was made. That may have been
-// in a past epoch, if this client was a member in it and MaxPastEpochs keeps it. b is for the new group's state.
+// this group's version and suite, and no member who wasn't in this group when the branch was made (RFC 9420, Section
+// 11.3). That may have been in a past epoch, if this client was a member in it and MaxPastEpochs keeps it, else it
+// fails with ErrEpoch. b is for the new group's state.
 func (g *Group) JoinBranch(b Batch, signer crypto.Signer, w *Welcome, kp *KeyPackage, secrets *KeyPackageSecrets, tree *RatchetTree) (*Group, error) {
 	g.op.Lock()
 	defer g.done()

@@ -21,7 +21,8 @@ import (
 //	} SafeAAD;
 type SafeAAD AppDataDictionary
 
-// ParseSafeAAD decodes authenticated data.
+// ParseSafeAAD decodes authenticated data, for example the AAD of an ApplicationMessage. It fails if that has another
+// form.
 func ParseSafeAAD(aad []byte) (SafeAAD, error) {
 	var a SafeAAD
 	if err := codec.Unmarshal(aad, &a); err != nil {

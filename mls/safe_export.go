@@ -15,7 +15,7 @@ const exportLeaves = 1 << 16
 
 // SafeExport returns the secret of this epoch for a component, the same for all members, HashSize bytes long. It is
 // deleted by that, in the Batch too: a second call fails with ErrExported. An epoch that was saved in format 1 has no
-// such secrets; for it the error is ErrUnsupported.
+// such secrets; for it the error is ErrUnsupported. For a former member it is ErrRemoved.
 func (g *Group) SafeExport(b Batch, id ComponentID) ([]byte, error) {
 	g.op.Lock()
 	defer g.done()

@@ -10,7 +10,8 @@ import (
 
 // ProposeSelfRemove asks the group to remove this client, by a PublicMessage. The commit that does so, of another
 // member or of a new one, is received and applied as any other, and the group isn't active afterwards. If a commit
-// leaves the proposal out, it has to be made anew. All members must support it. There may be one in an epoch.
+// leaves the proposal out, it has to be made anew. All members must support it, else it fails with a ValidationError.
+// There may be one in an epoch.
 func (g *Group) ProposeSelfRemove(b Batch) (*MLSMessage, error) {
 	g.op.Lock()
 	defer g.done()

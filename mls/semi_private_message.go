@@ -113,7 +113,8 @@ func (k *KeyForExternalReceiver) UnmarshalMLS(r *codec.Reader) {
 	k.Encrypted.UnmarshalMLS(r)
 }
 
-// SemiPrivateMessage is a proposal or commit that is encrypted to the group and its external receivers.
+// SemiPrivateMessage is a proposal or commit that is encrypted to the group and its external receivers
+// (draft-mahy-mls-semiprivatemessage, Section 3).
 //
 //	struct {
 //	    opaque group_id<V>;
@@ -355,8 +356,9 @@ type SemiPrivateContent struct {
 func (c *SemiPrivateContent) Content() *FramedContent { return &c.content.Content }
 
 // Open decrypts a message for an external receiver, whose entry in the GroupContext and whose private key are given. It
-// fails with ErrDecrypt if it doesn't open. The PublicGroup that is at the message's epoch verifies the rest
-// (CheckSemiPrivateProposal, CheckSemiPrivateCommit).
+// fails with ErrDecrypt if it doesn't open, with ErrMalformed if there is no key for the receiver, and with a
+// ValidationError if its hash of the sender and nonce is wrong. The PublicGroup that is at the message's epoch verifies
+// the rest (CheckSemiPrivateProposal, CheckSemiPrivateCommit).
 func (m *SemiPrivateMessage) Open(cs CipherSuite, receiver *ExternalReceiver, private HPKEPrivateKey) (*SemiPrivateContent, error) {
 	c, err := m.openFor(cs, receiver, private)
 	if err != nil {

@@ -214,7 +214,7 @@ func (cs CipherSuite) otherKey(key any) error {
 	return fmt.Errorf("mls: a key of type %T is not one of %v", key, cs)
 }
 
-// ParseSignaturePublicKey decodes what SignaturePublicKey encodes.
+// ParseSignaturePublicKey decodes what SignaturePublicKey encodes. It fails with ErrMalformed.
 func (cs CipherSuite) ParseSignaturePublicKey(b []byte) (crypto.PublicKey, error) {
 	return cs.params().sig.parse(b)
 }
@@ -234,9 +234,9 @@ func labelled(label string, content func(w *codec.Writer)) *codec.Writer {
 	return w
 }
 
-// SignWithLabel signs content under a label (RFC 9420, Section 5.1.2). The signer's key must be of the suite. Ed448 and
-// ML-DSA are the pure ones with an empty context. ECDSA signatures are ASN.1 DER; Go's take their randomness from the
-// system, whatever rand is.
+// SignWithLabel signs content under a label (RFC 9420, Section 5.1.2). It fails if the signer's key isn't of the suite
+// or the signer fails. Ed448 and ML-DSA are the pure ones with an empty context. ECDSA signatures are ASN.1 DER; Go's
+// take their randomness from the system, whatever rand is.
 func (cs CipherSuite) SignWithLabel(rand io.Reader, signer crypto.Signer, label string, content []byte) ([]byte, error) {
 	return cs.sign(rand, signer, label, func(w *codec.Writer) { w.Raw(content) })
 }
@@ -256,7 +256,8 @@ func (cs CipherSuite) sign(rand io.Reader, signer crypto.Signer, label string, c
 	return sig, nil
 }
 
-// VerifyWithLabel checks what SignWithLabel signed. It fails with ErrSignature, or ErrMalformed for a bad key.
+// VerifyWithLabel checks what SignWithLabel signed. It fails with ErrSignature, ErrMalformed for a bad key, or
+// ErrUnsupported for a suite that isn't supported.
 func (cs CipherSuite) VerifyWithLabel(publicKey []byte, label string, content, signature []byte) error {
 	return cs.verify(publicKey, label, func(w *codec.Writer) { w.Raw(content) }, signature)
 }

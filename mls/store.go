@@ -63,8 +63,10 @@ const (
 	kindPublicGroup = 2
 )
 
-// Batch collects the changes of an operation. Set and Delete may keep neither key nor value, nor change them, after
-// they return.
+// Batch collects the changes of an operation, which have to become durable all or none, in the order of the operations.
+// Keys are of 1 to 64 bytes and the same for every group: the caller puts its own prefix before them. A value is set as
+// a whole; a message sent or received sets O(log n) bytes in a group of n members. Set and Delete may keep neither key
+// nor value, nor change them, after they return. Erasable names the entries whose deletion has to be real.
 type Batch interface {
 	Set(key, value []byte)
 	Delete(key []byte)

@@ -4,10 +4,10 @@ import "math/bits"
 
 // Trees as arrays (RFC 9420, Appendix C). A tree has a power of two of leaf slots; leaves have even node indices.
 
-// LeafIndex numbers a group's leaves from the left.
+// LeafIndex numbers a group's leaves from the left, from 0.
 type LeafIndex uint32
 
-// NodeIndex numbers a tree's nodes from the left: leaf i is node 2i.
+// NodeIndex numbers a tree's nodes from the left: leaf i is node 2i (RFC 9420, Appendix C).
 type NodeIndex uint32
 
 func (l LeafIndex) node() NodeIndex { return NodeIndex(l) * 2 }

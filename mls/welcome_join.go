@@ -14,6 +14,10 @@ import (
 // already, and deletes secrets once the group is durable, unless kp is a last-resort KeyPackage (see
 // KeyPackage.LastResort), which another Welcome may use. The Welcome to a group that follows from another one is for
 // that one's JoinSuccessor or JoinBranch.
+//
+// It fails with ErrMalformed if the Welcome isn't for kp, ErrDecrypt if it doesn't open, ErrSignature and
+// ErrConfirmationTag if the GroupInfo isn't right, ErrSigner for another signer, and a ValidationError for what else
+// the Welcome, the GroupInfo or the tree breaks.
 func JoinGroup(cfg Config, b Batch, signer crypto.Signer, w *Welcome, kp *KeyPackage, secrets *KeyPackageSecrets, tree *RatchetTree) (*Group, error) {
 	g, err := joinGroup(cfg, signer, w, kp, secrets, tree, nil)
 	if err != nil {

@@ -16,16 +16,20 @@ import (
 
 // The errors that decoding wraps.
 var (
+	// ErrTruncated: the input ends within a value, or before the end of a vector.
 	ErrTruncated = errors.New("codec: truncated")
-	ErrTrailing  = errors.New("codec: trailing bytes")
-	ErrLength    = errors.New("codec: length not in its shortest form or out of range")
-	ErrValue     = errors.New("codec: value not allowed")
+	// ErrTrailing: bytes are left after the last value.
+	ErrTrailing = errors.New("codec: trailing bytes")
+	// ErrLength: a vector's length isn't in its shortest form, or is more or less than is allowed.
+	ErrLength = errors.New("codec: length not in its shortest form or out of range")
+	// ErrValue: a value decodes and isn't one that the type has.
+	ErrValue = errors.New("codec: value not allowed")
 )
 
 // MaxVector is the largest length in bytes that a variable-size vector can have (RFC 9420, Section 2.1.2).
 const MaxVector = 1<<30 - 1
 
-// Marshaler appends its encoding to w.
+// Marshaler appends its encoding to w. It can't fail.
 type Marshaler interface{ MarshalMLS(w *Writer) }
 
 // Unmarshaler reads itself from r. Errors stick to r, so an implementation need not look at them between fields.
@@ -34,7 +38,7 @@ type Unmarshaler interface{ UnmarshalMLS(r *Reader) }
 // Marshal returns the encoding of m.
 func Marshal(m Marshaler) []byte { return Encode(m.MarshalMLS) }
 
-// Encode returns what write writes.
+// Encode returns what write writes, in a new slice.
 func Encode(write func(w *Writer)) []byte {
 	w := Scratch()
 	defer w.Free()
@@ -69,7 +73,7 @@ func (w *Writer) Free() {
 	}
 }
 
-// Bytes returns what was written.
+// Bytes returns what was written: the Writer's own buffer, until the next write.
 func (w *Writer) Bytes() []byte { return w.b }
 
 // Uint8 writes one byte.
@@ -93,7 +97,7 @@ func (w *Writer) String(s string) { w.b = append(w.b, s...) }
 // Length writes a vector's length. It panics past MaxVector, which no value that fits in a message reaches.
 func (w *Writer) Length(n int) { w.b = AppendLength(w.b, n) }
 
-// AppendLength is Length for a slice.
+// AppendLength is Length for a slice: it appends one, two or four bytes (RFC 9420, Section 2.1.2).
 func AppendLength(b []byte, n int) []byte {
 	switch {
 	case n < 1<<6:
@@ -194,8 +198,10 @@ func (r *Reader) Finish() error {
 	return r.err
 }
 
-// Len returns how many bytes are left; Empty whether none are. Both say so too after a failure.
-func (r *Reader) Len() int    { return len(r.b) }
+// Len returns how many bytes are left, also after a failure.
+func (r *Reader) Len() int { return len(r.b) }
+
+// Empty says whether no bytes are left, also after a failure.
 func (r *Reader) Empty() bool { return len(r.b) == 0 }
 
 // Rest returns the unread bytes without consuming them; they alias the input.
@@ -246,7 +252,7 @@ func (r *Reader) Uint64() uint64 {
 	return 0
 }
 
-// Raw reads n bytes into a new slice.
+// Raw reads n bytes into a new slice; for NewAliasing it is a part of the input.
 func (r *Reader) Raw(n int) []byte {
 	b := r.take(n)
 	if b == nil {
@@ -255,7 +261,7 @@ func (r *Reader) Raw(n int) []byte {
 	return r.own(b)
 }
 
-// Length reads a vector's length and checks that so much is left.
+// Length reads a vector's length in bytes and checks that so much is left. It fails with ErrLength or ErrTruncated.
 func (r *Reader) Length() int {
 	first := r.take(1)
 	if first == nil {
@@ -282,7 +288,8 @@ func (r *Reader) Length() int {
 	return n
 }
 
-// Opaque reads opaque<V> into a new slice, which is empty and not nil for a vector of no bytes.
+// Opaque reads opaque<V> into a new slice (for NewAliasing a part of the input), which is empty and not nil for a
+// vector of no bytes.
 func (r *Reader) Opaque() []byte {
 	b := r.View()
 	if r.err != nil {
@@ -294,7 +301,7 @@ func (r *Reader) Opaque() []byte {
 // View is Opaque without a copy: the slice is a part of the input.
 func (r *Reader) View() []byte { return r.take(r.Length()) }
 
-// OpaqueMax is Opaque that refuses more than max bytes.
+// OpaqueMax is Opaque that refuses more than max bytes, with ErrLength.
 func (r *Reader) OpaqueMax(max int) []byte {
 	n := r.Length()
 	if n > max {
@@ -308,7 +315,8 @@ func (r *Reader) OpaqueMax(max int) []byte {
 	return r.own(b)
 }
 
-// Optional reads the presence byte of optional<T>, which is 0 or 1.
+// Optional reads the presence byte of optional<T> (RFC 9420, Section 2.1.1), which is 0 or 1; others fail with
+// ErrValue.
 func (r *Reader) Optional() bool {
 	switch v := r.Uint8(); v {
 	case 0:
@@ -341,7 +349,7 @@ func (r *Reader) Vector(f func(r *Reader)) {
 	}
 }
 
-// ReadVector reads a vector of T.
+// ReadVector reads a vector of T; nil for one without elements.
 func ReadVector[T any](r *Reader, each func(r *Reader) T) []T {
 	var s []T
 	r.Vector(func(r *Reader) {
