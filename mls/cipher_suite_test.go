@@ -288,6 +288,9 @@ func TestX448KeysThatNobodyCanEncryptToAreRefused(t *testing.T) {
 		}
 	}
 	for low := range 256 {
+		if testing.Short() && low%16 > 1 && low < 0xfd {
+			continue
+		}
 		for _, middle := range []byte{0xfe, 0xff} { // about the prime 2^448 - 2^224 - 1
 			p := bytes.Repeat(HPKEPublicKey{0xff}, 56)
 			p[0], p[28] = byte(low), middle

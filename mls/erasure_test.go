@@ -218,7 +218,7 @@ func TestKeysOfCiphersAreOverwritten(t *testing.T) {
 		}
 		keys = nil
 	}
-	f := newForgery(t)
+	f := makeForgery(t)
 	check("Welcomes and paths", 20)
 	f.room.talk()
 	check("application messages", 4*2*4)

@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/parley-mls/parley/mls/codec"
@@ -18,7 +19,34 @@ type forgery struct {
 	hub                     crypto.Signer // the external sender
 }
 
+// firstForgery is made once; every test has a copy, which takes a thirtieth of the time.
+var firstForgery struct {
+	sync.Mutex
+	*forgery
+}
+
 func newForgery(t testing.TB) *forgery {
+	t.Helper()
+	firstForgery.Lock()
+	defer firstForgery.Unlock()
+	if firstForgery.forgery == nil {
+		firstForgery.forgery = makeForgery(t)
+	}
+	first := firstForgery.forgery
+	f := &forgery{TB: t, room: &room{t: t, cs: first.cs, store: first.room.store.clone()}, hub: first.hub}
+	for _, c := range first.members {
+		c = &client{name: c.name, signer: c.signer, store: c.store.clone()}
+		c.reload(t)
+		f.members = append(f.members, c)
+	}
+	f.alice, f.bob, f.carol, f.dave = f.members[0], f.members[1], f.members[2], f.members[3]
+	var err error
+	f.server, err = LoadPublicGroup(publicConfig(), f.room.store.all())
+	f.must(err)
+	return f
+}
+
+func makeForgery(t testing.TB) *forgery {
 	t.Helper()
 	hub := newSigner(t, testSuite)
 	key, err := testSuite.SignaturePublicKey(hub.Public())

@@ -13,7 +13,10 @@ import (
 // type 1, the contents are signed; those of a PrivateMessage come with their signature.
 func FuzzReceive(f *testing.F) {
 	fixture := newForgery(f)
-	for _, v := range violations {
+	for i, v := range violations {
+		if testing.Short() && i%4 != 0 { // they have a test
+			continue
+		}
 		m := v.message(newForgery(f))
 		if m.Public == nil {
 			continue

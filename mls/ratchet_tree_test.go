@@ -46,7 +46,11 @@ func (tt *testTree) mutate(t testing.TB, r *rand.Rand) {
 }
 
 func TestTreeStaysValidUnderRandomOperations(t *testing.T) {
-	for seed := range uint64(8) {
+	seeds := uint64(8)
+	if testing.Short() {
+		seeds = 3
+	}
+	for seed := range seeds {
 		r := rand.New(rand.NewPCG(seed, 0))
 		tt := newTestTree(t, testSuite, 1+int(seed))
 		store := make(map[NodeIndex][]byte)

@@ -83,7 +83,11 @@ func (tt *testTree) checkPrivate(t *testing.T) {
 }
 
 func TestMembersKeepTheTreeInvariant(t *testing.T) {
-	for seed := range uint64(6) {
+	seeds := uint64(6)
+	if testing.Short() {
+		seeds = 2
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 1))
 			tt := newTestTree(t, testSuite, 1+r.IntN(6))
