@@ -3,20 +3,11 @@ package mls
 import (
 	"cmp"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/sha256"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"math/big"
-	"net/url"
 	"sync"
 	"testing"
-	"time"
 )
 
 // A benchKind is what a group for measurements looks like.
@@ -24,7 +15,10 @@ type benchKind struct {
 	n     int
 	shape treeShape
 	x509  bool
+	suite CipherSuite // 0: testSuite
 }
+
+func (k benchKind) cs() CipherSuite { return cmp.Or(k.suite, testSuite) }
 
 // treeShape is how a tree came about.
 type treeShape string
@@ -39,6 +33,9 @@ func (k benchKind) String() string {
 	cred := "basic"
 	if k.x509 {
 		cred = "x509"
+	}
+	if k.suite != 0 {
+		cred = k.suite.String() + "/" + cred
 	}
 	return fmt.Sprintf("%s/%s/%d", cred, k.shape, k.n)
 }
@@ -83,26 +80,26 @@ type benchMember struct {
 	secrets *KeyPackageSecrets
 }
 
-func newBenchMember(number int, x509Chain bool) (m benchMember, err error) {
+func (k benchKind) newMember(number int) (m benchMember, err error) {
 	rand := seededRand(uint64(number) + 1<<32)
-	if m.signer, err = testSuite.GenerateSignatureKey(rand); err != nil {
+	if m.signer, err = k.cs().GenerateSignatureKey(rand); err != nil {
 		return m, err
 	}
 	id := fmt.Sprintf("mimi://alpha.example/d/%012d", number)
 	m.cred = BasicCredential([]byte(id))
-	if x509Chain {
+	if k.x509 {
 		if m.cred, err = benchIssuer().certify(rand, number, id, m.signer.Public()); err != nil {
 			return m, err
 		}
 	}
-	m.kp, m.secrets, err = NewKeyPackage(KeyPackageOptions{Rand: rand, Suite: testSuite, Credential: m.cred, Signer: m.signer})
+	m.kp, m.secrets, err = NewKeyPackage(KeyPackageOptions{Rand: rand, Suite: k.cs(), Credential: m.cred, Signer: m.signer})
 	return m, err
 }
 
-func benchMembers(from, n int, x509Chain bool) ([]benchMember, error) {
+func (k benchKind) newMembers(from, n int) ([]benchMember, error) {
 	members := make([]benchMember, n)
 	return members, parallel(n, func(i int) (err error) {
-		members[i], err = newBenchMember(from+i, x509Chain)
+		members[i], err = k.newMember(from + i)
 		return err
 	})
 }
@@ -110,7 +107,7 @@ func benchMembers(from, n int, x509Chain bool) ([]benchMember, error) {
 func buildBenchGroup(k benchKind) (*benchGroup, error) {
 	g := &benchGroup{benchKind: k, signers: make([]crypto.Signer, k.n), keys: make(map[NodeIndex]HPKEPrivateKey)}
 	g.auth = g.newVerifier()
-	members, err := benchMembers(0, k.n, k.x509)
+	members, err := k.newMembers(0, k.n)
 	if err != nil {
 		return nil, err
 	}
@@ -129,10 +126,10 @@ func buildBenchGroup(k benchKind) (*benchGroup, error) {
 	if err := g.fill(rand, groupID, g.tree.root(), []byte{}, true); err != nil {
 		return nil, err
 	}
-	if g.epochSecret, err = testSuite.randomSecret(rand); err != nil {
+	if g.epochSecret, err = k.cs().randomSecret(rand); err != nil {
 		return nil, err
 	}
-	g.ctx = GroupContext{Version: MLS10, CipherSuite: testSuite, GroupID: groupID, Epoch: 1, TreeHash: g.tree.Hash(testSuite),
+	g.ctx = GroupContext{Version: MLS10, CipherSuite: k.cs(), GroupID: groupID, Epoch: 1, TreeHash: g.tree.Hash(k.cs()),
 		ConfirmedTranscriptHash: []byte{}}
 	g.tree.clearDirty()
 	g.counts, err = rosterOf(g.tree, g.auth)
@@ -149,7 +146,7 @@ func (g *benchGroup) fill(rand io.Reader, groupID []byte, n NodeIndex, parentHas
 		}
 		l = l.clone()
 		l.Source, l.Lifetime, l.ParentHash = LeafNodeCommit, Lifetime{}, parentHash
-		if err := l.sign(testSuite, rand, g.signers[n.leaf()], groupID, n.leaf()); err != nil {
+		if err := l.sign(g.cs(), rand, g.signers[n.leaf()], groupID, n.leaf()); err != nil {
 			return err
 		}
 		g.tree.setLeaf(n.leaf(), l)
@@ -159,12 +156,12 @@ func (g *benchGroup) fill(rand io.Reader, groupID []byte, n NodeIndex, parentHas
 	if g.tree.resolutionEmpty(right) || !spine && g.shape != fullTree {
 		return g.fill(rand, groupID, left, parentHash, spine)
 	}
-	stale := make([]byte, testSuite.HashSize()) // right was updated before n was
+	stale := make([]byte, g.cs().HashSize()) // right was updated before n was
 	_, _ = rand.Read(stale)
 	if err := g.fill(rand, groupID, right, stale, false); err != nil {
 		return err
 	}
-	pub, priv, err := testSuite.GenerateHPKEKey(rand)
+	pub, priv, err := g.cs().GenerateHPKEKey(rand)
 	if err != nil {
 		return err
 	}
@@ -178,7 +175,7 @@ func (g *benchGroup) fill(rand io.Reader, groupID []byte, n NodeIndex, parentHas
 	}
 	g.tree.setParent(n, p)
 	g.keys[n] = priv
-	return g.fill(rand, groupID, left, g.tree.parentHash(testSuite, p, right), spine)
+	return g.fill(rand, groupID, left, g.tree.parentHash(g.cs(), p, right), spine)
 }
 
 // newVerifier returns a verifier that has seen no credential yet.
@@ -191,8 +188,8 @@ func (g *benchGroup) newVerifier() CredentialVerifier {
 
 // view returns the public part of the group with that roster.
 func (g *benchGroup) view(counts *roster) (publicState, *epochSecrets) {
-	es := testSuite.epochSecretsFrom(g.epochSecret)
-	p := newPublicState(g.ctx, g.tree.clone(), es.confirmationTag(testSuite, g.ctx.ConfirmedTranscriptHash))
+	es := g.cs().epochSecretsFrom(g.epochSecret)
+	p := newPublicState(g.ctx, g.tree.clone(), es.confirmationTag(g.cs(), g.ctx.ConfirmedTranscriptHash))
 	p.counts = counts
 	return p, es
 }
@@ -245,149 +242,14 @@ func (benchVerifier) VerifyCredential(Credential, []byte, CipherSuite) error { r
 func (benchVerifier) ValidSuccessor(_, _ Credential) error                   { return nil }
 func (benchVerifier) Identity(c Credential) ([]byte, error)                  { return c.Identity, nil }
 
-// issuer is a certificate authority: a root and an intermediate, both of ECDSA with P-256.
-type issuer struct {
-	root, intermediate *x509.Certificate
-	key                crypto.Signer
-}
-
-var benchIssuer = sync.OnceValue(func() *issuer {
-	is, err := newIssuer()
-	if err != nil {
-		panic(err)
-	}
-	return is
-})
-
-func newIssuer() (*issuer, error) {
-	rand := seededRand(1)
-	template := func(name string) *x509.Certificate {
-		return &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour),
-			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	}
-	rootKey, err := ecdsa.GenerateKey(elliptic.P256(), rand)
-	if err != nil {
-		return nil, err
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand)
-	if err != nil {
-		return nil, err
-	}
-	is := &issuer{key: key}
-	der, err := x509.CreateCertificate(rand, template("Root"), template("Root"), rootKey.Public(), rootKey)
-	if err != nil {
-		return nil, err
-	}
-	if is.root, err = x509.ParseCertificate(der); err != nil {
-		return nil, err
-	}
-	if der, err = x509.CreateCertificate(rand, template("Intermediate"), is.root, key.Public(), rootKey); err != nil {
-		return nil, err
-	}
-	is.intermediate, err = x509.ParseCertificate(der)
-	return is, err
-}
-
-func (is *issuer) certify(rand io.Reader, number int, id string, pub crypto.PublicKey) (Credential, error) {
-	uri, err := url.Parse(id)
-	if err != nil {
-		return Credential{}, err
-	}
-	der, err := x509.CreateCertificate(rand, &x509.Certificate{SerialNumber: big.NewInt(int64(number)),
-		Subject: pkix.Name{CommonName: id}, URIs: []*url.URL{uri}, NotBefore: is.root.NotBefore, NotAfter: is.root.NotAfter,
-		KeyUsage: x509.KeyUsageDigitalSignature}, is.intermediate, pub, is.key)
-	return X509Credential([][]byte{der, is.intermediate.Raw}), err
-}
-
-// chainVerifier verifies chains of a certificate and the intermediate that issued it. It remembers, as package
-// authority does, the chains that were sound and the intermediates that a root vouched for: so a chain costs one
-// signature when it is new, and a hash when it isn't.
-type chainVerifier struct {
-	root *x509.Certificate
-
-	mu     sync.Mutex
-	chains map[[sha256.Size]byte]*x509.Certificate
-	links  map[[sha256.Size]byte]bool
-}
-
-func (is *issuer) verifier() *chainVerifier {
-	return &chainVerifier{root: is.root, chains: make(map[[sha256.Size]byte]*x509.Certificate), links: make(map[[sha256.Size]byte]bool)}
-}
-
-func (v *chainVerifier) sound(c Credential) (*x509.Certificate, error) {
-	if c.Type != CredentialX509 || len(c.Certificates) != 2 {
-		return nil, errors.New("not a chain of two")
-	}
-	h := sha256.New()
-	h.Write(c.Certificates[0])
-	h.Write(c.Certificates[1])
-	key := [sha256.Size]byte(h.Sum(nil))
-	link := sha256.Sum256(c.Certificates[1])
-	v.mu.Lock()
-	known, linked := v.chains[key], v.links[link]
-	v.mu.Unlock()
-	if known != nil {
-		return known, nil
-	}
-	leaf, err1 := x509.ParseCertificate(c.Certificates[0])
-	ca, err2 := x509.ParseCertificate(c.Certificates[1])
-	if err := cmp.Or(err1, err2); err != nil {
-		return nil, err
-	}
-	if !linked {
-		if err := ca.CheckSignatureFrom(v.root); err != nil {
-			return nil, err
-		}
-	}
-	if err := leaf.CheckSignatureFrom(ca); err != nil {
-		return nil, err
-	}
-	if len(leaf.URIs) != 1 {
-		return nil, errors.New("names no client")
-	}
-	v.mu.Lock()
-	v.chains[key], v.links[link] = leaf, true
-	v.mu.Unlock()
-	return leaf, nil
-}
-
-func (v *chainVerifier) VerifyCredential(c Credential, key []byte, cs CipherSuite) error {
-	leaf, err := v.sound(c)
-	if err != nil {
-		return err
-	}
-	own, err := cs.SignaturePublicKey(leaf.PublicKey)
-	if err != nil {
-		return err
-	}
-	if string(own) != string(key) {
-		return errors.New("certificate for another key")
-	}
-	now := time.Now()
-	if now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
-		return errors.New("expired")
-	}
-	return nil
-}
-
-func (v *chainVerifier) ValidSuccessor(_, _ Credential) error { return nil }
-
-func (v *chainVerifier) Identity(c Credential) ([]byte, error) {
-	leaf, err := v.sound(c)
-	if err != nil {
-		return nil, err
-	}
-	return []byte(leaf.URIs[0].String()), nil
-}
-
 // TestBenchGroupsAreValid has every kind of group judged as a joiner judges it, and its members agree after a commit.
 func TestBenchGroupsAreValid(t *testing.T) {
-	for _, k := range []benchKind{{2, fullTree, false}, {3, fullTree, true}, {10, fullTree, false}, {100, fullTree, false},
-		{2, freshTree, false}, {9, freshTree, true}, {100, freshTree, false}, {100, unmergedTree, false}, {13, unmergedTree, false}} {
+	for _, k := range []benchKind{{2, fullTree, false, 0}, {3, fullTree, true, 0}, {10, fullTree, false, 0}, {100, fullTree, false, 0},
+		{2, freshTree, false, 0}, {9, freshTree, true, 0}, {100, freshTree, false, 0}, {100, unmergedTree, false, 0}, {13, unmergedTree, false, 0},
+		{7, fullTree, true, MLKEM768_AES256GCM_SHA384_MLDSA65}} {
 		t.Run(k.String(), func(t *testing.T) {
 			g := benchGroupOf(t, k)
-			if err := fresh(t, g.tree).validate(testSuite, g.ctx.GroupID, nil); err != nil {
+			if err := fresh(t, g.tree).validate(g.cs(), g.ctx.GroupID, nil); err != nil {
 				t.Fatal(err)
 			}
 			alice := g.member(t, 0)

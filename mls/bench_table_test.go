@@ -3,9 +3,7 @@
 package mls
 
 import (
-	"crypto"
 	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/elliptic"
 	"flag"
 	"fmt"
@@ -14,6 +12,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,18 +29,19 @@ func TestTable(t *testing.T) {
 		t.Skip("go test ./mls -run '^TestTable$' -v -table prints the table")
 	}
 	tab := &table{results: make(map[string]*result), out: os.Stdout}
-	tab.measurePrimitives()
-	for _, row := range tableRows {
+	tab.primitives.measure(testSuite)
+	for _, row := range slices.Concat(tableRows, postQuantumRows()) {
 		for _, k := range row.kinds(testing.Short()) {
 			tab.measure(t, row, k)
 		}
 	}
-	tab.measurePrimitives()
+	tab.primitives.measure(testSuite)
+	tab.postQuantum.measure(postQuantumSuite)
 	tab.measureMemory(t, 1_000)
 	tab.print(testing.Short())
 }
 
-// primitives are the costs of suite 1's.
+// primitives are the costs of a suite's, verification from the encoded key.
 type primitives struct{ sign, verify, seal, open, derive, aead, ecdsa time.Duration }
 
 // work counts the primitives that an operation can't do without.
@@ -138,7 +138,7 @@ func sizes(n ...int) func(bool) []benchKind {
 		var kinds []benchKind
 		for _, n := range n {
 			if n <= 1_000 || !short {
-				kinds = append(kinds, benchKind{n, fullTree, false})
+				kinds = append(kinds, benchKind{n, fullTree, false, 0})
 			}
 		}
 		return kinds
@@ -156,6 +156,28 @@ func allSizes(short bool) []benchKind {
 	return kinds
 }
 
+// The post-quantum part is one suite, and groups of one size: what its arithmetic and its lengths do to the same code.
+const postQuantumSuite = MLKEM768_AES256GCM_SHA384_MLDSA65
+
+// postQuantumRows are some of tableRows, with X.509 chains where certificates count.
+func postQuantumRows() (rows []tableRow) {
+	kind := benchKind{100, fullTree, false, postQuantumSuite}
+	chains := kind
+	chains.x509 = true
+	for _, row := range tableRows {
+		switch row.op {
+		case "Update", "Join":
+			row.kinds = func(bool) []benchKind { return []benchKind{kind, chains} }
+		case "ProcessUpdate", "Send", "Receive":
+			row.kinds = func(bool) []benchKind { return []benchKind{kind} }
+		default:
+			continue
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
 // result is what was measured.
 type result struct {
 	oneCore, twoCores time.Duration
@@ -168,8 +190,10 @@ type table struct {
 	primitives primitives
 	results    map[string]*result // by operation and kind
 	live, peak int64              // bytes of a group, and while joining it
-	treeBytes  int
-	out        io.Writer
+
+	postQuantum primitives
+	treeBytes   int
+	out         io.Writer
 }
 
 func processorTime() time.Duration {
@@ -201,7 +225,7 @@ func fastest(clock func() time.Duration, prepare, run func()) time.Duration {
 	return best
 }
 
-func (tab *table) measurePrimitives() {
+func (p *primitives) measure(cs CipherSuite) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	keep := func(p *time.Duration, run func()) {
 		const batch = 16 // the clock is coarse
@@ -220,26 +244,31 @@ func (tab *table) measurePrimitives() {
 		}
 	}
 	rand, msg := seededRand(1), make([]byte, 300)
-	signer, err := testSuite.GenerateSignatureKey(rand)
+	scheme := cs.params().sig
+	signer, err := cs.GenerateSignatureKey(rand)
 	check(true, err)
-	sig, err := signer.Sign(rand, msg, crypto.Hash(0))
+	sigKey, err := cs.SignaturePublicKey(signer.Public())
 	check(true, err)
-	pub, priv, err := testSuite.GenerateHPKEKey(rand)
+	sig, err := scheme.sign(rand, signer, msg)
 	check(true, err)
-	info := testSuite.hpkeRawInfo(msg)
-	ct, err := testSuite.hpkeSeal(rand, pub, info, msg[:32])
+	pub, priv, err := cs.GenerateHPKEKey(rand)
+	check(true, err)
+	info := cs.hpkeRawInfo(msg)
+	ct, err := cs.hpkeSeal(rand, pub, info, msg[:32])
 	check(true, err)
 	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand)
 	check(true, err)
 	ecSig, err := ecdsa.SignASN1(rand, ec, msg[:32])
 	check(true, err)
-	p := &tab.primitives
-	keep(&p.sign, func() { _, err := signer.Sign(rand, msg, crypto.Hash(0)); check(true, err) })
-	keep(&p.verify, func() { check(ed25519.Verify(signer.Public().(ed25519.PublicKey), msg, sig), nil) })
-	keep(&p.seal, func() { _, err := testSuite.hpkeSeal(rand, pub, info, msg[:32]); check(true, err) })
-	keep(&p.open, func() { _, err := testSuite.hpkeOpen(priv, pub, info, ct); check(true, err) })
-	keep(&p.derive, func() { _, _, err := testSuite.DeriveHPKEKey(msg[:32]); check(true, err) })
-	keep(&p.aead, func() { _, err := testSuite.aeadSeal(msg[:16], msg[:12], nil, msg[:256]); check(true, err) })
+	keep(&p.sign, func() { _, err := scheme.sign(rand, signer, msg); check(true, err) })
+	keep(&p.verify, func() {
+		key, err := scheme.parse(sigKey)
+		check(err == nil && scheme.verify(key, msg, sig), err)
+	})
+	keep(&p.seal, func() { _, err := cs.hpkeSeal(rand, pub, info, msg[:32]); check(true, err) })
+	keep(&p.open, func() { _, err := cs.hpkeOpen(priv, pub, info, ct); check(true, err) })
+	keep(&p.derive, func() { _, _, err := cs.DeriveHPKEKey(msg[:32]); check(true, err) })
+	keep(&p.aead, func() { _, err := cs.aeadSeal(msg[:cs.aeadKeySize()], msg[:12], nil, msg[:256]); check(true, err) })
 	keep(&p.ecdsa, func() { check(ecdsa.VerifyASN1(&ec.PublicKey, msg[:32], ecSig), nil) })
 }
 
@@ -288,7 +317,7 @@ func (tab *table) measureMemory(t *testing.T, n int) {
 		return int64(s[0].Value.Uint64())
 	}
 	collect := func() int64 { runtime.GC(); runtime.GC(); return heap() }
-	j := newBenchJoin(t, benchGroupOf(t, benchKind{n, fullTree, false}))
+	j := newBenchJoin(t, benchGroupOf(t, benchKind{n, fullTree, false, 0}))
 	tab.treeBytes = len(j.tree)
 	defer debug.SetGCPercent(debug.SetGCPercent(2)) // so that little garbage counts
 	before := collect()
@@ -325,8 +354,8 @@ type goal struct {
 }
 
 func goals(short bool) []goal {
-	full := func(n int) benchKind { return benchKind{n, fullTree, false} }
-	fresh := func(n int) benchKind { return benchKind{n, freshTree, false} }
+	full := func(n int) benchKind { return benchKind{n, fullTree, false, 0} }
+	fresh := func(n int) benchKind { return benchKind{n, freshTree, false, 0} }
 	ms := func(f float64) time.Duration { return time.Duration(f * float64(time.Millisecond)) }
 	all := []goal{
 		{"update: create and merge", "Update", full(100), 0, false, 1.5},
@@ -416,6 +445,26 @@ func (tab *table) print(short bool) {
 	tab.printCells("bytes on the wire / in the store / allocated in how many pieces", short, func(r *result) string {
 		return fmt.Sprintf("%s / %s / %s in %s", count(r.wire), count(r.stored), count(int(r.bytes)), count(int(r.allocs)))
 	})
+	tab.printPostQuantum(printf)
+}
+
+func (tab *table) printPostQuantum(printf func(string, ...any)) {
+	p := tab.postQuantum
+	printf("%v: sign %s, verify %s; HPKE seal %s, open %s, DeriveKeyPair %s.\n\n", postQuantumSuite,
+		duration(p.sign), duration(p.verify), duration(p.seal), duration(p.open), duration(p.derive))
+	printf("| post-quantum, 100 members | limit | one core | ratio | two cores | on the wire | in the store |\n" +
+		"| --- | --- | --- | --- | --- | --- | --- |\n")
+	for _, row := range postQuantumRows() {
+		for _, k := range row.kinds(false) {
+			r, name := tab.results[resultKey(row.op, k)], row.title
+			if k.x509 {
+				name += "; X.509"
+			}
+			limit := r.work.limit(p)
+			printf("| %s | %s | %s | %.2f | %s | %s | %s |\n", name, duration(limit), duration(r.oneCore),
+				float64(r.oneCore)/float64(limit), duration(r.twoCores), count(r.wire), count(r.stored))
+		}
+	}
 }
 
 func (tab *table) printCells(title string, short bool, cell func(*result) string) {
@@ -430,7 +479,7 @@ func (tab *table) printCells(title string, short bool, cell func(*result) string
 	}
 	b.WriteString("\n|" + strings.Repeat(" --- |", 1+len(columns)) + "\n")
 	for _, row := range tableRows {
-		for _, variant := range []benchKind{{0, fullTree, false}, {0, freshTree, false}, {0, fullTree, true}} {
+		for _, variant := range []benchKind{{0, fullTree, false, 0}, {0, freshTree, false, 0}, {0, fullTree, true, 0}} {
 			name := row.title
 			if variant.shape == freshTree {
 				name += "; fresh tree"

@@ -35,7 +35,7 @@ var benchOps = []benchOp{
 	{"KeyPackage", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
 		m := benchMembersOf(tb, g, 1)[0]
 		return nil, func(Batch) int {
-			kp, _, err := NewKeyPackage(KeyPackageOptions{Suite: testSuite, Credential: m.cred, Signer: m.signer})
+			kp, _, err := NewKeyPackage(KeyPackageOptions{Suite: g.cs(), Credential: m.cred, Signer: m.signer})
 			must(tb, err)
 			return size(kp)
 		}
@@ -47,7 +47,7 @@ var benchOps = []benchOp{
 		for _, m := range benchMembersOf(tb, g, g.n-1) {
 			o.Proposals = append(o.Proposals, add(m.kp))
 		}
-		alone := benchGroupOf(tb, benchKind{1, fullTree, g.x509})
+		alone := benchGroupOf(tb, benchKind{1, fullTree, g.x509, g.suite})
 		var alice *Group
 		return func() {
 			alice = alone.member(tb, 0)
@@ -112,7 +112,7 @@ var benchOps = []benchOp{
 	}},
 	{"Load", func(tb testing.TB, g *benchGroup) (func(), func(Batch) int) {
 		alice, store := g.member(tb, 0), newMemStore()
-		alice.messages = newSecretTree(testSuite, alice.state.tree.Size(), make(secret, testSuite.HashSize()))
+		alice.messages = newSecretTree(g.cs(), alice.state.tree.Size(), make(secret, g.cs().HashSize()))
 		alice.saveAll(store)
 		return nil, func(Batch) int {
 			_, err := LoadGroup(Config{Verifier: g.auth}, g.signers[0], store.all())
@@ -131,7 +131,7 @@ func must(tb testing.TB, err error) {
 
 // benchMembersOf returns n clients that aren't in the group, whose KeyPackages are validated.
 func benchMembersOf(tb testing.TB, g *benchGroup, n int) []benchMember {
-	members, err := benchMembers(1<<20, n, g.x509)
+	members, err := g.newMembers(1<<20, n)
 	must(tb, err)
 	must(tb, parallel(n, func(i int) error { return members[i].kp.Validate(time.Now(), g.auth) }))
 	return members
@@ -273,7 +273,7 @@ func benchKinds(short bool) []benchKind {
 	for _, chains := range []bool{false, true} {
 		for _, shape := range []treeShape{fullTree, freshTree} {
 			for _, n := range sizes {
-				kinds = append(kinds, benchKind{n, shape, chains})
+				kinds = append(kinds, benchKind{n, shape, chains, 0})
 			}
 		}
 	}

@@ -229,7 +229,7 @@ func newServer(t *testing.T, g *Group) *PublicGroup {
 
 // TestReadersSeeWholeEpochs reads all the time while commits and messages are processed. The race detector watches.
 func TestReadersSeeWholeEpochs(t *testing.T) {
-	group := benchGroupOf(t, benchKind{64, fullTree, false})
+	group := benchGroupOf(t, benchKind{64, fullTree, false, 0})
 	alice, bob := group.member(t, 0), group.member(t, 32)
 	server := newServer(t, alice)
 	stop := make(chan struct{})
