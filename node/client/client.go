@@ -174,7 +174,7 @@ func enrol(ctx context.Context, o Options, db *sealedStore, inv authority.Invita
 }
 
 // Open opens an enrolled device.
-func Open(_ context.Context, o Options) (*Client, error) {
+func Open(ctx context.Context, o Options) (*Client, error) {
 	if err := o.fill(); err != nil {
 		return nil, err
 	}
@@ -188,6 +188,9 @@ func Open(_ context.Context, o Options) (*Client, error) {
 	c, err := open(o, db)
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
+	}
+	if err := db.purge(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("client: compact the state in %s: %w", o.Dir, err), c.Close())
 	}
 	return c, nil
 }

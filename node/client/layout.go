@@ -15,6 +15,7 @@ import (
 //
 //	p                    profile, JSON
 //	w                    number of the last Welcome stored, 8 bytes
+//	c                    the store's files have secrets in the clear, from before they were sealed, until they are compacted
 //	b<domain>            trust bundle of a provider, JSON
 //	k<KeyPackageRef>     a KeyPackage of this client and its private keys; sealed, see sealedStore
 //	j<room URI>          an external commit whose answer isn't known; sealed
@@ -28,6 +29,7 @@ import (
 var (
 	keyProfile = []byte("p")
 	keyWelcome = []byte("w")
+	keyCompact = []byte("c")
 )
 
 const (

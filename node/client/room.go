@@ -29,6 +29,7 @@ type Room struct {
 	changed chan struct{}       // guarded by mu: closed and replaced at every change
 	fresh   bool                // guarded by mu: the node knows of nothing that was sent after this state; see restored.go
 	behind  bool                // guarded by mu: this state is an old copy; the room is frozen and entered anew
+	bare    bool                // guarded by mu: the state was never sealed
 	spent   bool                // guarded by mu: keys may have been used since the state was last resealed
 	wake    chan struct{}       // has room for one; tells the worker to look again
 
@@ -88,10 +89,17 @@ func loadRoom(c *Client, uri mimi.URI) (*Room, error) {
 	if err := codec.Unmarshal(b, &r.header); err != nil {
 		return nil, fmt.Errorf("header: %w", err)
 	}
-	if r.group, err = r.copyGroup(); err != nil {
+	state, err := r.groupState()
+	if err != nil {
 		return nil, err
 	}
-	r.spent = true
+	if r.group, err = mls.LoadGroup(r.c.config, r.c.signer, state); err != nil {
+		return nil, err
+	}
+	r.spent, r.bare = true, true
+	for key := range state {
+		r.bare = r.bare && !mls.Erasable(key)
+	}
 	if err := r.loadStaged(); err != nil {
 		return nil, err
 	}
@@ -124,7 +132,10 @@ func (r *Room) reseal(b *store.Batch) error {
 	if err := r.group.Reseal(b.Prefixed(r.key(roomGroup))); err != nil {
 		return fmt.Errorf("client: reseal %s: %w", r.uri, err)
 	}
-	r.spent = false
+	if r.bare {
+		b.Set(keyCompact, nil)
+	}
+	r.spent, r.bare = false, false
 	return nil
 }
 

@@ -3,21 +3,26 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
 
+	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/node/api"
 	"github.com/parley-mls/parley/node/api/apiconnect"
+	"github.com/parley-mls/parley/node/store"
 )
 
 // update writes the saved devices anew. Those that a release has written stay as they are: a new format gets a new folder,
@@ -267,5 +272,98 @@ func TestDevicesOfReleasesGoOn(t *testing.T) {
 		}); err != nil || n == 0 {
 			t.Errorf("%s has %d key packages, %v", c.ID(), n, err)
 		}
+	}
+}
+
+// writeFirstFormat makes the directory of a device with a room whose state package mls has written before it sealed any:
+// that which mls keeps as its test data. Only what the room's state needs is real.
+func writeFirstFormat(t *testing.T, o Options, uri mimi.URI) {
+	t.Helper()
+	read := func(name string) map[string][]byte {
+		b, err := os.ReadFile(filepath.Join("../../mls/testdata/state-v1", name+".txt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := make(map[string][]byte)
+		for line := range strings.Lines(string(b)) {
+			var k, v []byte
+			if _, err := fmt.Sscanf(line, "%x %x", &k, &v); err != nil {
+				t.Fatal(err)
+			}
+			all[string(k)] = v
+		}
+		return all
+	}
+	signer := ed25519.NewKeyFromSeed(read("more")["seed bob"])
+	key, err := authority.MarshalPrivateKey(signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := store.Open(filepath.Join(o.Dir, storeDir), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := profile{Format: profileFormat, Domain: "a.example", Address: "127.0.0.1:1", User: "mimi://a.example/u/alice",
+		Client: "mimi://a.example/d/a", Suite: defaultSuite, Key: key, Chain: [][]byte{{0}}}
+	if err := p.save(db); err != nil {
+		t.Fatal(err)
+	}
+	r := &Room{uri: uri}
+	changes := map[string][]byte{string(r.key(roomHeader)): codec.Marshal(header{})}
+	for k, v := range read("bob") {
+		changes[string(r.key(roomGroup, []byte(k)...))] = v
+	}
+	if _, err := db.Commit(changes, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRoomsOfTheFirstFormatAreSealedOnOpening(t *testing.T) {
+	d := &device{t: t, o: Options{Dir: filepath.Join(t.TempDir(), "alice")}}
+	uri := mimi.URI("mimi://a.example/r/x")
+	writeFirstFormat(t, d.o, uri)
+	files := func() (all [][]byte) {
+		err := filepath.WalkDir(d.o.Dir, func(path string, e fs.DirEntry, err error) error {
+			if err != nil || e.IsDir() {
+				return err
+			}
+			b, err := os.ReadFile(path)
+			all = append(all, b)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	before := files()
+	c, err := Open(t.Context(), d.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &witness{t: t, secrets: make(map[string]string), keys: make(map[string][]byte)}
+	w.follow(c) // says what isn't sealed
+	epoch := c.Rooms()[0].Epoch()
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	were := w.found(before, nil)
+	for _, what := range []string{"secret of an epoch", "private key of a node", "secret of the secret tree", "ratchet secret"} {
+		if were[what] == 0 {
+			t.Errorf("no %s was there before: %v", what, were)
+		}
+	}
+	if n := w.found(files(), nil); len(n) > 0 {
+		t.Errorf("in the clear on disk: %v", n)
+	}
+	if c, err = Open(t.Context(), d.o); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if got := c.Rooms()[0].Epoch(); got != epoch {
+		t.Errorf("epoch %d, %d before", got, epoch)
 	}
 }

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"context"
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/binary"
@@ -90,6 +91,7 @@ func newSealedStore(db *store.Pebble, open func(used map[slotRef]bool) (*keyFile
 		return nil, err
 	}
 	if plain.Len() > 0 {
+		plain.Set(keyCompact, nil)
 		wait, err := s.Apply(plain)
 		if err == nil {
 			err = wait()
@@ -266,6 +268,19 @@ func (s *sealedStore) Scan(start, end []byte, fn func(key, value []byte) bool) e
 		return fn(key, value)
 	})
 	return errors.Join(bad, err)
+}
+
+// purge rewrites the store's files if they have what wasn't sealed when it was written.
+func (s *sealedStore) purge(ctx context.Context) error {
+	due, err := s.Get(keyCompact)
+	if err != nil || due == nil {
+		return err
+	}
+	if err := s.Compact(ctx); err != nil {
+		return err
+	}
+	_, err = s.Pebble.Commit(map[string][]byte{string(keyCompact): nil}, nil)
+	return err
 }
 
 // Close implements store.Store.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -253,6 +254,24 @@ func (p *Pebble) Checkpoint(dir string) error {
 	}
 	if err := p.db.Checkpoint(dir, pebble.WithFlushedWAL()); err != nil {
 		return fmt.Errorf("writing a checkpoint of the store: %w", err)
+	}
+	return nil
+}
+
+// Compact rewrites the store's files: what was overwritten or deleted is in none of them any more once the store is
+// closed.
+func (p *Pebble) Compact(ctx context.Context) error {
+	p.closing.RLock()
+	defer p.closing.RUnlock()
+	if p.closed {
+		return ErrClosed
+	}
+	err := p.db.Flush()
+	if err == nil {
+		err = p.db.Compact(ctx, nil, bytes.Repeat([]byte{0xff}, 64), false)
+	}
+	if err != nil {
+		return fmt.Errorf("compacting the store: %w", err)
 	}
 	return nil
 }
