@@ -84,15 +84,11 @@ func (cs CipherSuite) encap(rand io.Reader, pub HPKEPublicKey) (shared, enc []by
 	return p.encap(seed, pub)
 }
 
-func (cs CipherSuite) hpkeSecret(shared secret) secret {
-	return labeledExtract(cs.params().hash, cs.hpkeSuiteID(), shared, "secret", nil)
-}
-
 // hpkeKey derives the key and the first nonce (RFC 9180, Section 5.1). The shared secret is erased.
 func (cs CipherSuite) hpkeKey(shared secret, info hpkeInfo) (key, nonce secret) {
 	defer shared.erase()
 	p, id := cs.params(), cs.hpkeSuiteID()
-	s := cs.hpkeSecret(shared)
+	s := secret(labeledExtract(p.hash, id, shared, "secret", nil))
 	defer s.erase()
 	return labeledExpand(p.hash, s, id, "key", info.context, p.keySize),
 		labeledExpand(p.hash, s, id, "base_nonce", info.context, aeadNonceSize)
@@ -102,7 +98,7 @@ func (cs CipherSuite) hpkeKey(shared secret, info hpkeInfo) (key, nonce secret) 
 func (cs CipherSuite) hpkeExport(shared secret, info hpkeInfo, context string, n int) secret {
 	defer shared.erase()
 	p, id := cs.params(), cs.hpkeSuiteID()
-	s := cs.hpkeSecret(shared)
+	s := secret(labeledExtract(p.hash, id, shared, "secret", nil))
 	defer s.erase()
 	exporter := secret(labeledExpand(p.hash, s, id, "exp", info.context, p.hashSize))
 	defer exporter.erase()
