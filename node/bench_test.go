@@ -9,14 +9,29 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
-// BenchmarkHubOrdersMessages measures the hub alone, without a network: checked, numbered and on disk. Submitters are
-// as many as -cpu times 16, for the sync is shared.
+// BenchmarkHubOrdersMessages measures the hub alone, without a network: checked, numbered and on disk, with and without a
+// frank. Submitters are as many as -cpu times 16, for the sync is shared.
 func BenchmarkHubOrdersMessages(b *testing.B) {
+	b.Run("bytes", func(b *testing.B) {
+		benchmarkOrder(b, func(alice *testClient) *mls.PrivateMessage {
+			alice.createRoom()
+			return alice.seal(string(make([]byte, 1024))).Message.Private
+		})
+	})
+	b.Run("franked", func(b *testing.B) {
+		benchmarkOrder(b, func(alice *testClient) *mls.PrivateMessage {
+			alice.createFranked()
+			_, _, q := alice.sealContent(string(make([]byte, 1024)))
+			return q.Message.Private
+		})
+	})
+}
+
+func benchmarkOrder(b *testing.B, seal func(alice *testClient) *mls.PrivateMessage) {
 	n := newNode(b, "alpha")
 	alice := newClient(b, n, "alice", "alice-laptop")
-	room := alice.createRoom()
+	sealed := seal(alice)
 	by := submitter{domain: "alpha.example", user: alice.user, client: alice.uri}
-	sealed := alice.seal(string(make([]byte, 1024))).Message.Private
 	var next atomic.Uint64
 	b.SetParallelism(16)
 	b.ResetTimer()
@@ -25,7 +40,7 @@ func BenchmarkHubOrdersMessages(b *testing.B) {
 			m := *sealed // another ciphertext, as far as the hub can see
 			m.Ciphertext = append(be64(next.Add(1)), sealed.Ciphertext[8:]...)
 			body := codec.Marshal(&mimi.SubmitMessageRequest{Message: mls.NewMLSMessage(&m), Sender: alice.user})
-			resp, _, err := n.submitMessage(by, room, body)
+			resp, _, err := n.submitMessage(by, alice.room, body)
 			if err != nil || resp.Code != mimi.SubmitAccepted {
 				b.Errorf("%+v, %v", resp, err)
 				return

@@ -108,6 +108,9 @@ func (n *Node) checkNewRoom(by submitter, uri mimi.URI, group *mls.PublicGroup) 
 	if err := n.checkExternalSender(group); err != nil {
 		return err
 	}
+	if err := n.checkFranking(group); err != nil {
+		return err
+	}
 	data, ok := group.Extension(mls.ExtensionRequiredCapabilities)
 	if !ok {
 		return refuse("malformed", "the group has no required_capabilities")

@@ -65,11 +65,15 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 			resp = &mimi.SubmitMessageResponse{Code: mimi.SubmitEpochTooOld, CurrentEpoch: r.group.Epoch()}
 			return nil, nil
 		}
+		time := now()
+		frank, err := n.frank(r, who, m.Private, mimi.ServerFrankingContext{Sender: req.Sender, Room: r.uri, AcceptedTimestamp: time})
+		if err != nil {
+			return nil, err
+		}
 		c := n.begin(r, who.peers)
 		c.mark, ordered = mark, true
-		time := now()
-		seq = c.log(codec.Marshal(&mimi.FanoutMessage{Timestamp: time, Message: m}))
-		resp = &mimi.SubmitMessageResponse{Code: mimi.SubmitAccepted, AcceptedTimestamp: time}
+		seq = c.log(codec.Marshal(&mimi.FanoutMessage{Timestamp: time, Message: m, Frank: frank}))
+		resp = &mimi.SubmitMessageResponse{Code: mimi.SubmitAccepted, AcceptedTimestamp: time, Frank: frank}
 		c.answer(hash, seq, time, resp)
 		n.metrics.accepted.WithLabelValues("message").Inc()
 		return c, nil

@@ -23,7 +23,7 @@ import (
 )
 
 // nodeKeys are the node's own keys with their certificates, in files of mode 0600: the TLS key, the keys with which
-// the hub signs in MLS groups, one per signature scheme, and the secrets of the QUIC port.
+// the hub signs in MLS groups, one per signature scheme, the secrets of the QUIC port, and that of franking.
 type nodeKeys struct {
 	dir     string
 	service authority.Service
@@ -31,6 +31,7 @@ type nodeKeys struct {
 	hubs    map[string]*hubKey // by scheme; the map doesn't change
 
 	reset, token [32]byte
+	franking     [32]byte // hub_key: with it the hub knows its own franks again
 }
 
 // hubKey is a key that hosted rooms have in their external_senders. It stays when its certificate is renewed.
@@ -48,19 +49,17 @@ func openKeys(ctx context.Context, dir string, suites []mls.CipherSuite, service
 		return nil, fmt.Errorf("making the directory of keys: %w", err)
 	}
 	k := &nodeKeys{dir: dir, service: service, hubs: make(map[string]*hubKey)}
-	quic, err := readOrMake(filepath.Join(dir, "quic.key"), func() ([]byte, error) {
-		b := make([]byte, 64)
-		_, err := rand.Read(b)
-		return b, err
-	})
+	quic, err := readSecret(filepath.Join(dir, "quic.key"), 64)
 	if err != nil {
 		return nil, err
 	}
-	if len(quic) != 64 {
-		return nil, fmt.Errorf("%s has %d bytes, not 64", filepath.Join(dir, "quic.key"), len(quic))
-	}
 	copy(k.reset[:], quic[:32])
 	copy(k.token[:], quic[32:])
+	franking, err := readSecret(filepath.Join(dir, "franking.key"), len(k.franking))
+	if err != nil {
+		return nil, err
+	}
+	copy(k.franking[:], franking)
 	for _, s := range suites {
 		if k.hubs[scheme(s)] != nil {
 			continue
@@ -182,6 +181,19 @@ func readKey(path string, generate func() (crypto.Signer, error)) (crypto.Signer
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	return signer, nil
+}
+
+// readSecret reads n random bytes, or makes them.
+func readSecret(path string, n int) ([]byte, error) {
+	b, err := readOrMake(path, func() ([]byte, error) {
+		b := make([]byte, n)
+		_, err := rand.Read(b)
+		return b, err
+	})
+	if err == nil && len(b) != n {
+		err = fmt.Errorf("%s has %d bytes, not %d", path, len(b), n)
+	}
+	return b, err
 }
 
 func readOrMake(path string, generate func() ([]byte, error)) ([]byte, error) {

@@ -109,6 +109,9 @@ func (n *Node) proposeAll() error {
 	return failed
 }
 
+// hubAAD is the authenticated data of the hub's proposals: a SafeAAD, as rooms with franking ask of all handshakes.
+var hubAAD = codec.Marshal(mls.SafeAAD{})
+
 // proposeRemoves logs the hub's proposals to remove clients that were revoked and whose removal isn't pending; the
 // room's lock is held. After an external commit, which no pending proposal survives, that makes them anew.
 func (n *Node) proposeRemoves(c *change) error {
@@ -127,7 +130,7 @@ func (n *Node) proposeRemoves(c *change) error {
 		if err != nil {
 			return err
 		}
-		msg, err := mls.ExternalProposal(g.Suite(), rand.Reader, signer, hubSender, g.GroupID(), g.Epoch(), nil,
+		msg, err := mls.ExternalProposal(g.Suite(), rand.Reader, signer, hubSender, g.GroupID(), g.Epoch(), hubAAD,
 			mls.Proposal{Type: mls.ProposalRemove, Remove: &mls.Remove{Removed: m.Index}})
 		if err != nil {
 			return fmt.Errorf("proposing to remove leaf %d: %w", m.Index, err)

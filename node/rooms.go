@@ -182,6 +182,7 @@ type roster struct {
 	epoch uint64
 	list  mimi.ParticipantList
 	peers map[string]struct{} // the providers of users and clients, this one excepted; not to be changed
+	agent []byte              // the signature key of the franking agent, nil if there is none
 }
 
 // who returns the room's roster; r.mu is held.
@@ -189,11 +190,17 @@ func (r *room) who() (*roster, error) {
 	if r.roster != nil && r.roster.epoch == r.group.Epoch() {
 		return r.roster, nil
 	}
-	list, err := participantsOf(r.group.Dictionary())
+	dictionary := r.group.Dictionary()
+	list, err := participantsOf(dictionary)
 	if err != nil {
 		return nil, err
 	}
 	ro := &roster{epoch: r.group.Epoch(), list: list, peers: make(map[string]struct{})}
+	if a, err := mimi.FrankingAgent(dictionary); err != nil {
+		return nil, err
+	} else if a != nil {
+		ro.agent = a.SignatureKey
+	}
 	for _, p := range list {
 		if p.Role > mimi.RoleBanned {
 			ro.peers[p.User.Domain()] = struct{}{}

@@ -110,6 +110,51 @@ func (d *FrankingAgentData) UnmarshalMLS(r *codec.Reader) {
 	d.Credential.UnmarshalMLS(r)
 }
 
+// FrankedRoom completes the app_data_dictionary of a new room for messages of ContentType that the hub franks: members
+// frame application data and authenticated data, know franking tags, and agree on the hub's key.
+func FrankedRoom(d mls.AppDataDictionary, agent FrankingAgentData) mls.AppDataDictionary {
+	return d.
+		Set(mls.ComponentAppComponents, codec.Marshal(append(mls.ComponentsList{ComponentFrankingAgent}, RoomComponents()...))).
+		Set(mls.ComponentSafeAAD, codec.Marshal(mls.ComponentsList{ComponentFrankAAD})).
+		Set(mls.ComponentMediaTypes, codec.Marshal(mls.MediaTypeList{ContentType()})).
+		Set(ComponentFrankingAgent, codec.Marshal(agent))
+}
+
+// FrankingAgent returns the franking agent of a room's dictionary, nil if it has none.
+func FrankingAgent(d mls.AppDataDictionary) (*FrankingAgentData, error) {
+	data, ok := d.Get(ComponentFrankingAgent)
+	if !ok {
+		return nil, nil
+	}
+	a := new(FrankingAgentData)
+	if err := codec.Unmarshal(data, a); err != nil {
+		return nil, fmt.Errorf("mimi: franking agent: %w", err)
+	}
+	return a, nil
+}
+
+// TagOf returns the franking tag in the authenticated data of a message, nil if it has none.
+func TagOf(aad []byte) (*FrankAAD, error) {
+	items, err := mls.ParseSafeAAD(aad)
+	if err != nil {
+		return nil, err
+	}
+	data, ok := items.Get(ComponentFrankAAD)
+	if !ok {
+		return nil, nil
+	}
+	tag := new(FrankAAD)
+	if err := codec.Unmarshal(data, tag); err != nil {
+		return nil, fmt.Errorf("mimi: franking tag: %w", err)
+	}
+	return tag, nil
+}
+
+// TaggedAAD is authenticated data with a franking tag.
+func TaggedAAD(tag FrankAAD) []byte {
+	return codec.Marshal(mls.SafeAAD(nil).Set(ComponentFrankAAD, codec.Marshal(tag)))
+}
+
 // ServerFrankingContext is what a hub vouches for beside the franking tag.
 //
 //	struct {

@@ -231,11 +231,16 @@ func RoomDictionary(list ParticipantList, metadata RoomMetadata) mls.AppDataDict
 		Set(ComponentRoomMetadata, codec.Marshal(metadata))
 }
 
-// LeafExtensions is what clients say of themselves in their leaves: which components they support
-// (draft-ietf-mls-extensions, "Negotiating Extensions and Components").
+// LeafExtensions is what clients say of themselves in their leaves: which components they support, in authenticated data
+// too, and which media types (draft-ietf-mls-extensions, "Negotiating Extensions and Components").
 func LeafExtensions() mls.Extensions {
-	supported := append(mls.ComponentsList{mls.ComponentAppComponents}, RoomComponents()...)
-	dictionary := mls.AppDataDictionary(nil).Set(mls.ComponentAppComponents, codec.Marshal(supported))
+	supported := append(mls.ComponentsList{
+		mls.ComponentAppComponents, mls.ComponentSafeAAD, mls.ComponentMediaTypes, ComponentFrankingAgent,
+	}, RoomComponents()...)
+	dictionary := mls.AppDataDictionary(nil).
+		Set(mls.ComponentAppComponents, codec.Marshal(supported)).
+		Set(mls.ComponentSafeAAD, codec.Marshal(mls.ComponentsList{ComponentFrankAAD})).
+		Set(mls.ComponentMediaTypes, codec.Marshal(MediaTypes()))
 	return mls.Extensions{{Type: mls.ExtensionAppDataDictionary, Data: codec.Marshal(dictionary)}}
 }
 

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/federation/mimi/content"
 )
 
 // Event is what a program learns from its client as it happens: Message, MemberAdded, MemberRemoved, Joined, Removed,
@@ -18,8 +19,19 @@ type Message struct {
 	User   mimi.URI  // of the sender
 	Client mimi.URI  // of the sender
 	Time   time.Time // when the hub accepted it, by the hub's clock
-	Data   []byte
-	Flag   string // what was wrong with the sender's credential, see Member
+	// Data is the message itself: in a room of MIMI content what a body of one part has, or what there is to read of
+	// others.
+	Data    []byte
+	Content *content.Message  // nil in a room whose messages are bytes
+	ID      content.MessageID // of Content
+	Flag    string            // what was wrong with the sender's credential, see Member
+	// Frank is the hub's stamp, verified, with which the message can be reported. Where the room has franking and it is
+	// nil, FrankFault says why.
+	Frank      *mimi.Frank
+	FrankFault string
+
+	form        uint8
+	application []byte // as it was encrypted
 }
 
 // MemberAdded says that a client became a member of a room.

@@ -96,13 +96,13 @@ func (c *Client) createRoom(ctx context.Context, name string) (*Room, error) {
 	return r, nil
 }
 
-// roomExtensions is the GroupContext of a new room: what members must support, the hub as external sender 0, the
-// participant list and the room's metadata.
+// roomExtensions is the GroupContext of a new room: what members must support, the hub as external sender 0 and franking
+// agent, the participant list and the room's metadata. Messages are MIMI content.
 func roomExtensions(uri mimi.URI, name string, admin mimi.URI, hub mls.ExternalSender) mls.Extensions {
-	dict := mimi.RoomDictionary(
+	dict := mimi.FrankedRoom(mimi.RoomDictionary(
 		mimi.ParticipantList{{User: admin, Role: mimi.RoleAdmin}},
 		mimi.RoomMetadata{RoomURI: string(uri), RoomName: name},
-	)
+	), mimi.FrankingAgentData(hub))
 	return mls.Extensions{
 		{Type: mls.ExtensionRequiredCapabilities, Data: codec.Marshal(mls.RequiredCapabilities{
 			Extensions:  []mls.ExtensionType{mls.ExtensionAppDataDictionary},

@@ -31,13 +31,22 @@ func (k *ownKeyPackage) UnmarshalMLS(r *codec.Reader) {
 
 func keyPackageKey(ref []byte) []byte { return append([]byte(prefixKeyPackage), ref...) }
 
+// leafFormat counts the changes of what mimi.LeafExtensions offers. KeyPackages of another one are replaced: with them
+// nobody could add the client to a new room.
+const leafFormat = 2
+
 // publishKeyPackages fills up what the node has to hand out. replace makes all of them new, with the present
 // credential. The private keys are durable before the node has the public ones.
 func (c *Client) publishKeyPackages(ctx context.Context, replace bool) error {
 	c.publish.Lock()
 	defer c.publish.Unlock()
 	want := c.o.KeyPackages
-	if !replace {
+	offered, err := c.db.Get(keyOffered)
+	if err != nil {
+		return fmt.Errorf("client: read the key packages: %w", err)
+	}
+	outdated := len(offered) != 1 || offered[0] != leafFormat
+	if replace = replace || outdated; !replace {
 		res, err := call(ctx, c.session, c.session.service.PublishKeyPackages, &api.PublishKeyPackagesRequest{})
 		if err != nil {
 			return fmt.Errorf("client: ask for the published key packages: %w", err)
@@ -76,7 +85,15 @@ func (c *Client) publishKeyPackages(ctx context.Context, replace bool) error {
 	if _, err := call(ctx, c.session, c.session.service.PublishKeyPackages, req); err != nil {
 		return fmt.Errorf("client: publish key packages: %w", err)
 	}
-	return nil
+	if !outdated {
+		return nil
+	}
+	b = new(store.Batch)
+	b.Set(keyOffered, []byte{leafFormat})
+	if err := w.apply(c, b); err != nil {
+		return err
+	}
+	return w.wait()
 }
 
 // dropExpired deletes the private keys of KeyPackages that nobody may use any more.

@@ -16,13 +16,15 @@ import (
 //	p                    profile, JSON
 //	w                    number of the last Welcome stored, 8 bytes
 //	c                    the store's files have secrets in the clear, from before they were sealed, until they are compacted
+//	f                    what the published KeyPackages offer: leafFormat, one byte
 //	b<domain>            trust bundle of a provider, JSON
 //	k<KeyPackageRef>     a KeyPackage of this client and its private keys; sealed, see sealedStore
 //	j<room URI>          an external commit whose answer isn't known; sealed
 //	r<room>h             header of a room
 //	r<room>g...          MLS state; what mls.Erasable names is sealed
 //	r<room>m<seq>        a message, by its number in the room's log
-//	r<room>s<SHA-256>    plaintext of an own ciphertext that isn't in the log yet, by the hash of its MLSMessage
+//	r<room>d<ID>         the number of the message of that ID, 8 bytes
+//	r<room>s<SHA-256>    application data of an own ciphertext that isn't in the log yet, by the hash of its MLSMessage
 //	r<room>o<number>     a message in the outbox
 //	r<room>i             the staged own commit as it is sent
 //	r<room>l             the proposals to leave as they are sent
@@ -30,6 +32,7 @@ var (
 	keyProfile = []byte("p")
 	keyWelcome = []byte("w")
 	keyCompact = []byte("c")
+	keyOffered = []byte("f")
 )
 
 const (
@@ -38,13 +41,14 @@ const (
 	prefixJoin       = "j"
 	prefixRoom       = "r"
 
-	roomHeader  = 'h'
-	roomGroup   = 'g'
-	roomMessage = 'm'
-	roomSealed  = 's'
-	roomOutbox  = 'o'
-	roomStaged  = 'i'
-	roomLeave   = 'l'
+	roomHeader    = 'h'
+	roomGroup     = 'g'
+	roomMessage   = 'm'
+	roomMessageID = 'd'
+	roomSealed    = 's'
+	roomOutbox    = 'o'
+	roomStaged    = 'i'
+	roomLeave     = 'l'
 )
 
 // storeDir is the store's place below Options.Dir.

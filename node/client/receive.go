@@ -77,8 +77,7 @@ func (e *entry) process(f *mimi.FanoutMessage) error {
 	case m == nil:
 		e.discard("", errors.New("no message"))
 	case m.Private != nil:
-		at := time.UnixMilli(int64(f.Timestamp))
-		return e.application(m, at)
+		return e.application(f)
 	case m.Public != nil && m.Public.Content.ContentType == mls.ContentCommit:
 		if err := e.commit(m); err != nil {
 			return err
@@ -186,18 +185,18 @@ func (e *entry) removed() {
 
 // application delivers a message. A message that was sent from here is known by its hash, since the key that could
 // decrypt it is gone.
-func (e *entry) application(m *mls.MLSMessage, at time.Time) error {
-	r := e.room
+func (e *entry) application(f *mimi.FanoutMessage) error {
+	r, m := e.room, f.Message
+	msg := Message{Room: r.uri, Seq: e.seq, Time: time.UnixMilli(int64(f.Timestamp))}
 	hash := sha256.Sum256(codec.Marshal(m))
-	text, err := r.c.db.Get(r.key(roomSealed, hash[:]...))
+	data, err := r.c.db.Get(r.key(roomSealed, hash[:]...))
 	if err != nil {
 		return fmt.Errorf("read the outbox: %w", err)
 	}
-	if text != nil {
-		c := r.c
-		msg := Message{Room: r.uri, Seq: e.seq, User: c.User(), Client: c.ID(), Time: at, Data: text}
+	if data != nil {
+		msg.User, msg.Client = r.c.User(), r.c.ID()
 		e.state.Delete(r.key(roomSealed, hash[:]...))
-		e.deliver(msg)
+		e.deliver(msg, f, m.Private.AuthenticatedData, data)
 		r.sent(e.state, hash, e.seq)
 		return nil
 	}
@@ -212,21 +211,25 @@ func (e *entry) application(m *mls.MLSMessage, at time.Time) error {
 		e.discard("", errors.New("a handshake in a private message"))
 		return nil
 	}
-	user, id, err := r.c.identity(x.Leaf)
-	if err != nil {
+	if msg.User, msg.Client, err = r.c.identity(x.Leaf); err != nil {
 		e.discard("", err)
 		return nil
 	}
-	flag := r.c.trust.flag(x.Leaf.Credential)
-	if flag == flagRevoked {
-		e.discard(id, errors.New("the sender is revoked"))
+	if msg.Flag = r.c.trust.flag(x.Leaf.Credential); msg.Flag == flagRevoked {
+		e.discard(msg.Client, errors.New("the sender is revoked"))
 		return nil
 	}
-	e.deliver(Message{Room: r.uri, Seq: e.seq, User: user, Client: id, Time: at, Data: x.Data, Flag: flag})
+	e.deliver(msg, f, x.AAD, x.Data)
 	return nil
 }
 
-func (e *entry) deliver(m Message) {
+// deliver keeps and tells a message of that application data, unless it is to be discarded.
+func (e *entry) deliver(m Message, f *mimi.FanoutMessage, aad, application []byte) {
+	if err := e.accept(&m, application); err != nil {
+		e.discard(m.Client, err)
+		return
+	}
+	e.room.takeFrank(&m, aad, f.Frank, f.Timestamp)
 	e.state.Set(e.room.key64(roomMessage, m.Seq), codec.Marshal(message(m)))
 	e.events = append(e.events, m)
 }
@@ -239,8 +242,14 @@ func (m message) MarshalMLS(w *codec.Writer) {
 	w.Opaque([]byte(m.User))
 	w.Opaque([]byte(m.Client))
 	w.Uint64(uint64(m.Time.UnixMilli()))
-	w.Opaque(m.Data)
+	w.Opaque(m.application)
 	w.Opaque([]byte(m.Flag))
+	w.Uint8(m.form)
+	w.Opaque([]byte(m.FrankFault))
+	w.Optional(m.Frank != nil)
+	if m.Frank != nil {
+		m.Frank.MarshalMLS(w)
+	}
 }
 
 // UnmarshalMLS implements codec.Unmarshaler.
@@ -248,6 +257,16 @@ func (m *message) UnmarshalMLS(r *codec.Reader) {
 	m.User = mimi.URI(r.Opaque())
 	m.Client = mimi.URI(r.Opaque())
 	m.Time = time.UnixMilli(int64(r.Uint64()))
-	m.Data = r.Opaque()
+	m.application = r.Opaque()
 	m.Flag = string(r.Opaque())
+	if r.Empty() { // the first format ends here
+		m.form = formBytes
+		return
+	}
+	m.form = r.Uint8()
+	m.FrankFault = string(r.Opaque())
+	if r.Optional() {
+		m.Frank = new(mimi.Frank)
+		m.Frank.UnmarshalMLS(r)
+	}
 }

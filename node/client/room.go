@@ -30,6 +30,7 @@ type Room struct {
 	fresh   bool                // guarded by mu: the node knows of nothing that was sent after this state; see restored.go
 	behind  bool                // guarded by mu: this state is an old copy; the room is frozen and entered anew
 	bare    bool                // guarded by mu: the state was never sealed
+	agent   agent               // guarded by mu
 	spent   bool                // guarded by mu: keys may have been used since the state was last resealed
 	wake    chan struct{}       // has room for one; tells the worker to look again
 
@@ -352,7 +353,10 @@ func (c *Client) checkRoom(room mimi.URI, g *mls.Group) error {
 	if len(senders) == 0 {
 		return errors.New("the hub is no external sender of the group")
 	}
-	return checkHub(room, senders[0].Credential)
+	if err := checkHub(room, senders[0].Credential); err != nil {
+		return err
+	}
+	return checkAgent(room, g)
 }
 
 // checkHub says whether a credential names the provider that hosts the room. Whether it is good at present is a

@@ -17,10 +17,14 @@ import (
 // MaxText is the length in bytes of the longest message.
 const MaxText = 256 << 10
 
+// maxContent is the length of the longest MIMI content message, in bytes.
+const maxContent = MaxText + 4<<10
+
 // outgoing is a message in the outbox.
 type outgoing struct {
 	number    uint64
 	text      []byte
+	content   []byte            // MIMI content message; nil if the text wasn't put into one yet
 	submit    []byte            // SubmitMessageRequest; nil if it isn't encrypted yet
 	key       *uint32           // generation of the key that encrypted it; nil if an earlier release did
 	hash      [sha256.Size]byte // of the MLSMessage in it
@@ -51,6 +55,7 @@ func (o outgoing) MarshalMLS(w *codec.Writer) {
 	if o.key != nil {
 		w.Uint32(*o.key)
 	}
+	w.Opaque(o.content)
 }
 
 // UnmarshalMLS implements codec.Unmarshaler.
@@ -63,6 +68,11 @@ func (o *outgoing) UnmarshalMLS(r *codec.Reader) {
 	if !r.Empty() && r.Optional() { // the first format ends before
 		generation := r.Uint32()
 		o.key = &generation
+	}
+	if !r.Empty() { // the second format ends before
+		if b := r.Opaque(); len(b) > 0 {
+			o.content = b
+		}
 	}
 }
 
@@ -90,9 +100,13 @@ func (r *Room) Send(ctx context.Context, text []byte) (seq uint64, err error) {
 	if len(text) > MaxText {
 		return 0, fmt.Errorf("client: a message of %d bytes is longer than %d", len(text), MaxText)
 	}
+	return r.send(ctx, &outgoing{text: append([]byte{}, text...)})
+}
+
+func (r *Room) send(ctx context.Context, o *outgoing) (seq uint64, err error) {
 	var w waits
 	r.mu.Lock()
-	o, err := r.queue(&w, text)
+	err = r.queue(&w, o)
 	r.mu.Unlock()
 	if err != nil {
 		return 0, err
@@ -113,31 +127,35 @@ func (r *Room) Send(ctx context.Context, text []byte) (seq uint64, err error) {
 }
 
 // queue puts a message into the outbox, encrypted if it can leave at once. mu is held.
-func (r *Room) queue(w *waits, text []byte) (*outgoing, error) {
+func (r *Room) queue(w *waits, o *outgoing) error {
 	if err := r.usable(); err != nil {
-		return nil, err
+		return err
 	}
-	o := &outgoing{number: r.nextOut, text: append([]byte{}, text...), done: make(chan result, 1)}
+	o.number, o.done = r.nextOut, make(chan result, 1)
 	b := new(store.Batch)
 	if len(r.outbox) == 0 && r.staged == nil && !r.held() && r.fresh {
 		if err := r.seal(b, o); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	b.Set(r.key64(roomOutbox, o.number), codec.Marshal(o))
 	if err := w.apply(r.c, b); err != nil {
-		return nil, err
+		return err
 	}
 	r.nextOut++
 	r.outbox = append(r.outbox, o)
-	return o, nil
+	return nil
 }
 
-// seal encrypts a message; its plaintext is kept for when the ciphertext comes back in the log. mu is held, and the room
-// is fresh.
+// seal encrypts a message; its application data is kept for when the ciphertext comes back in the log. mu is held, and
+// the room is fresh.
 func (r *Room) seal(b *store.Batch, o *outgoing) error {
+	data, aad, err := r.applicationData(o)
+	if err != nil {
+		return fmt.Errorf("client: send to %s: %w", r.uri, err)
+	}
 	generation := r.group.Generation()
-	m, err := r.group.Encrypt(b.Prefixed(r.key(roomGroup)), nil, o.text)
+	m, err := r.group.Encrypt(b.Prefixed(r.key(roomGroup)), aad, data)
 	if err != nil {
 		return fmt.Errorf("client: encrypt for %s: %w", r.uri, err)
 	}
@@ -145,7 +163,7 @@ func (r *Room) seal(b *store.Batch, o *outgoing) error {
 	o.key = &generation
 	o.hash = sha256.Sum256(codec.Marshal(m))
 	o.submit = codec.Marshal(&mimi.SubmitMessageRequest{Message: m, Sender: r.c.User()})
-	b.Set(r.key(roomSealed, o.hash[:]...), o.text)
+	b.Set(r.key(roomSealed, o.hash[:]...), data)
 	return nil
 }
 
@@ -282,13 +300,13 @@ func (r *Room) Outbox() [][]byte {
 func (r *Room) Messages() []Message {
 	var out []Message
 	err := store.ScanPrefix(r.c.db, r.key(roomMessage), func(key, value []byte) bool {
-		var m message
-		if len(key) != 8 || codec.Unmarshal(value, &m) != nil {
-			r.c.log.Error("stored message is damaged", "room", r.uri, "key", key)
-			return true
+		if len(key) == 8 {
+			if m, err := r.message(binary.BigEndian.Uint64(key), value); err == nil {
+				out = append(out, m)
+				return true
+			}
 		}
-		m.Room, m.Seq = r.uri, binary.BigEndian.Uint64(key)
-		out = append(out, Message(m))
+		r.c.log.Error("stored message is damaged", "room", r.uri, "key", key)
 		return true
 	})
 	if err != nil {
@@ -351,9 +369,16 @@ func (r *Room) OpenRaw(submit []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: open a message: %w", err)
 	}
-	m, ok := received.(*mls.ApplicationMessage)
+	x, ok := received.(*mls.ApplicationMessage)
 	if !ok {
 		return nil, errors.New("client: open a message: not an application message")
+	}
+	r.mu.Lock()
+	form := r.formOf(x.Data)
+	r.mu.Unlock()
+	m := Message{Room: r.uri}
+	if err := m.read(form, x.Data); err != nil {
+		return nil, fmt.Errorf("client: open a message: %w", err)
 	}
 	return m.Data, nil
 }

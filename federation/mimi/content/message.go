@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/parley-mls/parley/federation/mimi"
-	"github.com/parley-mls/parley/mls"
 )
 
 // Limits of a message.
@@ -39,19 +38,6 @@ var ErrMalformed = errors.New("not a MIMI content message")
 
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("content: %w: "+format, append([]any{ErrMalformed}, args...)...)
-}
-
-// MediaType is the type of a Message in an mls.ApplicationFraming.
-func MediaType() mls.MediaType { return mls.MediaType{Type: "application/mimi-content"} }
-
-// MediaTypes are those that a client has to read (draft-ietf-mimi-content, "MIMI Required and Recommended media types"),
-// for the list in its leaves.
-func MediaTypes() mls.MediaTypeList {
-	return mls.MediaTypeList{
-		MediaType(),
-		{Type: "text/plain", Parameters: []mls.MediaParameter{{Name: "charset", Value: "utf-8"}}},
-		{Type: "text/markdown", Parameters: []mls.MediaParameter{{Name: "variant", Value: "GFM-MIMI"}}},
-	}
 }
 
 // hashSHA256 is the algorithm of message IDs, by its number in the registry of named information (RFC 6920).
