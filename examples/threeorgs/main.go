@@ -19,12 +19,13 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/parley-mls/parley/examples/internal/org"
 )
 
 func main() {
-	// The nodes are this program again, so that nothing has to be built before.
-	if len(os.Args) == 3 && os.Args[1] == "serve" {
-		os.Exit(serve(os.Args[2]))
+	if code, ok := org.Served(os.Args); ok {
+		os.Exit(code)
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }

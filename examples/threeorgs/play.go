@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/examples/internal/org"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/node/client"
 )
@@ -24,7 +25,7 @@ type play struct {
 	sabotage  string
 	patience  time.Duration
 	log       *slog.Logger
-	orgs      []*org
+	orgs      []*org.Org
 	room      mimi.URI
 	used      authority.Invitation // the last one enrolled with
 
@@ -47,7 +48,7 @@ func newPlay(dir, sabotage string, patience time.Duration, log *slog.Logger) (*p
 	}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	for _, domain := range []string{"alpha.example", "beta.example", "gamma.example"} {
-		p.orgs = append(p.orgs, &org{domain: domain, dir: filepath.Join(p.dir, strings.TrimSuffix(domain, ".example"))})
+		p.orgs = append(p.orgs, &org.Org{Domain: domain, Dir: filepath.Join(p.dir, strings.TrimSuffix(domain, ".example"))})
 	}
 	return p, nil
 }
@@ -60,7 +61,7 @@ func (p *play) close() {
 		c.Close()
 	}
 	for _, o := range p.orgs {
-		o.terminate()
+		o.Terminate()
 	}
 	if p.temporary {
 		os.RemoveAll(p.dir)
@@ -75,8 +76,8 @@ func (p *play) found(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for i, o := range p.orgs {
 		wg.Go(func() {
-			if errs[i] = o.init(); errs[i] == nil {
-				errs[i] = o.start(ctx)
+			if errs[i] = o.Init(""); errs[i] == nil {
+				errs[i] = o.Start(ctx)
 			}
 		})
 	}
@@ -85,10 +86,10 @@ func (p *play) found(ctx context.Context) error {
 }
 
 // enrol invites user at o and makes a device of theirs with the invitation.
-func (p *play) enrol(ctx context.Context, o *org, user, device string) (*client.Client, error) {
-	inv, err := o.invite(ctx, user)
+func (p *play) enrol(ctx context.Context, o *org.Org, user, device string) (*client.Client, error) {
+	inv, err := o.Invite(ctx, user)
 	if err != nil {
-		return nil, fmt.Errorf("invite %s at %s: %w", user, o.domain, err)
+		return nil, fmt.Errorf("invite %s at %s: %w", user, o.Domain, err)
 	}
 	return p.enrolWith(ctx, inv, device)
 }
@@ -254,7 +255,7 @@ func (p *play) keep(ctx context.Context, w io.Writer) {
 		fmt.Fprintf(w, "%v\n", err)
 		return
 	}
-	inv, err := p.orgs[1].invite(ctx, "dora")
+	inv, err := p.orgs[1].Invite(ctx, "dora")
 	if err != nil {
 		fmt.Fprintf(w, "invite dora: %v\n", err)
 		return
@@ -265,7 +266,7 @@ func (p *play) keep(ctx context.Context, w io.Writer) {
 	fmt.Fprintf(w, "  %s tail -n 10 %s\n", chat, p.room)
 	fmt.Fprintf(w, "  %s send %s 'hello, I am dora'\n\nThe nodes answer to their operators:\n\n", chat, p.room)
 	for _, o := range p.orgs {
-		fmt.Fprintf(w, "  go run ./node/cmd/parley-node status -data %s\n", o.dir)
+		fmt.Fprintf(w, "  go run ./node/cmd/parley-node status -data %s\n", o.Dir)
 	}
 	fmt.Fprintln(w)
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/parley-mls/parley/examples/internal/org"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/node/client"
 )
@@ -38,27 +39,27 @@ func stepApprove(ctx context.Context, p *play) (string, []string, error) {
 	}
 	var lines []string
 	for _, o := range p.orgs {
-		lines = append(lines, fmt.Sprintf("%-14s %s  root %s", o.domain, o.address, o.fingerprint))
+		lines = append(lines, fmt.Sprintf("%-14s %s  root %s", o.Domain, o.Address, o.Fingerprint))
 	}
 	alpha, beta, gamma := p.orgs[0], p.orgs[1], p.orgs[2]
 	for _, a := range []struct {
-		by, peer *org
+		by, peer *org.Org
 		address  string
 	}{
-		{alpha, beta, beta.address}, {alpha, gamma, gamma.address},
-		{beta, alpha, alpha.address}, {gamma, alpha, alpha.address},
+		{alpha, beta, beta.Address}, {alpha, gamma, gamma.Address},
+		{beta, alpha, alpha.Address}, {gamma, alpha, alpha.Address},
 		{beta, gamma, ""}, {gamma, beta, ""},
 	} {
-		f := a.peer.fingerprint
+		f := a.peer.Fingerprint
 		if p.broken("approve") && a.peer == gamma {
 			f[0]++ // the fingerprint of another root
 		}
-		if err := a.by.approve(ctx, a.peer, f, a.address); err != nil {
-			return "", lines, fmt.Errorf("%s approves %s: %w", a.by.domain, a.peer.domain, err)
+		if err := a.by.Approve(ctx, a.peer, f, a.address); err != nil {
+			return "", lines, fmt.Errorf("%s approves %s: %w", a.by.Domain, a.peer.Domain, err)
 		}
 	}
 	for _, o := range p.orgs {
-		if err := o.waitPeers(ctx, len(p.orgs)-1, p.patience); err != nil {
+		if err := o.WaitPeers(ctx, len(p.orgs)-1, p.patience); err != nil {
 			return "", lines, err
 		}
 	}
@@ -81,7 +82,7 @@ func stepEnrol(ctx context.Context, p *play) (string, []string, error) {
 			_, err := p.enrolWith(ctx, p.used, d.device+"-2")
 			return "", lines, err
 		}
-		want := mimi.URI("mimi://" + p.orgs[d.org].domain + "/u/" + d.user)
+		want := mimi.URI("mimi://" + p.orgs[d.org].Domain + "/u/" + d.user)
 		if c.User() != want {
 			return "", lines, fmt.Errorf("%s was enrolled as %s, want %s", d.device, c.User(), want)
 		}
@@ -173,7 +174,7 @@ func stepJoin(ctx context.Context, p *play) (string, []string, error) {
 // stepRestart kills beta's node while the others go on, and starts it again.
 func stepRestart(ctx context.Context, p *play) (string, []string, error) {
 	beta := p.orgs[1]
-	if err := beta.kill(); err != nil {
+	if err := beta.Kill(); err != nil {
 		return "", nil, err
 	}
 	var want []string
@@ -192,7 +193,7 @@ func stepRestart(ctx context.Context, p *play) (string, []string, error) {
 		return "", nil, errors.New("bob got a message although his node is down")
 	}
 	if !p.broken("restart") {
-		if err := beta.start(ctx); err != nil {
+		if err := beta.Start(ctx); err != nil {
 			return "", nil, err
 		}
 	}
@@ -260,7 +261,7 @@ func stepRevoke(ctx context.Context, p *play) (string, []string, error) {
 		return "", nil, err
 	}
 	if !p.broken("revoke") {
-		if err := p.orgs[1].revoke(ctx, tablet.ID(), "the tablet was stolen"); err != nil {
+		if err := p.orgs[1].Revoke(ctx, tablet.ID(), "the tablet was stolen"); err != nil {
 			return "", nil, err
 		}
 	}

@@ -11,13 +11,14 @@ import (
 	"testing"
 
 	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/examples/internal/org"
 	"github.com/parley-mls/parley/node/client"
 )
 
 // The test binary is the example: the nodes that it starts are itself again.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "serve" {
-		os.Exit(serve(os.Args[2]))
+	if code, ok := org.Served(os.Args); ok {
+		os.Exit(code)
 	}
 	if os.Getenv("THREEORGS_PLAY") == "1" {
 		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
