@@ -257,6 +257,12 @@ func (c *Client) IdentifierQuery(ctx context.Context, peer string, req *mimi.Ide
 	return resp, nil
 }
 
+// ReportAbuse sends a mimi.AbuseReport to the hub of a room. The hub has it durably when it returns nil.
+func (c *Client) ReportAbuse(ctx context.Context, peer string, room mimi.URI, body []byte) error {
+	_, _, err := c.post(ctx, peer, func(d *mimi.Directory) string { return d.ReportAbuse }, string(room), exchange{body: body, max: maxAnswer})
+	return err
+}
+
 // FetchBundle returns a peer's trust bundle, JSON of at most MaxBundle bytes.
 func (c *Client) FetchBundle(ctx context.Context, peer string) ([]byte, error) {
 	body, _, err := c.do(ctx, peer, exchange{method: http.MethodGet, url: "https://" + peer + BundlePath, want: http.StatusOK, max: MaxBundle})

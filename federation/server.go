@@ -30,6 +30,7 @@ const (
 	MaxGroupInfoResponse   = 64 << 20
 	MaxIdentifierQuery     = 64 << 10
 	MaxIdentifierResponse  = 1 << 20
+	MaxReportAbuse         = 4 << 20
 	MaxBundle              = 1 << 20
 	maxAnswer              = 256 << 10 // to an update or a message
 
@@ -65,7 +66,7 @@ type Sequenced struct {
 
 // Provider is what a node does for its peers. from is the domain that the peer's certificate proved. A method that
 // returns an *Error refuses the request with it; any other error becomes CodeInternal and a log line. Rooms are of the
-// kind room; those of Update, SubmitMessage and GroupInfo are of the own domain, that of Notify is of from.
+// kind room; those of Update, SubmitMessage, GroupInfo and ReportAbuse are of the own domain, that of Notify is of from.
 type Provider interface {
 	// KeyMaterial claims KeyPackages, as hub of the room or as provider of the user.
 	KeyMaterial(ctx context.Context, from string, req *mimi.KeyMaterialRequest) (*mimi.KeyMaterialResponse, error)
@@ -84,6 +85,9 @@ type Provider interface {
 
 	// IdentifierQuery finds users of the own domain.
 	IdentifierQuery(ctx context.Context, from string, req *mimi.IdentifierRequest) (*mimi.IdentifierResponse, error)
+
+	// ReportAbuse takes a report about a room; body is a mimi.AbuseReport. It is durable on return.
+	ReportAbuse(ctx context.Context, from string, room mimi.URI, body []byte) error
 
 	// Bundle returns the own trust bundle, JSON.
 	Bundle() []byte
@@ -201,6 +205,8 @@ func (h *handler) route(r *http.Request) (endpoint, param string, serve func(*ca
 		return endpoint, param, (*call).groupInfo
 	case "identifierQuery":
 		return endpoint, param, (*call).identifierQuery
+	case "reportAbuse":
+		return endpoint, param, (*call).reportAbuse
 	}
 	return "unknown", "", nil
 }
@@ -413,6 +419,19 @@ func (c *call) identifierQuery() (*answer, error) {
 			return nil, err
 		}
 		return encoded(resp, 0), nil
+	})
+}
+
+func (c *call) reportAbuse() (*answer, error) {
+	room, err := c.room(c.h.domain, CodeWrongProvider)
+	if err != nil {
+		return nil, err
+	}
+	return c.body(MaxReportAbuse, contentType, func(body []byte) (*answer, error) {
+		if err := c.h.provider.ReportAbuse(c.r.Context(), c.from, room, body); err != nil {
+			return nil, err
+		}
+		return &answer{status: http.StatusOK}, nil
 	})
 }
 

@@ -77,6 +77,11 @@ func (p *testProvider) IdentifierQuery(_ context.Context, from string, req *mimi
 	return &mimi.IdentifierResponse{URIs: []mimi.URI{ownUser}}, p.note("identifierQuery", from, string(req.Elements[0].Value))
 }
 
+func (p *testProvider) ReportAbuse(_ context.Context, from string, room mimi.URI, body []byte) error {
+	p.keep(body)
+	return p.note("reportAbuse", from, room)
+}
+
 func (p *testProvider) Bundle() []byte { return []byte(`{"keys":[]}`) }
 
 func (p *testProvider) ReceiveBundle(_ context.Context, from string, bundle []byte) error {
@@ -171,6 +176,9 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 	if resp, err := c.IdentifierQuery(ctx, peer, query); err != nil || len(resp.URIs) != 1 || resp.URIs[0] != ownUser {
 		t.Errorf("query: %+v, %v", resp, err)
 	}
+	if err := c.ReportAbuse(ctx, peer, ownRoom, []byte("report")); err != nil || string(p.body) != "report" {
+		t.Errorf("report: %v, body %q", err, p.body)
+	}
 	if b, err := c.FetchBundle(ctx, peer); err != nil || string(b) != `{"keys":[]}` {
 		t.Errorf("bundle: %s, %v", b, err)
 	}
@@ -181,12 +189,12 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 	want := []string{
 		"keyMaterial beta.example " + string(ownUser), "update beta.example " + string(ownRoom), "submitMessage beta.example " + string(ownRoom),
 		"notify beta.example " + string(theirRoom), "notify beta.example " + string(theirRoom), "groupInfo beta.example " + string(ownRoom),
-		"identifierQuery beta.example alice", `receiveBundle beta.example {"x":1}`,
+		"identifierQuery beta.example alice", "reportAbuse beta.example " + string(ownRoom), `receiveBundle beta.example {"x":1}`,
 	}
 	if !reflect.DeepEqual(p.calls, want) {
 		t.Errorf("the provider was asked\n%s\nwant\n%s", strings.Join(p.calls, "\n"), strings.Join(want, "\n"))
 	}
-	wantSeen := []string{"directory:", "keyMaterial:", "update:", "submitMessage:", "notify:", "notify:", "groupInfo:", "identifierQuery:", "bundle:", "bundle:"}
+	wantSeen := []string{"directory:", "keyMaterial:", "update:", "submitMessage:", "notify:", "notify:", "groupInfo:", "identifierQuery:", "reportAbuse:", "bundle:", "bundle:"}
 	if !reflect.DeepEqual(o.list, wantSeen) {
 		t.Errorf("observed %v, want %v (the directory once)", o.list, wantSeen)
 	}
@@ -229,7 +237,7 @@ func TestBadRequestsAreRefusedWithTheirCause(t *testing.T) {
 		{name: "From of another user", path: notify, body: one, change: func(r *http.Request) { r.Header.Set("From", "bob@beta.example") }, status: 401, code: CodeUnauthenticated},
 		{name: "two From", path: notify, body: one, change: func(r *http.Request) { r.Header.Add("From", "mimi@beta.example") }, status: 401, code: CodeUnauthenticated},
 		{name: "host of another", path: notify, body: one, change: func(r *http.Request) { r.Host = "gamma.example" }, status: 421, code: CodeWrongProvider},
-		{name: "unknown endpoint", path: "/mimi/v1/reportAbuse/x", status: 404, code: CodeNotFound},
+		{name: "unknown endpoint", path: "/mimi/v1/reportSpam/x", status: 404, code: CodeNotFound},
 		{name: "unknown path", path: "/", status: 404, code: CodeNotFound},
 		{name: "wrong method", method: "GET", path: notify, status: 404, code: CodeNotFound},
 		{name: "no room in the path", path: "/mimi/v1/notify/", body: one, status: 400, code: CodeMalformed},
@@ -240,6 +248,8 @@ func TestBadRequestsAreRefusedWithTheirCause(t *testing.T) {
 		{name: "update of a room of theirs", path: path("update", string(theirRoom)), body: []byte("x"), status: 421, code: CodeWrongProvider},
 		{name: "message for a room of theirs", path: path("submitMessage", string(theirRoom)), body: []byte("x"), status: 421, code: CodeWrongProvider},
 		{name: "group info of a room of theirs", path: path("groupInfo", string(theirRoom)), body: codec.Marshal(groupInfoRequest()), status: 421, code: CodeWrongProvider},
+		{name: "report about a room of theirs", path: path("reportAbuse", string(theirRoom)), body: []byte("x"), status: 421, code: CodeWrongProvider},
+		{name: "report too large", path: path("reportAbuse", string(ownRoom)), body: []byte("x"), change: func(r *http.Request) { r.ContentLength = MaxReportAbuse + 1 }, status: 413, code: CodeTooLarge},
 		{name: "query of another", path: path("identifierQuery", "gamma.example"), body: []byte{0, 0}, status: 421, code: CodeWrongProvider},
 		{name: "notify without messages", path: notify, status: 400, code: CodeMalformed},
 		{name: "notify of garbage", path: notify, body: []byte("garbage that is no message"), status: 400, code: CodeMalformed},

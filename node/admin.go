@@ -23,6 +23,8 @@ const (
 	adminApprove = "/node/peers/approve"
 	adminRemove  = "/node/peers/remove"
 	adminRooms   = "/node/rooms"
+	adminReports = "/node/reports"
+	adminDismiss = "/node/reports/remove"
 
 	maxAdminBody = 64 << 10
 	adminTimeout = 30 * time.Second
@@ -64,6 +66,10 @@ type approveRequest struct {
 	Address     string                `json:"address,omitempty"`
 }
 
+type dismissRequest struct {
+	ID string `json:"id"`
+}
+
 type adminError struct {
 	Code  string `json:"code"`
 	Error string `json:"error"`
@@ -96,7 +102,7 @@ func (n *Node) adminHandler() http.Handler {
 	mux.HandleFunc("GET "+adminRooms, func(w http.ResponseWriter, _ *http.Request) { n.reply(w, n.roomStatuses) })
 	mux.HandleFunc("POST "+adminApprove, func(w http.ResponseWriter, r *http.Request) {
 		n.reply(w, func() (any, error) {
-			req, err := readApprove(w, r)
+			req, err := readAdmin[approveRequest](w, r)
 			if err != nil {
 				return nil, err
 			}
@@ -105,18 +111,30 @@ func (n *Node) adminHandler() http.Handler {
 	})
 	mux.HandleFunc("POST "+adminRemove, func(w http.ResponseWriter, r *http.Request) {
 		n.reply(w, func() (any, error) {
-			req, err := readApprove(w, r)
+			req, err := readAdmin[approveRequest](w, r)
 			if err != nil {
 				return nil, err
 			}
 			return struct{}{}, n.removePeer(req.Domain)
 		})
 	})
+	mux.HandleFunc("GET "+adminReports, func(w http.ResponseWriter, _ *http.Request) {
+		n.reply(w, func() (any, error) { return n.listReports() })
+	})
+	mux.HandleFunc("POST "+adminDismiss, func(w http.ResponseWriter, r *http.Request) {
+		n.reply(w, func() (any, error) {
+			req, err := readAdmin[dismissRequest](w, r)
+			if err != nil {
+				return nil, err
+			}
+			return struct{}{}, n.removeReport(req.ID)
+		})
+	})
 	return mux
 }
 
-func readApprove(w http.ResponseWriter, r *http.Request) (approveRequest, error) {
-	var req approveRequest
+func readAdmin[T any](w http.ResponseWriter, r *http.Request) (T, error) {
+	var req T
 	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAdminBody))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&req); err != nil {

@@ -58,6 +58,18 @@ func (a *Admin) Rooms(ctx context.Context) ([]RoomStatus, error) {
 	return list, err
 }
 
+// Reports returns the reports of abuse in rooms that the node hosts, oldest first.
+func (a *Admin) Reports(ctx context.Context) ([]Report, error) {
+	var list []Report
+	err := a.call(ctx, http.MethodGet, adminReports, nil, &list)
+	return list, err
+}
+
+// RemoveReport deletes a report by its ID, of which the beginning is enough.
+func (a *Admin) RemoveReport(ctx context.Context, id string) error {
+	return a.call(ctx, http.MethodPost, adminDismiss, dismissRequest{id}, nil)
+}
+
 // ApprovePeer approves a provider by the fingerprint of its root. The address may be empty if gossip will know it.
 func (a *Admin) ApprovePeer(ctx context.Context, domain string, f authority.Fingerprint, address string) error {
 	return a.call(ctx, http.MethodPost, adminApprove, approveRequest{domain, f, address}, nil)

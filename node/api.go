@@ -263,6 +263,24 @@ func (a clientAPI) SubmitMessage(ctx context.Context, req *connect.Request[api.M
 	return connect.NewResponse(&api.MimiResponse{Body: codec.Marshal(resp), Seq: seq}), nil
 }
 
+// ReportAbuse reports abuse to the room's hub.
+func (a clientAPI) ReportAbuse(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error) {
+	room, err := roomURI(req.Msg.Room)
+	if err != nil {
+		return nil, err
+	}
+	by := sessionOf(ctx).submitter()
+	if room.Domain() == a.n.cfg.Domain {
+		err = a.n.reportAbuse(by, room, req.Msg.Body)
+	} else {
+		err = a.n.proxyReport(ctx, by, room, req.Msg.Body)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(new(api.ReportAbuseResponse)), nil
+}
+
 // LastSent returns the last application message of the client in a group that this node knows of.
 func (a clientAPI) LastSent(ctx context.Context, req *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {
 	last, err := a.n.lastSent(sessionOf(ctx).client, sha256.Sum256(req.Msg.Group))

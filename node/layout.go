@@ -35,10 +35,12 @@ import (
 //	                                  provider whose hub has claimed it
 //	n/p/<KeyPackageRef>               refRecord: the provider from which this hub got the KeyPackage for somebody
 //	n/u/<user> 00 <room>              a room whose participant list has the user, as far as the node knows
+//	n/b/<room> 00 <SHA-256>           reportRecord: a report of abuse in a room hosted here, by the hash of the reporter's
+//	                                  provider and the AbuseReport
 //	n/o/…                             the outbox
 //
-// Retention: logs, memberships and rooms are kept. Answers, Welcomes that were taken and KeyPackage references are
-// deleted by the sweeper once they are older than retention, or expired.
+// Retention: logs, memberships and rooms are kept. Answers, Welcomes that were taken, reports and KeyPackage references
+// are deleted by the sweeper once they are older than retention, or expired.
 const (
 	prefixRoom       = "n/r/"
 	prefixGroup      = "n/g/"
@@ -54,6 +56,7 @@ const (
 	prefixOwnRef     = "n/K/"
 	prefixClaimedRef = "n/p/"
 	prefixUserRoom   = "n/u/"
+	prefixReport     = "n/b/"
 	prefixOutbox     = "n/o/"
 	keyVersion       = "n/v"
 
@@ -215,4 +218,23 @@ func (v *refRecord) UnmarshalMLS(r *codec.Reader) {
 	v.user = mimi.URI(r.Opaque())
 	v.provider = string(r.Opaque())
 	v.expires = r.Uint64()
+}
+
+// reportRecord is a report of abuse.
+type reportRecord struct {
+	time   uint64 // ms since 1970
+	from   string // the reporter's provider
+	report mimi.AbuseReport
+}
+
+func (v reportRecord) MarshalMLS(w *codec.Writer) {
+	w.Uint64(v.time)
+	w.Opaque([]byte(v.from))
+	v.report.MarshalMLS(w)
+}
+
+func (v *reportRecord) UnmarshalMLS(r *codec.Reader) {
+	v.time = r.Uint64()
+	v.from = string(r.Opaque())
+	v.report.UnmarshalMLS(r)
 }

@@ -60,6 +60,7 @@ type Node struct {
 	listeners      *listeners
 	welcomeNumbers numbers
 	claims         claims
+	reports        reports
 	marks          marks
 	ownBundle      atomic.Pointer[authority.Bundle]
 	removals       chan struct{} // has a value if rooms are to be searched for revoked clients

@@ -51,6 +51,11 @@ func (p provider) IdentifierQuery(ctx context.Context, _ string, req *mimi.Ident
 	return resp, peerError(err)
 }
 
+// ReportAbuse takes a report about a room hosted here.
+func (p provider) ReportAbuse(_ context.Context, from string, room mimi.URI, body []byte) error {
+	return peerError(p.n.reportAbuse(submitter{domain: from}, room, body))
+}
+
 // Bundle returns the own trust bundle.
 func (p provider) Bundle() []byte { return p.n.ownBundle.Load().JSON() }
 

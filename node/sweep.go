@@ -36,11 +36,13 @@ func (n *Node) sweep() error {
 			return ref.expires < unix
 		}},
 		{prefixFanout, func(r *codec.Reader) bool { return r.Uint64() < oldest }}, // begins with its time in ms
+		{prefixReport, func(r *codec.Reader) bool { return r.Uint64() < oldest }}, // so does this
 	} {
 		if err := n.sweepPrefix(s.prefix, s.old); err != nil {
 			return err
 		}
 	}
+	n.reports.recount()
 	return nil
 }
 

@@ -37,7 +37,7 @@ func NewDirectory(domain string) *Directory {
 	return &Directory{
 		KeyMaterial: base + "keyMaterial/{targetUser}", Update: base + "update/{roomId}", Notify: base + "notify/{roomId}",
 		SubmitMessage: base + "submitMessage/{roomId}", GroupInfo: base + "groupInfo/{roomId}",
-		IdentifierQuery: base + "identifierQuery/{domain}",
+		IdentifierQuery: base + "identifierQuery/{domain}", ReportAbuse: base + "reportAbuse/{roomId}",
 	}
 }
 

@@ -757,7 +757,7 @@ func (x *QueryRequest) GetBody() []byte {
 type MimiRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Room  string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"` // mimi://<hub>/r/<room>
-	Body  []byte                 `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"` // KeyMaterialRequest, UpdateRequest, SubmitMessageRequest or GroupInfoRequest
+	Body  []byte                 `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"` // KeyMaterialRequest, UpdateRequest, SubmitMessageRequest, GroupInfoRequest or AbuseReport
 	// SubmitMessage: the generation of the message's key (RFC 9420, Section 9.1), which its ciphertext hides. The node
 	// keeps the last epoch and generation of the client, durable before the message goes on. Without it, for a message
 	// that NoteSent has noted or that is of another client, nothing is noted.
@@ -817,6 +817,42 @@ func (x *MimiRequest) GetGeneration() uint32 {
 	return 0
 }
 
+type ReportAbuseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportAbuseResponse) Reset() {
+	*x = ReportAbuseResponse{}
+	mi := &file_parley_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportAbuseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportAbuseResponse) ProtoMessage() {}
+
+func (x *ReportAbuseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportAbuseResponse.ProtoReflect.Descriptor instead.
+func (*ReportAbuseResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{16}
+}
+
 type LastSentRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         []byte                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"` // group_id
@@ -826,7 +862,7 @@ type LastSentRequest struct {
 
 func (x *LastSentRequest) Reset() {
 	*x = LastSentRequest{}
-	mi := &file_parley_proto_msgTypes[16]
+	mi := &file_parley_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +874,7 @@ func (x *LastSentRequest) String() string {
 func (*LastSentRequest) ProtoMessage() {}
 
 func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[16]
+	mi := &file_parley_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +887,7 @@ func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSentRequest.ProtoReflect.Descriptor instead.
 func (*LastSentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{16}
+	return file_parley_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LastSentRequest) GetGroup() []byte {
@@ -873,7 +909,7 @@ type LastSentResponse struct {
 
 func (x *LastSentResponse) Reset() {
 	*x = LastSentResponse{}
-	mi := &file_parley_proto_msgTypes[17]
+	mi := &file_parley_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +921,7 @@ func (x *LastSentResponse) String() string {
 func (*LastSentResponse) ProtoMessage() {}
 
 func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[17]
+	mi := &file_parley_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +934,7 @@ func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSentResponse.ProtoReflect.Descriptor instead.
 func (*LastSentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{17}
+	return file_parley_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LastSentResponse) GetKnown() bool {
@@ -939,7 +975,7 @@ type NoteSentRequest struct {
 
 func (x *NoteSentRequest) Reset() {
 	*x = NoteSentRequest{}
-	mi := &file_parley_proto_msgTypes[18]
+	mi := &file_parley_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +987,7 @@ func (x *NoteSentRequest) String() string {
 func (*NoteSentRequest) ProtoMessage() {}
 
 func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[18]
+	mi := &file_parley_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1000,7 @@ func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteSentRequest.ProtoReflect.Descriptor instead.
 func (*NoteSentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{18}
+	return file_parley_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NoteSentRequest) GetMessage() []byte {
@@ -989,7 +1025,7 @@ type NoteSentResponse struct {
 
 func (x *NoteSentResponse) Reset() {
 	*x = NoteSentResponse{}
-	mi := &file_parley_proto_msgTypes[19]
+	mi := &file_parley_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1037,7 @@ func (x *NoteSentResponse) String() string {
 func (*NoteSentResponse) ProtoMessage() {}
 
 func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[19]
+	mi := &file_parley_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1050,7 @@ func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteSentResponse.ProtoReflect.Descriptor instead.
 func (*NoteSentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{19}
+	return file_parley_proto_rawDescGZIP(), []int{20}
 }
 
 type MimiResponse struct {
@@ -1027,7 +1063,7 @@ type MimiResponse struct {
 
 func (x *MimiResponse) Reset() {
 	*x = MimiResponse{}
-	mi := &file_parley_proto_msgTypes[20]
+	mi := &file_parley_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1075,7 @@ func (x *MimiResponse) String() string {
 func (*MimiResponse) ProtoMessage() {}
 
 func (x *MimiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[20]
+	mi := &file_parley_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1088,7 @@ func (x *MimiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MimiResponse.ProtoReflect.Descriptor instead.
 func (*MimiResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{20}
+	return file_parley_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MimiResponse) GetBody() []byte {
@@ -1078,7 +1114,7 @@ type HubSenderRequest struct {
 
 func (x *HubSenderRequest) Reset() {
 	*x = HubSenderRequest{}
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1126,7 @@ func (x *HubSenderRequest) String() string {
 func (*HubSenderRequest) ProtoMessage() {}
 
 func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1139,7 @@ func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderRequest.ProtoReflect.Descriptor instead.
 func (*HubSenderRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{21}
+	return file_parley_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *HubSenderRequest) GetCipherSuite() uint32 {
@@ -1122,7 +1158,7 @@ type HubSenderResponse struct {
 
 func (x *HubSenderResponse) Reset() {
 	*x = HubSenderResponse{}
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1170,7 @@ func (x *HubSenderResponse) String() string {
 func (*HubSenderResponse) ProtoMessage() {}
 
 func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1183,7 @@ func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderResponse.ProtoReflect.Descriptor instead.
 func (*HubSenderResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{22}
+	return file_parley_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HubSenderResponse) GetExternalSender() []byte {
@@ -1168,7 +1204,7 @@ type CreateRoomRequest struct {
 
 func (x *CreateRoomRequest) Reset() {
 	*x = CreateRoomRequest{}
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1216,7 @@ func (x *CreateRoomRequest) String() string {
 func (*CreateRoomRequest) ProtoMessage() {}
 
 func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1229,7 @@ func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomRequest.ProtoReflect.Descriptor instead.
 func (*CreateRoomRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{23}
+	return file_parley_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CreateRoomRequest) GetRoom() string {
@@ -1225,7 +1261,7 @@ type CreateRoomResponse struct {
 
 func (x *CreateRoomResponse) Reset() {
 	*x = CreateRoomResponse{}
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1273,7 @@ func (x *CreateRoomResponse) String() string {
 func (*CreateRoomResponse) ProtoMessage() {}
 
 func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1286,7 @@ func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomResponse.ProtoReflect.Descriptor instead.
 func (*CreateRoomResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{24}
+	return file_parley_proto_rawDescGZIP(), []int{25}
 }
 
 type RoomsRequest struct {
@@ -1261,7 +1297,7 @@ type RoomsRequest struct {
 
 func (x *RoomsRequest) Reset() {
 	*x = RoomsRequest{}
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1309,7 @@ func (x *RoomsRequest) String() string {
 func (*RoomsRequest) ProtoMessage() {}
 
 func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1322,7 @@ func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsRequest.ProtoReflect.Descriptor instead.
 func (*RoomsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{25}
+	return file_parley_proto_rawDescGZIP(), []int{26}
 }
 
 type RoomsResponse struct {
@@ -1298,7 +1334,7 @@ type RoomsResponse struct {
 
 func (x *RoomsResponse) Reset() {
 	*x = RoomsResponse{}
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1346,7 @@ func (x *RoomsResponse) String() string {
 func (*RoomsResponse) ProtoMessage() {}
 
 func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1359,7 @@ func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsResponse.ProtoReflect.Descriptor instead.
 func (*RoomsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{26}
+	return file_parley_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RoomsResponse) GetRooms() []*Room {
@@ -1344,7 +1380,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1392,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1405,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{27}
+	return file_parley_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Room) GetRoom() string {
@@ -1403,7 +1439,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1451,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1464,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{28}
+	return file_parley_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Cursor) GetRoom() string {
@@ -1455,7 +1491,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1467,7 +1503,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1480,7 +1516,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{29}
+	return file_parley_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SubscribeRequest) GetCursors() []*Cursor {
@@ -1507,7 +1543,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1555,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1568,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{30}
+	return file_parley_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SubscribeResponse) GetEvents() []*Event {
@@ -1557,7 +1593,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1605,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1618,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{31}
+	return file_parley_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -1667,7 +1703,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1715,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +1728,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{32}
+	return file_parley_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LogEntry) GetRoom() string {
@@ -1728,7 +1764,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1776,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1789,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{33}
+	return file_parley_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Welcome) GetNumber() uint64 {
@@ -1793,7 +1829,7 @@ type TrustChange struct {
 
 func (x *TrustChange) Reset() {
 	*x = TrustChange{}
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1841,7 @@ func (x *TrustChange) String() string {
 func (*TrustChange) ProtoMessage() {}
 
 func (x *TrustChange) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1854,7 @@ func (x *TrustChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustChange.ProtoReflect.Descriptor instead.
 func (*TrustChange) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{34}
+	return file_parley_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TrustChange) GetDomain() string {
@@ -1836,7 +1872,7 @@ type Live struct {
 
 func (x *Live) Reset() {
 	*x = Live{}
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1884,7 @@ func (x *Live) String() string {
 func (*Live) ProtoMessage() {}
 
 func (x *Live) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1897,7 @@ func (x *Live) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Live.ProtoReflect.Descriptor instead.
 func (*Live) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{35}
+	return file_parley_proto_rawDescGZIP(), []int{36}
 }
 
 type AcknowledgeRequest struct {
@@ -1875,7 +1911,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +1923,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +1936,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{36}
+	return file_parley_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AcknowledgeRequest) GetCursors() []*Cursor {
@@ -1932,7 +1968,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +1980,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +1993,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{37}
+	return file_parley_proto_rawDescGZIP(), []int{38}
 }
 
 var File_parley_proto protoreflect.FileDescriptor
@@ -2009,7 +2045,8 @@ const file_parley_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x03 \x01(\rH\x00R\n" +
 	"generation\x88\x01\x01B\r\n" +
-	"\v_generation\"'\n" +
+	"\v_generation\"\x15\n" +
+	"\x13ReportAbuseResponse\"'\n" +
 	"\x0fLastSentRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\fR\x05group\"r\n" +
 	"\x10LastSentResponse\x12\x14\n" +
@@ -2080,7 +2117,7 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Enrol\x12\x17.parley.v1.EnrolRequest\x1a\x18.parley.v1.EnrolResponse\x12=\n" +
 	"\x06Bundle\x12\x18.parley.v1.BundleRequest\x1a\x19.parley.v1.BundleResponse\x12F\n" +
 	"\tChallenge\x12\x1b.parley.v1.ChallengeRequest\x1a\x1c.parley.v1.ChallengeResponse\x12O\n" +
-	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\x9c\b\n" +
+	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xe3\b\n" +
 	"\rClientService\x12:\n" +
 	"\x05Renew\x12\x17.parley.v1.RenewRequest\x1a\x18.parley.v1.EnrolResponse\x12@\n" +
 	"\aBundles\x12\x19.parley.v1.BundlesRequest\x1a\x1a.parley.v1.BundlesResponse\x12a\n" +
@@ -2092,7 +2129,8 @@ const file_parley_proto_rawDesc = "" +
 	"CreateRoom\x12\x1c.parley.v1.CreateRoomRequest\x1a\x1d.parley.v1.CreateRoomResponse\x12:\n" +
 	"\x05Rooms\x12\x17.parley.v1.RoomsRequest\x1a\x18.parley.v1.RoomsResponse\x129\n" +
 	"\x06Update\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12@\n" +
-	"\rSubmitMessage\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12C\n" +
+	"\rSubmitMessage\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12E\n" +
+	"\vReportAbuse\x12\x16.parley.v1.MimiRequest\x1a\x1e.parley.v1.ReportAbuseResponse\x12C\n" +
 	"\bLastSent\x12\x1a.parley.v1.LastSentRequest\x1a\x1b.parley.v1.LastSentResponse\x12C\n" +
 	"\bNoteSent\x12\x1a.parley.v1.NoteSentRequest\x1a\x1b.parley.v1.NoteSentResponse\x12<\n" +
 	"\tGroupInfo\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12H\n" +
@@ -2111,7 +2149,7 @@ func file_parley_proto_rawDescGZIP() []byte {
 	return file_parley_proto_rawDescData
 }
 
-var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_parley_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                  // 0: parley.v1.ErrorInfo
 	(*EnrolRequest)(nil),               // 1: parley.v1.EnrolRequest
@@ -2129,38 +2167,39 @@ var file_parley_proto_goTypes = []any{
 	(*PublishKeyPackagesResponse)(nil), // 13: parley.v1.PublishKeyPackagesResponse
 	(*QueryRequest)(nil),               // 14: parley.v1.QueryRequest
 	(*MimiRequest)(nil),                // 15: parley.v1.MimiRequest
-	(*LastSentRequest)(nil),            // 16: parley.v1.LastSentRequest
-	(*LastSentResponse)(nil),           // 17: parley.v1.LastSentResponse
-	(*NoteSentRequest)(nil),            // 18: parley.v1.NoteSentRequest
-	(*NoteSentResponse)(nil),           // 19: parley.v1.NoteSentResponse
-	(*MimiResponse)(nil),               // 20: parley.v1.MimiResponse
-	(*HubSenderRequest)(nil),           // 21: parley.v1.HubSenderRequest
-	(*HubSenderResponse)(nil),          // 22: parley.v1.HubSenderResponse
-	(*CreateRoomRequest)(nil),          // 23: parley.v1.CreateRoomRequest
-	(*CreateRoomResponse)(nil),         // 24: parley.v1.CreateRoomResponse
-	(*RoomsRequest)(nil),               // 25: parley.v1.RoomsRequest
-	(*RoomsResponse)(nil),              // 26: parley.v1.RoomsResponse
-	(*Room)(nil),                       // 27: parley.v1.Room
-	(*Cursor)(nil),                     // 28: parley.v1.Cursor
-	(*SubscribeRequest)(nil),           // 29: parley.v1.SubscribeRequest
-	(*SubscribeResponse)(nil),          // 30: parley.v1.SubscribeResponse
-	(*Event)(nil),                      // 31: parley.v1.Event
-	(*LogEntry)(nil),                   // 32: parley.v1.LogEntry
-	(*Welcome)(nil),                    // 33: parley.v1.Welcome
-	(*TrustChange)(nil),                // 34: parley.v1.TrustChange
-	(*Live)(nil),                       // 35: parley.v1.Live
-	(*AcknowledgeRequest)(nil),         // 36: parley.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 37: parley.v1.AcknowledgeResponse
+	(*ReportAbuseResponse)(nil),        // 16: parley.v1.ReportAbuseResponse
+	(*LastSentRequest)(nil),            // 17: parley.v1.LastSentRequest
+	(*LastSentResponse)(nil),           // 18: parley.v1.LastSentResponse
+	(*NoteSentRequest)(nil),            // 19: parley.v1.NoteSentRequest
+	(*NoteSentResponse)(nil),           // 20: parley.v1.NoteSentResponse
+	(*MimiResponse)(nil),               // 21: parley.v1.MimiResponse
+	(*HubSenderRequest)(nil),           // 22: parley.v1.HubSenderRequest
+	(*HubSenderResponse)(nil),          // 23: parley.v1.HubSenderResponse
+	(*CreateRoomRequest)(nil),          // 24: parley.v1.CreateRoomRequest
+	(*CreateRoomResponse)(nil),         // 25: parley.v1.CreateRoomResponse
+	(*RoomsRequest)(nil),               // 26: parley.v1.RoomsRequest
+	(*RoomsResponse)(nil),              // 27: parley.v1.RoomsResponse
+	(*Room)(nil),                       // 28: parley.v1.Room
+	(*Cursor)(nil),                     // 29: parley.v1.Cursor
+	(*SubscribeRequest)(nil),           // 30: parley.v1.SubscribeRequest
+	(*SubscribeResponse)(nil),          // 31: parley.v1.SubscribeResponse
+	(*Event)(nil),                      // 32: parley.v1.Event
+	(*LogEntry)(nil),                   // 33: parley.v1.LogEntry
+	(*Welcome)(nil),                    // 34: parley.v1.Welcome
+	(*TrustChange)(nil),                // 35: parley.v1.TrustChange
+	(*Live)(nil),                       // 36: parley.v1.Live
+	(*AcknowledgeRequest)(nil),         // 37: parley.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 38: parley.v1.AcknowledgeResponse
 }
 var file_parley_proto_depIdxs = []int32{
-	27, // 0: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
-	28, // 1: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
-	31, // 2: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
-	32, // 3: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
-	33, // 4: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
-	34, // 5: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
-	35, // 6: parley.v1.Event.live:type_name -> parley.v1.Live
-	28, // 7: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	28, // 0: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
+	29, // 1: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
+	32, // 2: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
+	33, // 3: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
+	34, // 4: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
+	35, // 5: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
+	36, // 6: parley.v1.Event.live:type_name -> parley.v1.Live
+	29, // 7: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
 	1,  // 8: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
 	3,  // 9: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
 	5,  // 10: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
@@ -2170,37 +2209,39 @@ var file_parley_proto_depIdxs = []int32{
 	12, // 14: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
 	14, // 15: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
 	15, // 16: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	21, // 17: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	23, // 18: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	25, // 19: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	22, // 17: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	24, // 18: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	26, // 19: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
 	15, // 20: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
 	15, // 21: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
-	16, // 22: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
-	18, // 23: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
-	15, // 24: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
-	29, // 25: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	36, // 26: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 27: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 28: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 29: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 30: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 31: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 32: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 33: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	20, // 34: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	20, // 35: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	22, // 36: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	24, // 37: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	26, // 38: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	20, // 39: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	20, // 40: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	17, // 41: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
-	19, // 42: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
-	20, // 43: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	30, // 44: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	37, // 45: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	27, // [27:46] is the sub-list for method output_type
-	8,  // [8:27] is the sub-list for method input_type
+	15, // 22: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
+	17, // 23: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
+	19, // 24: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
+	15, // 25: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
+	30, // 26: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	37, // 27: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 28: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 29: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 30: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 31: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 32: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	11, // 33: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	13, // 34: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	21, // 35: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	21, // 36: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	23, // 37: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	25, // 38: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	27, // 39: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	21, // 40: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	21, // 41: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	16, // 42: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
+	18, // 43: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	20, // 44: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
+	21, // 45: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	31, // 46: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	38, // 47: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	28, // [28:48] is the sub-list for method output_type
+	8,  // [8:28] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -2212,7 +2253,7 @@ func file_parley_proto_init() {
 		return
 	}
 	file_parley_proto_msgTypes[15].OneofWrappers = []any{}
-	file_parley_proto_msgTypes[31].OneofWrappers = []any{
+	file_parley_proto_msgTypes[32].OneofWrappers = []any{
 		(*Event_Entry)(nil),
 		(*Event_Welcome)(nil),
 		(*Event_Trust)(nil),
@@ -2224,7 +2265,7 @@ func file_parley_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_proto_rawDesc), len(file_parley_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

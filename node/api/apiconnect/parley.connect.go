@@ -75,6 +75,9 @@ const (
 	// ClientServiceSubmitMessageProcedure is the fully-qualified name of the ClientService's
 	// SubmitMessage RPC.
 	ClientServiceSubmitMessageProcedure = "/parley.v1.ClientService/SubmitMessage"
+	// ClientServiceReportAbuseProcedure is the fully-qualified name of the ClientService's ReportAbuse
+	// RPC.
+	ClientServiceReportAbuseProcedure = "/parley.v1.ClientService/ReportAbuse"
 	// ClientServiceLastSentProcedure is the fully-qualified name of the ClientService's LastSent RPC.
 	ClientServiceLastSentProcedure = "/parley.v1.ClientService/LastSent"
 	// ClientServiceNoteSentProcedure is the fully-qualified name of the ClientService's NoteSent RPC.
@@ -269,6 +272,9 @@ type ClientServiceClient interface {
 	// SubmitMessage submits an application message (MIMI submitMessage). Idempotent like Update. It fails with "keyUsed" for
 	// a generation that isn't after that of another message that this client submitted.
 	SubmitMessage(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
+	// ReportAbuse reports abuse to the room's hub (MIMI reportAbuse). It fails with "notAllowed" for messages that the hub
+	// hasn't franked as they are reported.
+	ReportAbuse(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error)
 	// LastSent returns the last application message of this client in a group that the node has seen submitted. A client
 	// whose state was restored from an old copy learns from it that it mustn't go on from there.
 	LastSent(context.Context, *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error)
@@ -353,6 +359,12 @@ func NewClientServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(clientServiceMethods.ByName("SubmitMessage")),
 			connect.WithClientOptions(opts...),
 		),
+		reportAbuse: connect.NewClient[api.MimiRequest, api.ReportAbuseResponse](
+			httpClient,
+			baseURL+ClientServiceReportAbuseProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("ReportAbuse")),
+			connect.WithClientOptions(opts...),
+		),
 		lastSent: connect.NewClient[api.LastSentRequest, api.LastSentResponse](
 			httpClient,
 			baseURL+ClientServiceLastSentProcedure,
@@ -398,6 +410,7 @@ type clientServiceClient struct {
 	rooms              *connect.Client[api.RoomsRequest, api.RoomsResponse]
 	update             *connect.Client[api.MimiRequest, api.MimiResponse]
 	submitMessage      *connect.Client[api.MimiRequest, api.MimiResponse]
+	reportAbuse        *connect.Client[api.MimiRequest, api.ReportAbuseResponse]
 	lastSent           *connect.Client[api.LastSentRequest, api.LastSentResponse]
 	noteSent           *connect.Client[api.NoteSentRequest, api.NoteSentResponse]
 	groupInfo          *connect.Client[api.MimiRequest, api.MimiResponse]
@@ -455,6 +468,11 @@ func (c *clientServiceClient) SubmitMessage(ctx context.Context, req *connect.Re
 	return c.submitMessage.CallUnary(ctx, req)
 }
 
+// ReportAbuse calls parley.v1.ClientService.ReportAbuse.
+func (c *clientServiceClient) ReportAbuse(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error) {
+	return c.reportAbuse.CallUnary(ctx, req)
+}
+
 // LastSent calls parley.v1.ClientService.LastSent.
 func (c *clientServiceClient) LastSent(ctx context.Context, req *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {
 	return c.lastSent.CallUnary(ctx, req)
@@ -503,6 +521,9 @@ type ClientServiceHandler interface {
 	// SubmitMessage submits an application message (MIMI submitMessage). Idempotent like Update. It fails with "keyUsed" for
 	// a generation that isn't after that of another message that this client submitted.
 	SubmitMessage(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
+	// ReportAbuse reports abuse to the room's hub (MIMI reportAbuse). It fails with "notAllowed" for messages that the hub
+	// hasn't franked as they are reported.
+	ReportAbuse(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error)
 	// LastSent returns the last application message of this client in a group that the node has seen submitted. A client
 	// whose state was restored from an old copy learns from it that it mustn't go on from there.
 	LastSent(context.Context, *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error)
@@ -583,6 +604,12 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(clientServiceMethods.ByName("SubmitMessage")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clientServiceReportAbuseHandler := connect.NewUnaryHandler(
+		ClientServiceReportAbuseProcedure,
+		svc.ReportAbuse,
+		connect.WithSchema(clientServiceMethods.ByName("ReportAbuse")),
+		connect.WithHandlerOptions(opts...),
+	)
 	clientServiceLastSentHandler := connect.NewUnaryHandler(
 		ClientServiceLastSentProcedure,
 		svc.LastSent,
@@ -635,6 +662,8 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 			clientServiceUpdateHandler.ServeHTTP(w, r)
 		case ClientServiceSubmitMessageProcedure:
 			clientServiceSubmitMessageHandler.ServeHTTP(w, r)
+		case ClientServiceReportAbuseProcedure:
+			clientServiceReportAbuseHandler.ServeHTTP(w, r)
 		case ClientServiceLastSentProcedure:
 			clientServiceLastSentHandler.ServeHTTP(w, r)
 		case ClientServiceNoteSentProcedure:
@@ -692,6 +721,10 @@ func (UnimplementedClientServiceHandler) Update(context.Context, *connect.Reques
 
 func (UnimplementedClientServiceHandler) SubmitMessage(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.SubmitMessage is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) ReportAbuse(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.ReportAbuse is not implemented"))
 }
 
 func (UnimplementedClientServiceHandler) LastSent(context.Context, *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {

@@ -21,6 +21,8 @@ const usage = `parley-node is a provider's node.
   parley-node peers list              approved peers, and nodes that ask to be
   parley-node peers approve -fingerprint F [-address HOST:PORT] DOMAIN
   parley-node peers remove DOMAIN
+  parley-node reports list            reports of abuse in its rooms
+  parley-node reports remove ID
   parley-node version
   parley-node help [config]           this text, or the fields of the configuration
 
@@ -80,6 +82,8 @@ func (c *command) dispatch(ctx context.Context, args []string) error {
 		return c.rooms(ctx, rest)
 	case "peers":
 		return c.peers(ctx, rest)
+	case "reports":
+		return c.reports(ctx, rest)
 	case "version", "-version", "--version":
 		fmt.Fprintln(c.out, "parley-node", node.Version())
 		return nil
