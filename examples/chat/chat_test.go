@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/parley-mls/parley/federation/mimi/content"
 	"github.com/parley-mls/parley/node/client"
 )
 
@@ -13,6 +14,7 @@ func TestWrongCallsAreUsageErrors(t *testing.T) {
 	dir := t.TempDir()
 	for _, args := range [][]string{
 		{}, {"talk"}, {"new"}, {"send", "room"}, {"enrol", "x"}, {"-nope", "rooms"}, {"tail", "-n", "x"}, {"tail", "-n", "3"}, {"tail", "a", "b"},
+		{"reply", "room", "id"}, {"edit", "room", "id"}, {"delete", "room"}, {"react", "room", "id"}, {"report", "room"},
 	} {
 		var out, errs bytes.Buffer
 		if code := run(t.Context(), append([]string{"-dir", dir}, args...), &out, &errs); code != 2 {
@@ -60,6 +62,18 @@ func TestControlCharactersAreNotPrinted(t *testing.T) {
 	s.print(client.Message{User: "mimi://alpha.example/u/alice", Flag: "untrusted", Data: []byte("hello")}, false)
 	if !strings.Contains(out.String(), "alice@alpha.example (untrusted): hello") {
 		t.Errorf("printed %q", out.String())
+	}
+	out.Reset()
+	s.print(client.Message{User: "mimi://alpha.example/u/alice", Data: []byte("x"), FrankFault: "the \x1b[2J hub"}, false)
+	s.printPost(client.Post{Message: client.Message{User: "mimi://alpha.example/u/alice", Data: []byte("\x1b[2J")},
+		Reactions: []client.Message{{User: "mimi://alpha.example/u/bob", Data: []byte("\x1b[2J")}}})
+	m := client.Message{User: "mimi://alpha.example/u/alice", Content: content.New("", "", content.Part{Cardinality: content.ExternalPart,
+		ContentType: "a/\x1b", External: &content.External{Filename: "\x1b[2J"}})}
+	s.print(m, false)
+	m.Content.Body = content.Single(content.Render, "image/\x1b", []byte("\x1b"))
+	s.print(m, false)
+	if got := out.String(); strings.Contains(got, "\x1b") || strings.Count(got, "\uFFFD") != 6 {
+		t.Errorf("printed %q", got)
 	}
 	if got := printable("näh, 日本"); got != "näh, 日本" {
 		t.Errorf("printed %q", got)

@@ -31,6 +31,11 @@ var commands = map[string]command{
 	"remove":  {2, 2, remove},
 	"join":    {1, 1, join},
 	"send":    {2, -1, send},
+	"reply":   {3, -1, reply},
+	"edit":    {3, -1, edit},
+	"delete":  {2, 2, deleteMessage},
+	"react":   {3, 3, react},
+	"report":  {2, -1, report},
 	"tail":    {0, 3, tail},
 	"members": {1, 1, members},
 	"leave":   {1, 1, leave},
@@ -233,10 +238,7 @@ func join(ctx context.Context, s *session, args []string) error {
 func send(ctx context.Context, s *session, args []string) error {
 	return s.inRoom(ctx, args[0], func(ctx context.Context, _ *client.Client, r *client.Room) error {
 		_, err := r.Send(ctx, []byte(strings.Join(args[1:], " ")))
-		if errors.Is(err, client.ErrQueued) {
-			return fmt.Errorf("%w: the next command that connects sends it", err)
-		}
-		return err
+		return queued(err)
 	})
 }
 
@@ -306,8 +308,12 @@ func (s *session) last(ctx context.Context, c *client.Client, r *client.Room, n 
 		}
 		list = r.Messages()
 	}
-	for _, m := range list[max(0, len(list)-n):] {
-		s.print(m, false)
+	posts := r.Posts()
+	for _, p := range posts[max(0, len(posts)-n):] {
+		s.printPost(p)
+		if err := r.MarkRead(p.Message); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -333,6 +339,13 @@ func (s *session) follow(ctx context.Context, c *client.Client, name string) err
 				return nil
 			}
 			s.show(e, only)
+			if m, ok := e.(client.Message); ok && (only == "" || only == m.Room) {
+				if r, err := c.Room(m.Room); err == nil {
+					if err := r.MarkRead(m); err != nil {
+						return err
+					}
+				}
+			}
 		case <-ctx.Done():
 			if errors.Is(context.Cause(ctx), client.ErrRevoked) {
 				return context.Cause(ctx)
@@ -374,18 +387,6 @@ func (s *session) show(e client.Event, only mimi.URI) {
 			fmt.Fprintf(s.out, "* %s\n", errorText(e.Err))
 		}
 	}
-}
-
-func (s *session) print(m client.Message, withRoom bool) {
-	room := ""
-	if withRoom {
-		room = m.Room.ID() + " "
-	}
-	flag := ""
-	if m.Flag != "" {
-		flag = " (" + m.Flag + ")"
-	}
-	fmt.Fprintf(s.out, "%s %s%s@%s%s: %s\n", m.Time.Local().Format(time.TimeOnly), room, m.User.ID(), m.User.Domain(), flag, printable(string(m.Data)))
 }
 
 // errorText is an error on one line; a hub's words may be in it.

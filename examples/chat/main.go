@@ -27,12 +27,18 @@ const usage = `chat [-dir DIRECTORY] [-timeout 30s] [-tcp] [-v] COMMAND
   remove ROOM PERSON          remove a person with all devices
   join ROOM                   join a room of the user with this device
   send ROOM TEXT              send a message
+  reply ROOM MESSAGE TEXT     answer one
+  edit ROOM MESSAGE TEXT      put another text in the place of one's own
+  delete ROOM MESSAGE         take one's own back, a reaction too
+  react ROOM MESSAGE EMOJI    react to one
+  report ROOM MESSAGE [NOTE]  report its sender to the operator of the room's provider
   tail [-n N] [ROOM]          print messages as they come; with -n the last N of the room, and exit
   members ROOM                list the people in a room and their devices
   leave ROOM                  leave a room with all devices
   help                        this text
 
-A ROOM is a URI, mimi://alpha.example/r/..., or the beginning of the part after r/.
+A ROOM is a URI, mimi://alpha.example/r/..., or the beginning of the part after r/. A MESSAGE is the beginning of what
+tail shows after #.
 `
 
 func main() {

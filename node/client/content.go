@@ -61,8 +61,14 @@ func (r *Room) mayReplace(m *content.Message, user mimi.URI) error {
 	if m.Replaces.IsZero() {
 		return nil
 	}
-	if first, ok := r.Find(m.Replaces); ok && first.User != user {
+	first, ok := r.Find(m.Replaces)
+	switch seq, err := r.seqOf(m.Replaces); {
+	case err != nil:
+		return err
+	case ok && first.User != user:
 		return fmt.Errorf("replaces a message of %s", first.User)
+	case !ok && seq != 0 && m.Body.Cardinality != content.NullPart:
+		return errors.New("replaces a message that has expired")
 	}
 	return nil
 }
@@ -75,6 +81,9 @@ func (r *Room) Find(id content.MessageID) (Message, bool) {
 	}
 	b, err := r.c.db.Get(r.key64(roomMessage, seq))
 	if err != nil || b == nil {
+		return Message{}, false
+	}
+	if due, err := r.c.db.Get(r.key64(roomExpiry, seq)); err != nil || len(due) == 8 && binary.BigEndian.Uint64(due) <= uint64(r.c.o.Time().Unix()) {
 		return Message{}, false
 	}
 	m, err := r.message(seq, b)
@@ -188,10 +197,16 @@ func (e *entry) accept(m *Message, application []byte) error {
 	if err := m.Content.CheckExpiry(m.Time); err != nil {
 		return err
 	}
+	if x := m.Content.Expires; x != nil && expiry(x) <= uint64(r.c.o.Time().Unix()) {
+		return errors.New("expired before it came")
+	}
 	if err := r.mayReplace(m.Content, m.User); err != nil {
 		return err
 	}
 	e.state.Set(r.key(roomMessageID, m.ID[:]...), binary.BigEndian.AppendUint64(nil, m.Seq))
+	if x := m.Content.Expires; x != nil {
+		e.state.Set(r.key64(roomExpiry, m.Seq), binary.BigEndian.AppendUint64(nil, expiry(x)))
+	}
 	return nil
 }
 

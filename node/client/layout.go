@@ -24,6 +24,8 @@ import (
 //	r<room>g...          MLS state; what mls.Erasable names is sealed
 //	r<room>m<seq>        a message, by its number in the room's log
 //	r<room>d<ID>         the number of the message of that ID, 8 bytes
+//	r<room>x<seq>        when the message of that number expires, s since 1970, 8 bytes; unread until it is read if it
+//	                     counts from then
 //	r<room>s<SHA-256>    application data of an own ciphertext that isn't in the log yet, by the hash of its MLSMessage
 //	r<room>o<number>     a message in the outbox
 //	r<room>i             the staged own commit as it is sent
@@ -45,6 +47,7 @@ const (
 	roomGroup     = 'g'
 	roomMessage   = 'm'
 	roomMessageID = 'd'
+	roomExpiry    = 'x'
 	roomSealed    = 's'
 	roomOutbox    = 'o'
 	roomStaged    = 'i'

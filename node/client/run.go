@@ -127,6 +127,9 @@ func (c *Client) keepHouse(ctx context.Context) {
 	if err := c.publishKeyPackages(ctx, false); err != nil && !ended(ctx) {
 		c.log.Warn("publishing key packages failed", "err", err)
 	}
+	if err := c.expire(); err != nil && !ended(ctx) {
+		c.log.Warn("deleting expired messages failed", "err", err)
+	}
 	if err := c.reseal(); err != nil && !ended(ctx) {
 		c.log.Warn("resealing the state failed", "err", err)
 	}

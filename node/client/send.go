@@ -296,19 +296,18 @@ func (r *Room) Outbox() [][]byte {
 	return texts
 }
 
-// Messages returns the room's messages that this client has, own ones too, in the order of the room's log.
+// Messages returns the room's messages that this client has, own ones too and without those that have expired, in the
+// order of the room's log. Posts shows what edits, deletions and reactions make of them.
 func (r *Room) Messages() []Message {
 	var out []Message
-	err := store.ScanPrefix(r.c.db, r.key(roomMessage), func(key, value []byte) bool {
-		if len(key) == 8 {
-			if m, err := r.message(binary.BigEndian.Uint64(key), value); err == nil {
+	expired, err := r.expired()
+	if err == nil {
+		err = r.scan(expired, func(m Message, expired bool) {
+			if !expired {
 				out = append(out, m)
-				return true
 			}
-		}
-		r.c.log.Error("stored message is damaged", "room", r.uri, "key", key)
-		return true
-	})
+		})
+	}
 	if err != nil {
 		r.c.log.Error("reading messages failed", "room", r.uri, "err", err)
 	}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/parley-mls/parley/examples/internal/org"
+	"github.com/parley-mls/parley/node"
+)
+
+func TestMain(m *testing.M) {
+	if code, ok := org.Served(os.Args); ok {
+		os.Exit(code)
+	}
+	os.Exit(m.Run())
+}
+
+// The commands against a node of its own process: messages are answered, edited, deleted, reacted to and reported.
+func TestMessagesAreAnsweredEditedAndReported(t *testing.T) {
+	dir, err := os.MkdirTemp("", "chat") // unix socket paths are short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	o := &org.Org{Domain: "alpha.example", Dir: filepath.Join(dir, "alpha")}
+	if err := o.Init(""); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(o.Terminate)
+	chat := func(who string, args ...string) string {
+		t.Helper()
+		var out, errs bytes.Buffer
+		if code := run(t.Context(), append([]string{"-dir", filepath.Join(dir, who)}, args...), &out, &errs); code != 0 {
+			t.Fatalf("%s: chat %q: %s", who, args, errs.String())
+		}
+		return strings.TrimSpace(out.String())
+	}
+	for _, who := range []string{"alice", "bob"} {
+		inv, err := o.Invite(t.Context(), who)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chat(who, "enrol", inv.String(), who+"-laptop")
+	}
+	room := chat("alice", "new", "lunch")
+	chat("alice", "add", room, "bob@alpha.example")
+	id := func(who, n, text string) string {
+		t.Helper()
+		list := chat(who, "tail", "-n", n, room)
+		m := regexp.MustCompile(`#([0-9a-f]{8}) [^\n#]*(#[0-9a-f]{8})?: ` + regexp.QuoteMeta(text)).FindStringSubmatch(list)
+		if m == nil {
+			t.Fatalf("%s sees no %q in\n%s", who, text, list)
+		}
+		return m[1]
+	}
+	chat("alice", "send", room, "nooon?")
+	chat("bob", "tail", "-n", "1", room)
+	noon := id("bob", "1", "nooon?")
+	chat("bob", "reply", room, noon, "yes,", "gladly")
+	chat("bob", "react", room, "#"+noon, "\u2764")
+	chat("alice", "tail", "-n", "2", room)
+	chat("alice", "edit", room, noon, "noon?")
+	chat("bob", "send", room, "never mind")
+	chat("bob", "delete", room, id("bob", "3", "never mind"))
+	for _, who := range []string{"alice", "bob"} {
+		list := chat(who, "tail", "-n", "3", room)
+		for _, want := range []string{
+			`alice@alpha\.example: noon\? \(edited\) \[\x{2764} bob@alpha\.example\]`,
+			`bob@alpha\.example replies to #` + noon + `: yes, gladly`,
+			`bob@alpha\.example: \(deleted\)`,
+		} {
+			if !regexp.MustCompile(want).MatchString(list) {
+				t.Errorf("%s doesn't see %s in\n%s", who, want, list)
+			}
+		}
+	}
+	chat("alice", "report", room, id("alice", "3", "yes, gladly"), "too", "glad")
+	list, err := node.DialAdmin(o.Socket()).Reports(t.Context())
+	if err != nil || len(list) != 1 || list[0].Note != "too glad" || list[0].Messages[0].Text != "yes, gladly" {
+		t.Errorf("the operator has %+v, %v", list, err)
+	}
+	var out, errs bytes.Buffer
+	if code := run(t.Context(), []string{"-dir", filepath.Join(dir, "bob"), "edit", room, noon, "midnight"}, &out, &errs); code != 1 || !strings.Contains(errs.String(), "a message of mimi://alpha.example/u/alice") {
+		t.Errorf("an edit of another's message: exit %d, %s", code, errs.String())
+	}
+	if code := run(t.Context(), []string{"-dir", filepath.Join(dir, "bob"), "react", room, "ffffffffffff", "x"}, &out, &errs); code != 1 {
+		t.Errorf("a message that isn't there: exit %d", code)
+	}
+}
