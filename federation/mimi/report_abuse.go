@@ -17,7 +17,7 @@ const MaxAbusiveMessages = 64
 //	    uint64 accepted_timestamp;
 //	} AbusiveMessage;
 type AbusiveMessage struct {
-	Content           []byte
+	Content           []byte // application data, see the package's documentation
 	Frank             Frank
 	AcceptedTimestamp uint64 // milliseconds since 1970-01-01T00:00:00Z
 }

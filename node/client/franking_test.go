@@ -2,6 +2,8 @@ package client
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"strings"
@@ -320,5 +322,107 @@ func TestRoomsOfBytesStayThat(t *testing.T) {
 		if m.Content != nil || m.Frank != nil || m.FrankFault != "" || len(m.Data) == 0 {
 			t.Errorf("%+v", m)
 		}
+	}
+}
+
+// A hub can let a room begin with any franking agent; nobody enters it unless the agent is the hub.
+func TestFrankingAgentIsTheHub(t *testing.T) {
+	p := providers(t, "alpha")
+	bob := p[0].enrol("bob", "bob-phone")
+	uri := mimi.URI("mimi://alpha.example/r/lunch")
+	hub := func(domain string) mls.ExternalSender {
+		pub, _, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain, err := embedded(t, domain).IssueHub(t.Context(), pub)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return mls.ExternalSender{SignatureKey: []byte(pub), Credential: mls.X509Credential(chain)}
+	}
+	own := hub("alpha.example")
+	good := mimi.FrankingAgentData(own)
+	with := func(change func(a *mimi.FrankingAgentData)) []byte {
+		a := good
+		change(&a)
+		return codec.Marshal(a)
+	}
+	for name, c := range map[string]struct {
+		agent []byte
+		want  string
+	}{
+		"the hub":                   {codec.Marshal(good), ""},
+		"none":                      {nil, ""},
+		"another provider":          {codec.Marshal(mimi.FrankingAgentData(hub("beta.example"))), "is for beta.example"},
+		"a client":                  {with(func(a *mimi.FrankingAgentData) { a.Credential = bob.credential() }), "is for alpha.example"},
+		"a key of somebody":         {with(func(a *mimi.FrankingAgentData) { a.SignatureKey = hub("alpha.example").SignatureKey }), "another key"},
+		"what names nobody":         {with(func(a *mimi.FrankingAgentData) { a.Credential = mls.BasicCredential([]byte("hub")) }), "credential"},
+		"something that is no data": {[]byte("x"), "franking agent"},
+	} {
+		ext := roomExtensions(uri, "lunch", bob.User(), own)
+		data, _ := ext.Find(mls.ExtensionAppDataDictionary)
+		var d mls.AppDataDictionary
+		if err := codec.Unmarshal(data, &d); err != nil {
+			t.Fatal(err)
+		}
+		if d = d.Remove(mimi.ComponentFrankingAgent); c.agent != nil {
+			d = d.Set(mimi.ComponentFrankingAgent, c.agent)
+		}
+		g, err := mls.NewGroup(bob.config, nil, mls.GroupOptions{
+			GroupID: []byte(uri.Group()), Suite: defaultSuite, Credential: bob.credential(), Signer: bob.signer,
+			Extensions: ext.Set(mls.ExtensionAppDataDictionary, codec.Marshal(d)), LeafExtensions: mimi.LeafExtensions(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := bob.checkRoom(uri, g); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+// A device of an earlier release has KeyPackages published that new rooms can't take: it replaces them once.
+func TestOutdatedKeyPackagesAreReplaced(t *testing.T) {
+	p := providers(t, "alpha")
+	alice, bob := p[0].enrol("alice", "alice-laptop"), p[0].enrol("bob", "bob-phone")
+	refs := func() map[string]bool {
+		found := make(map[string]bool)
+		if err := store.ScanPrefix(bob.db, []byte(prefixKeyPackage), func(key, _ []byte) bool { found[string(key)] = true; return true }); err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	before := refs()
+	bob.stop()
+	c, err := Open(t.Context(), bob.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.db.Commit(map[string][]byte{string(keyOffered): nil}, nil); err != nil {
+		t.Fatal(err)
+	}
+	bob.run(c)
+	if err := c.WaitLive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	after := refs()
+	uri := alice.create(bob.User()).URI()
+	agree(t, uri, alice, bob)
+	used := ""
+	for ref := range after {
+		if b, err := bob.db.Get([]byte(prefixKeyPackage + ref)); err == nil && b == nil {
+			used = ref
+		}
+	}
+	if len(after) != 2*len(before) || used == "" || before[used] {
+		t.Errorf("%d key packages, then %d; an old one was used: %v", len(before), len(after), before[used])
+	}
+	bob.restart()
+	if err := bob.WaitLive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if again := refs(); len(again) >= len(after)+len(before) {
+		t.Errorf("replaced again: %d key packages", len(again))
 	}
 }
