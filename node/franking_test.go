@@ -98,6 +98,13 @@ func TestHubFranksWhatIsTagged(t *testing.T) {
 		}
 	}
 
+	r := must(n.hostedRoom(alice.room))(t)
+	for what, ro := range map[string]*roster{"no agent": {}, "a key that the hub doesn't have": {agent: []byte("another")}} {
+		if f, err := n.frank(r, ro, q.Message.Private, c); f != nil || err != nil {
+			t.Errorf("a frank in a room with %s: %+v, %v", what, f, err)
+		}
+	}
+
 	// The secret survives: what was stamped before is known after a restart.
 	n.stop()
 	n.start()

@@ -72,6 +72,14 @@ func TestForgedReportsAreRefused(t *testing.T) {
 	context := mimi.ServerFrankingContext{Sender: alice.user, Room: alice.room, AcceptedTimestamp: good.AcceptedTimestamp}
 	salt := must(parseReported(alice.group.Dictionary(), good.Content))(t).Salt
 	theirs := must(mimi.NewFrank(nil, testSuite, signer, beta.keys.franking[:], mimi.FrankingTag(salt[:], good.Content), context))(t)
+	// What alice has framed as something that nobody shows.
+	hidden := content.New(alice.user, alice.room, content.Text("x"))
+	data := codec.Marshal(mls.ApplicationFraming{MediaType: mls.MediaType{Type: "text/x"}, Content: must(hidden.Encode())(t)})
+	resp, _, err := alice.submit(&mimi.SubmitMessageRequest{Sender: alice.user,
+		Message: must(alice.group.Encrypt(nil, mimi.TaggedAAD(mimi.FrankingTag(hidden.Salt[:], data)), data))(t)})
+	if err != nil || resp.Frank == nil {
+		t.Fatalf("%+v, %v", resp, err)
+	}
 	forgeries := []struct {
 		name   string
 		abuser mimi.URI
@@ -93,6 +101,7 @@ func TestForgedReportsAreRefused(t *testing.T) {
 		{"another media type", alice.user, with(func(m *mimi.AbusiveMessage) {
 			m.Content = codec.Marshal(mls.ApplicationFraming{MediaType: mls.MediaType{Type: "text/plain"}, Content: []byte("you fool")})
 		})},
+		{"another media type, franked", alice.user, mimi.AbusiveMessage{Content: data, Frank: *resp.Frank, AcceptedTimestamp: resp.AcceptedTimestamp}},
 		{"no framing", alice.user, with(func(m *mimi.AbusiveMessage) { m.Content = []byte("you fool") })},
 		{"no content", alice.user, with(func(m *mimi.AbusiveMessage) {
 			m.Content = codec.Marshal(mls.ApplicationFraming{Content: []byte("you fool")})
@@ -111,6 +120,7 @@ func TestForgedReportsAreRefused(t *testing.T) {
 	for what, err := range map[string]error{
 		"in another's name":               carol.report(alice.room, mimi.AbuseReport{ReportingUser: alice.user, AllegedAbuser: alice.user, Messages: []mimi.AbusiveMessage{good}}),
 		"in another's name, followed":     bob.report(alice.room, mimi.AbuseReport{ReportingUser: alice.user, AllegedAbuser: alice.user, Messages: []mimi.AbusiveMessage{good}}),
+		"in a colleague's name":           bob.report(alice.room, mimi.AbuseReport{ReportingUser: "mimi://beta.example/u/dave", AllegedAbuser: alice.user, Messages: []mimi.AbusiveMessage{good}}),
 		"without messages, by a stranger": carol.report(alice.room, mimi.AbuseReport{AllegedAbuser: alice.user}),
 		"without messages, by a provider": beta.federation.ReportAbuse(t.Context(), "alpha.example", alice.room, codec.Marshal(mimi.AbuseReport{AllegedAbuser: alice.user})),
 		"by a peer for another's user": beta.federation.ReportAbuse(t.Context(), "alpha.example", alice.room,

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/federation/mimi/content"
@@ -211,6 +212,7 @@ func TestContentThatNobodyMaySendIsDiscarded(t *testing.T) {
 		{"an edit of another's message", "replaces a message of " + string(alice.User()), compose(func(m *content.Message) { m.Replaces = first.ID })},
 		{"a deletion of another's message", "replaces a message of " + string(alice.User()), compose(func(m *content.Message) { m.Replaces, m.Body = first.ID, content.Part{} })},
 		{"an expiry in ten years", "expires a year", compose(func(m *content.Message) { m.Expires = &content.Expiration{Relative: true, Time: 1 << 29} })},
+		{"what has expired", "expired before it came", compose(func(m *content.Message) { m.Expires = &content.Expiration{Time: uint32(time.Now().Unix()) - 5} })},
 		{"what isn't CBOR", "not a MIMI content message", codec.Marshal(mls.ApplicationFraming{Content: []byte("plain")})},
 		{"CBOR in another encoding", "not a MIMI content message", codec.Marshal(mls.ApplicationFraming{Content: []byte{0x9f, 0xff}})},
 	} {
