@@ -292,6 +292,8 @@ func (e *Embedded) list(f Filter) ([]Certificate, error) {
 			return nil, err
 		}
 		all, err = e.clientCertificates(f.Client.ID())
+	case f.User != "": // the clients of a user are found without a look at every certificate
+		all, err = e.userCertificates(f.User)
 	default:
 		err = e.everyCertificate(func(serial string, der []byte) error {
 			c, err := e.describe(serial, der)

@@ -263,6 +263,17 @@ func (c *Client) ReportAbuse(ctx context.Context, peer string, room mimi.URI, bo
 	return err
 }
 
+// Consent tells a peer what a user of the own domain asks of one of the peer's, takes back, grants or revokes. The peer
+// has it when it returns nil, and may have chosen to ignore it.
+func (c *Client) Consent(ctx context.Context, peer string, entry *mimi.ConsentEntry) error {
+	template, to := func(d *mimi.Directory) string { return d.RequestConsent }, entry.Scope.Target
+	if entry.Operation == mimi.ConsentGrant || entry.Operation == mimi.ConsentRevoke {
+		template, to = func(d *mimi.Directory) string { return d.UpdateConsent }, entry.Scope.Requester
+	}
+	_, _, err := c.post(ctx, peer, template, string(to), exchange{body: codec.Marshal(entry), want: http.StatusCreated, max: maxAnswer})
+	return err
+}
+
 // FetchBundle returns a peer's trust bundle, JSON of at most MaxBundle bytes.
 func (c *Client) FetchBundle(ctx context.Context, peer string) ([]byte, error) {
 	body, _, err := c.do(ctx, peer, exchange{method: http.MethodGet, url: "https://" + peer + BundlePath, want: http.StatusOK, max: MaxBundle})

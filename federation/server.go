@@ -31,6 +31,8 @@ const (
 	MaxIdentifierQuery     = 64 << 10
 	MaxIdentifierResponse  = 1 << 20
 	MaxReportAbuse         = 4 << 20
+	MaxRequestConsent      = 64 << 10
+	MaxUpdateConsent       = 4 << 20
 	MaxBundle              = 1 << 20
 	maxAnswer              = 256 << 10 // to an update or a message
 
@@ -88,6 +90,14 @@ type Provider interface {
 
 	// ReportAbuse takes a report about a room; body is a mimi.AbuseReport. It is durable on return.
 	ReportAbuse(ctx context.Context, from string, room mimi.URI, body []byte) error
+
+	// RequestConsent takes what a user of from asks of one of the own domain, or takes back. It is durable on return,
+	// unless the provider ignores it: the peer isn't told which.
+	RequestConsent(ctx context.Context, from string, entry *mimi.ConsentEntry) error
+
+	// UpdateConsent takes what a user of from grants one of the own domain, or revokes. It is as durable as that of
+	// RequestConsent.
+	UpdateConsent(ctx context.Context, from string, entry *mimi.ConsentEntry) error
 
 	// Bundle returns the own trust bundle, JSON.
 	Bundle() []byte
@@ -207,6 +217,10 @@ func (h *handler) route(r *http.Request) (endpoint, param string, serve func(*ca
 		return endpoint, param, (*call).identifierQuery
 	case "reportAbuse":
 		return endpoint, param, (*call).reportAbuse
+	case "requestConsent":
+		return endpoint, param, (*call).requestConsent
+	case "updateConsent":
+		return endpoint, param, (*call).updateConsent
 	}
 	return "unknown", "", nil
 }
@@ -433,6 +447,58 @@ func (c *call) reportAbuse() (*answer, error) {
 		}
 		return &answer{status: http.StatusOK}, nil
 	})
+}
+
+func (c *call) requestConsent() (*answer, error) {
+	return c.consent(MaxRequestConsent, func(e *mimi.ConsentEntry) error {
+		if e.Operation != mimi.ConsentRequest && e.Operation != mimi.ConsentCancel {
+			return refusal(CodeMalformed, "a request for consent is a request or a cancellation")
+		}
+		if err := c.between(e.Scope.Requester, e.Scope.Target); err != nil {
+			return err
+		}
+		return c.h.provider.RequestConsent(c.r.Context(), c.from, e)
+	})
+}
+
+func (c *call) updateConsent() (*answer, error) {
+	return c.consent(MaxUpdateConsent, func(e *mimi.ConsentEntry) error {
+		if e.Operation != mimi.ConsentGrant && e.Operation != mimi.ConsentRevoke {
+			return refusal(CodeMalformed, "an update of consent is a grant or a revocation")
+		}
+		if err := c.between(e.Scope.Target, e.Scope.Requester); err != nil {
+			return err
+		}
+		return c.h.provider.UpdateConsent(c.r.Context(), c.from, e)
+	})
+}
+
+func (c *call) consent(max int64, take func(*mimi.ConsentEntry) error) (*answer, error) {
+	return c.body(max, contentType, func(body []byte) (*answer, error) {
+		var e mimi.ConsentEntry
+		if err := decode(body, &e); err != nil {
+			return nil, err
+		}
+		if err := take(&e); err != nil {
+			return nil, err
+		}
+		return &answer{status: http.StatusCreated}, nil
+	})
+}
+
+// between checks that an entry goes from a user of the peer to one of the own domain. The path names the latter, as the
+// draft's directory has it, or the domain, as its text has it.
+func (c *call) between(theirs, ours mimi.URI) error {
+	if theirs.Domain() != c.from {
+		return refusal(CodeNotAllowed, "%s doesn't speak for %s", c.from, theirs)
+	}
+	if ours.Domain() != c.h.domain {
+		return refusal(CodeWrongProvider, "%s is not the provider of %s", c.h.domain, ours)
+	}
+	if c.param != string(ours) && c.param != c.h.domain {
+		return refusal(CodeMalformed, "the path and the entry name different users")
+	}
+	return nil
 }
 
 // parseSeqs reads the numbers of n messages, all 0 if the field is absent.

@@ -82,6 +82,14 @@ func (p *testProvider) ReportAbuse(_ context.Context, from string, room mimi.URI
 	return p.note("reportAbuse", from, room)
 }
 
+func (p *testProvider) RequestConsent(_ context.Context, from string, e *mimi.ConsentEntry) error {
+	return p.note("requestConsent", from, e.Scope.Target)
+}
+
+func (p *testProvider) UpdateConsent(_ context.Context, from string, e *mimi.ConsentEntry) error {
+	return p.note("updateConsent", from, e.Scope.Requester)
+}
+
 func (p *testProvider) Bundle() []byte { return []byte(`{"keys":[]}`) }
 
 func (p *testProvider) ReceiveBundle(_ context.Context, from string, bundle []byte) error {
@@ -141,6 +149,14 @@ func groupInfoRequest() *mimi.GroupInfoRequest {
 	return &mimi.GroupInfoRequest{CipherSuite: 1, Credential: mls.BasicCredential(nil)}
 }
 
+// consentEntry goes from beta.example to alpha.example.
+func consentEntry(op mimi.ConsentOperation) *mimi.ConsentEntry {
+	if op == mimi.ConsentGrant || op == mimi.ConsentRevoke {
+		return &mimi.ConsentEntry{Operation: op, Scope: mimi.ConsentScope{Requester: ownUser, Target: theirUser, Room: ownRoom}}
+	}
+	return &mimi.ConsentEntry{Operation: op, Scope: mimi.ConsentScope{Requester: theirUser, Target: ownUser}}
+}
+
 func TestClientReachesEveryEndpoint(t *testing.T) {
 	h, p, o := newTestHandler()
 	c := NewClient("beta.example", func(_ context.Context, peer string) (http.RoundTripper, error) {
@@ -179,6 +195,12 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 	if err := c.ReportAbuse(ctx, peer, ownRoom, []byte("report")); err != nil || string(p.body) != "report" {
 		t.Errorf("report: %v, body %q", err, p.body)
 	}
+	if err := c.Consent(ctx, peer, consentEntry(mimi.ConsentRequest)); err != nil {
+		t.Errorf("request of consent: %v", err)
+	}
+	if err := c.Consent(ctx, peer, consentEntry(mimi.ConsentGrant)); err != nil {
+		t.Errorf("grant: %v", err)
+	}
 	if b, err := c.FetchBundle(ctx, peer); err != nil || string(b) != `{"keys":[]}` {
 		t.Errorf("bundle: %s, %v", b, err)
 	}
@@ -189,12 +211,13 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 	want := []string{
 		"keyMaterial beta.example " + string(ownUser), "update beta.example " + string(ownRoom), "submitMessage beta.example " + string(ownRoom),
 		"notify beta.example " + string(theirRoom), "notify beta.example " + string(theirRoom), "groupInfo beta.example " + string(ownRoom),
-		"identifierQuery beta.example alice", "reportAbuse beta.example " + string(ownRoom), `receiveBundle beta.example {"x":1}`,
+		"identifierQuery beta.example alice", "reportAbuse beta.example " + string(ownRoom),
+		"requestConsent beta.example " + string(ownUser), "updateConsent beta.example " + string(ownUser), `receiveBundle beta.example {"x":1}`,
 	}
 	if !reflect.DeepEqual(p.calls, want) {
 		t.Errorf("the provider was asked\n%s\nwant\n%s", strings.Join(p.calls, "\n"), strings.Join(want, "\n"))
 	}
-	wantSeen := []string{"directory:", "keyMaterial:", "update:", "submitMessage:", "notify:", "notify:", "groupInfo:", "identifierQuery:", "reportAbuse:", "bundle:", "bundle:"}
+	wantSeen := []string{"directory:", "keyMaterial:", "update:", "submitMessage:", "notify:", "notify:", "groupInfo:", "identifierQuery:", "reportAbuse:", "requestConsent:", "updateConsent:", "bundle:", "bundle:"}
 	if !reflect.DeepEqual(o.list, wantSeen) {
 		t.Errorf("observed %v, want %v (the directory once)", o.list, wantSeen)
 	}
@@ -250,6 +273,17 @@ func TestBadRequestsAreRefusedWithTheirCause(t *testing.T) {
 		{name: "group info of a room of theirs", path: path("groupInfo", string(theirRoom)), body: codec.Marshal(groupInfoRequest()), status: 421, code: CodeWrongProvider},
 		{name: "report about a room of theirs", path: path("reportAbuse", string(theirRoom)), body: []byte("x"), status: 421, code: CodeWrongProvider},
 		{name: "report too large", path: path("reportAbuse", string(ownRoom)), body: []byte("x"), change: func(r *http.Request) { r.ContentLength = MaxReportAbuse + 1 }, status: 413, code: CodeTooLarge},
+		{name: "grant as a request", path: path("requestConsent", string(ownUser)), body: codec.Marshal(consentEntry(mimi.ConsentGrant)), status: 400, code: CodeMalformed},
+		{name: "request as an update", path: path("updateConsent", string(ownUser)), body: codec.Marshal(consentEntry(mimi.ConsentRequest)), status: 400, code: CodeMalformed},
+		{name: "request of a third party's user", path: path("requestConsent", string(ownUser)), body: codec.Marshal(consentEntry(mimi.ConsentRequest)), peer: "gamma.example",
+			change: func(r *http.Request) { r.Header.Set("From", "mimi@gamma.example") }, status: 403, code: CodeNotAllowed},
+		{name: "grant of a third party's user", path: path("updateConsent", string(ownUser)), body: codec.Marshal(consentEntry(mimi.ConsentGrant)), peer: "gamma.example",
+			change: func(r *http.Request) { r.Header.Set("From", "mimi@gamma.example") }, status: 403, code: CodeNotAllowed},
+		{name: "request of a third party's consent", path: path("requestConsent", "mimi://gamma.example/u/carol"),
+			body: codec.Marshal(&mimi.ConsentEntry{Operation: mimi.ConsentRequest, Scope: mimi.ConsentScope{Requester: theirUser, Target: "mimi://gamma.example/u/carol"}}), status: 421, code: CodeWrongProvider},
+		{name: "request of another user than the path's", path: path("requestConsent", "mimi://alpha.example/u/carol"), body: codec.Marshal(consentEntry(mimi.ConsentRequest)), status: 400, code: CodeMalformed},
+		{name: "request of garbage", path: path("requestConsent", string(ownUser)), body: []byte{9}, status: 400, code: CodeMalformed},
+		{name: "request too large", path: path("requestConsent", string(ownUser)), body: []byte("x"), change: func(r *http.Request) { r.ContentLength = MaxRequestConsent + 1 }, status: 413, code: CodeTooLarge},
 		{name: "query of another", path: path("identifierQuery", "gamma.example"), body: []byte{0, 0}, status: 421, code: CodeWrongProvider},
 		{name: "notify without messages", path: notify, status: 400, code: CodeMalformed},
 		{name: "notify of garbage", path: notify, body: []byte("garbage that is no message"), status: 400, code: CodeMalformed},

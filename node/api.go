@@ -281,6 +281,27 @@ func (a clientAPI) ReportAbuse(ctx context.Context, req *connect.Request[api.Mim
 	return connect.NewResponse(new(api.ReportAbuseResponse)), nil
 }
 
+// UpdateConsent requests, cancels, grants or revokes consent.
+func (a clientAPI) UpdateConsent(ctx context.Context, req *connect.Request[api.UpdateConsentRequest]) (*connect.Response[api.UpdateConsentResponse], error) {
+	var e mimi.ConsentEntry
+	if err := decode(req.Msg.Entry, &e); err != nil {
+		return nil, err
+	}
+	if err := a.n.consentAction(sessionOf(ctx).user, &e, req.Msg.KeyPackages); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(new(api.UpdateConsentResponse)), nil
+}
+
+// Consents lists the consents of the client's user.
+func (a clientAPI) Consents(ctx context.Context, _ *connect.Request[api.ConsentsRequest]) (*connect.Response[api.ConsentsResponse], error) {
+	list, err := a.n.consents(sessionOf(ctx).user)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.ConsentsResponse{Consents: list}), nil
+}
+
 // LastSent returns the last application message of the client in a group that this node knows of.
 func (a clientAPI) LastSent(ctx context.Context, req *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {
 	last, err := a.n.lastSent(sessionOf(ctx).client, sha256.Sum256(req.Msg.Group))

@@ -36,9 +36,18 @@ type Config struct {
 	Peers []PeerConfig `yaml:"peers"`
 	// Suites are the cipher suites in which this node hosts rooms; empty means all for whose keys there are certificates.
 	Suites []mls.CipherSuite `yaml:"suites"`
-	Limits Limits            `yaml:"limits"`
-	Log    LogConfig         `yaml:"log"`
+	// Consent says what users of peers need to fetch KeyPackages of users of this node who haven't decided about them:
+	// nothing (ConsentOpen, the default) or the user's consent (ConsentExplicit).
+	Consent string    `yaml:"consent"`
+	Limits  Limits    `yaml:"limits"`
+	Log     LogConfig `yaml:"log"`
 }
+
+// The values of Config.Consent.
+const (
+	ConsentOpen     = "open"
+	ConsentExplicit = "explicit"
+)
 
 // PeerConfig is a peer that the configuration approves.
 type PeerConfig struct {
@@ -63,6 +72,9 @@ type Limits struct {
 	KeyPackages int `yaml:"key_packages"`
 	// Streams is how many Subscribe streams a client may have open at a time; 0 means 4.
 	Streams int `yaml:"streams"`
+	// Consents is how many requests for consent and decisions a user may send at once, and again within 1,000 seconds; 0
+	// means 100. All users of a peer together may send a hundred times as many.
+	Consents int `yaml:"consents"`
 }
 
 // LogConfig says what the node logs to standard error.
@@ -129,6 +141,13 @@ func (c *Config) complete() error {
 	default:
 		return fmt.Errorf("gossip: %q is not one of local, lan, wan", c.Gossip)
 	}
+	switch c.Consent {
+	case "":
+		c.Consent = ConsentOpen
+	case ConsentOpen, ConsentExplicit:
+	default:
+		return fmt.Errorf("consent: %q is not one of %s, %s", c.Consent, ConsentOpen, ConsentExplicit)
+	}
 	for i, p := range c.Peers {
 		if _, err := p.fingerprint(); err != nil {
 			return fmt.Errorf("peers[%d].fingerprint: %w", i, err)
@@ -167,6 +186,7 @@ func (c *Config) complete() error {
 		{"request_bytes", &c.Limits.RequestBytes, 16 << 20, 256 << 20},
 		{"key_packages", &c.Limits.KeyPackages, 200, 10_000},
 		{"streams", &c.Limits.Streams, 4, 1000},
+		{"consents", &c.Limits.Consents, 100, 1_000_000},
 	} {
 		if *l.value < 0 || *l.value > l.max {
 			return fmt.Errorf("limits.%s: %d is not between 0 and %d", l.name, *l.value, l.max)
@@ -254,6 +274,7 @@ listen: 0.0.0.0:7440           # UDP and TCP, the same port
 advertise: node.alpha.example:7440   # where peers and clients reach it; default: listen
 gossip: lan                    # local (one machine), lan or wan
 suites: [1, 2, 3, 5, 7]        # cipher suites of hosted rooms, 0xf001 to 0xf00b the post-quantum ones; default: all
+consent: open                  # who may fetch KeyPackages of users: open (users of approved peers) or explicit (whom the user allows)
 peers:                         # approved at every start, besides those of "peers approve"
   - domain: beta.example
     fingerprint: <SHA-256 of beta's root, in hexadecimal>
@@ -264,6 +285,7 @@ limits:
   request_bytes: 16777216
   key_packages: 200            # unclaimed ones of a client
   streams: 4                   # event streams of a client
+  consents: 100                # requests for consent and decisions of a user, at once and per 1,000 s
 log:
   level: info                  # debug, info, warn or error
   format: text                 # text or json

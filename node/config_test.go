@@ -53,6 +53,7 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		{minimal + "advertise: 127.0.0.1:0\n", "advertise:"},
 		{minimal + "advertise: :7440\n", "advertise:"},
 		{minimal + "gossip: loud\n", "gossip:"},
+		{minimal + "consent: maybe\n", "consent:"},
 		{minimal + "suites: [1, 4]\n", "suites[1]:"},
 		{minimal + "suites: [1, 1]\n", "suites[1]:"},
 		{minimal + "peers: [{domain: beta.example}]\n", "peers[0].fingerprint:"},

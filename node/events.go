@@ -12,16 +12,21 @@ import (
 type listeners struct {
 	mu       sync.Mutex
 	byClient map[mimi.URI]map[*listener]struct{} // guarded by mu
+	byUser   map[mimi.URI]map[*listener]struct{} // guarded by mu
 	byRoom   map[mimi.URI]map[*listener]struct{} // guarded by mu
 }
 
 func newListeners() *listeners {
-	return &listeners{byClient: make(map[mimi.URI]map[*listener]struct{}), byRoom: make(map[mimi.URI]map[*listener]struct{})}
+	return &listeners{
+		byClient: make(map[mimi.URI]map[*listener]struct{}), byUser: make(map[mimi.URI]map[*listener]struct{}),
+		byRoom: make(map[mimi.URI]map[*listener]struct{}),
+	}
 }
 
 // listener collects what is new for one stream. wake has a value whenever something was collected since take.
 type listener struct {
 	client mimi.URI
+	user   mimi.URI
 	wake   chan struct{}
 
 	mu    sync.Mutex
@@ -34,18 +39,20 @@ type news struct {
 	rooms    map[mimi.URI]struct{}
 	welcomes bool
 	trust    map[string]struct{}
-	ended    error // the stream must end with this
+	consents map[string]string // prefixes, by the keys of records
+	ended    error             // the stream must end with this
 }
 
-// add registers a stream of a client, or returns nil if it has max of them.
-func (ls *listeners) add(client mimi.URI, max int) *listener {
-	l := &listener{client: client, wake: make(chan struct{}, 1), rooms: make(map[mimi.URI]struct{})}
+// add registers a stream of a user's client, or returns nil if it has max of them.
+func (ls *listeners) add(client, user mimi.URI, max int) *listener {
+	l := &listener{client: client, user: user, wake: make(chan struct{}, 1), rooms: make(map[mimi.URI]struct{})}
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	if len(ls.byClient[client]) >= max {
 		return nil
 	}
 	insert(ls.byClient, client, l)
+	insert(ls.byUser, user, l)
 	return l
 }
 
@@ -53,6 +60,7 @@ func (ls *listeners) remove(l *listener) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	take(ls.byClient, l.client, l)
+	take(ls.byUser, l.user, l)
 	for r := range l.rooms {
 		take(ls.byRoom, r, l)
 	}
@@ -92,6 +100,20 @@ func (ls *listeners) welcome(client mimi.URI) {
 	defer ls.mu.Unlock()
 	for l := range ls.byClient[client] {
 		l.tell(func(n *news) { n.welcomes = true })
+	}
+}
+
+// consent says that records of a user's consents have changed.
+func (ls *listeners) consent(user mimi.URI, keys map[string]string) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	for l := range ls.byUser[user] {
+		l.tell(func(n *news) {
+			if n.consents == nil {
+				n.consents = make(map[string]string)
+			}
+			maps.Copy(n.consents, keys)
+		})
 	}
 }
 

@@ -137,14 +137,19 @@ func (n *Node) keyMaterial(ctx context.Context, from string, req *mimi.KeyMateri
 			return nil, err
 		}
 		if req.TargetUser.Domain() == n.cfg.Domain {
-			return n.claim(req)
+			return n.claimFor(req)
+		}
+		if from == n.cfg.Domain {
+			if resp, err := n.takeGranted(req); err != nil || resp != nil {
+				return resp, err
+			}
 		}
 		return n.claimFrom(ctx, req)
 	case req.TargetUser.Domain() == n.cfg.Domain && from == req.Room.Domain():
 		if err := n.claims.allow(n.cfg.Domain, from, req.TargetUser); err != nil {
 			return nil, err
 		}
-		return n.claim(req)
+		return n.claimFor(req)
 	}
 	return nil, refuse("wrongProvider", "this node is neither the hub of %s nor the provider of %s", req.Room, req.TargetUser)
 }
@@ -226,8 +231,20 @@ func (n *Node) claimFrom(ctx context.Context, req *mimi.KeyMaterialRequest) (*mi
 	return resp, nil
 }
 
-// claim hands out one KeyPackage of each client of a user of this provider.
-func (n *Node) claim(req *mimi.KeyMaterialRequest) (*mimi.KeyMaterialResponse, error) {
+// claimFor is claim, with the user's consent.
+func (n *Node) claimFor(req *mimi.KeyMaterialRequest) (*mimi.KeyMaterialResponse, error) {
+	code, err := n.checkConsent(req.RequestingUser, req.TargetUser, req.Room)
+	if err != nil {
+		return nil, err
+	}
+	if code != mimi.KeyMaterialSuccess {
+		return &mimi.KeyMaterialResponse{Code: code, User: req.TargetUser}, nil
+	}
+	return n.claim(req, req.Room.Domain())
+}
+
+// claim hands out one KeyPackage of each client of a user of this provider, for a room that hub hosts.
+func (n *Node) claim(req *mimi.KeyMaterialRequest, hub string) (*mimi.KeyMaterialResponse, error) {
 	resp := &mimi.KeyMaterialResponse{User: req.TargetUser}
 	var clients []mimi.URI
 	if err := store.ScanPrefix(n.store, key(prefixDevice, req.TargetUser), func(k, _ []byte) bool {
@@ -242,7 +259,7 @@ func (n *Node) claim(req *mimi.KeyMaterialRequest) (*mimi.KeyMaterialResponse, e
 	}
 	given := 0
 	for _, c := range clients {
-		ckm, err := n.claimOne(c, req)
+		ckm, err := n.claimOne(c, req, hub)
 		if err != nil {
 			return nil, err
 		}
@@ -263,7 +280,7 @@ func (n *Node) claim(req *mimi.KeyMaterialRequest) (*mimi.KeyMaterialResponse, e
 }
 
 // claimOne takes a KeyPackage of a client out of the store; it is gone, durably, before anybody gets it.
-func (n *Node) claimOne(client mimi.URI, req *mimi.KeyMaterialRequest) (*mimi.ClientKeyMaterial, error) {
+func (n *Node) claimOne(client mimi.URI, req *mimi.KeyMaterialRequest, hub string) (*mimi.ClientKeyMaterial, error) {
 	list, err := n.stored(client)
 	if err != nil {
 		return nil, err
@@ -287,7 +304,7 @@ func (n *Node) claimOne(client mimi.URI, req *mimi.KeyMaterialRequest) (*mimi.Cl
 		}
 		// The Welcome has to come from the hub that claims it, and from nobody who has merely seen the reference.
 		own := string(refKey(prefixOwnRef, s.ref))
-		claimed := refRecord{client: client, user: req.TargetUser, provider: req.Room.Domain(), expires: uint64(s.expires)}
+		claimed := refRecord{client: client, user: req.TargetUser, provider: hub, expires: uint64(s.expires)}
 		ok, err := n.store.Commit(map[string][]byte{k: nil, own: codec.Marshal(claimed)}, map[string][]byte{k: s.value})
 		if err != nil {
 			return nil, fmt.Errorf("claiming a KeyPackage: %w", err)

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/node/store"
 )
@@ -37,6 +38,10 @@ import (
 //	n/u/<user> 00 <room>              a room whose participant list has the user, as far as the node knows
 //	n/b/<room> 00 <SHA-256>           reportRecord: a report of abuse in a room hosted here, by the hash of the reporter's
 //	                                  provider and the AbuseReport
+//	n/q/<target> 00 <requester> 00 <room>   consentRecord: what a user was asked and has decided; no room: any room
+//	n/Q/<requester> 00 <target> 00 <room>   consentRecord: what a user has asked and was told
+//	n/x/<requester> 00 <target> 00 <room>   grantedRecord: KeyPackages that came with a grant and nobody has claimed
+//	n/e/…                             the outbox of ConsentEntries
 //	n/o/…                             the outbox
 //
 // Retention: logs, memberships and rooms are kept. Answers, Welcomes that were taken, reports and KeyPackage references
@@ -57,6 +62,10 @@ const (
 	prefixClaimedRef = "n/p/"
 	prefixUserRoom   = "n/u/"
 	prefixReport     = "n/b/"
+	prefixConsent    = "n/q/"
+	prefixConsentOf  = "n/Q/"
+	prefixGranted    = "n/x/"
+	prefixConsentOut = "n/e/"
 	prefixOutbox     = "n/o/"
 	keyVersion       = "n/v"
 
@@ -237,4 +246,37 @@ func (v *reportRecord) UnmarshalMLS(r *codec.Reader) {
 	v.time = r.Uint64()
 	v.from = string(r.Opaque())
 	v.report.UnmarshalMLS(r)
+}
+
+// consentRecord is what is known of one user's consent to another one.
+type consentRecord struct {
+	asked    uint64                // ms since 1970; 0 if no request is open
+	decision mimi.ConsentOperation // ConsentGrant, ConsentRevoke, or 0
+	decided  uint64                // ms since 1970, of the decision
+}
+
+func (v consentRecord) MarshalMLS(w *codec.Writer) {
+	w.Uint64(v.asked)
+	w.Uint8(uint8(v.decision))
+	w.Uint64(v.decided)
+}
+
+func (v *consentRecord) UnmarshalMLS(r *codec.Reader) {
+	v.asked = r.Uint64()
+	v.decision = mimi.ConsentOperation(r.Uint8())
+	v.decided = r.Uint64()
+}
+
+// grantedRecord are KeyPackages, one of each client of a user.
+type grantedRecord struct{ keyPackages []mls.KeyPackage }
+
+func (v grantedRecord) MarshalMLS(w *codec.Writer) {
+	codec.WriteVector(w, v.keyPackages, func(w *codec.Writer, kp mls.KeyPackage) { kp.MarshalMLS(w) })
+}
+
+func (v *grantedRecord) UnmarshalMLS(r *codec.Reader) {
+	v.keyPackages = codec.ReadVector(r, func(r *codec.Reader) (kp mls.KeyPackage) {
+		kp.UnmarshalMLS(r)
+		return kp
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"testing"
 
+	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/node/store"
@@ -22,9 +23,11 @@ func records() map[string]record {
 		"welcome": &welcomeRecord{
 			room: "mimi://alpha.example/r/lunch", seq: 7, fanout: []byte("end of a key"),
 		},
-		"member": &memberRecord{start: 7, end: 9},
-		"sent":   &sentRecord{epoch: 7, generation: 9, hash: messageHash(new(mls.MLSMessage))},
-		"ref":    &refRecord{client: "mimi://alpha.example/d/x", user: "mimi://alpha.example/u/x", provider: "beta.example", expires: 9},
+		"member":  &memberRecord{start: 7, end: 9},
+		"sent":    &sentRecord{epoch: 7, generation: 9, hash: messageHash(new(mls.MLSMessage))},
+		"ref":     &refRecord{client: "mimi://alpha.example/d/x", user: "mimi://alpha.example/u/x", provider: "beta.example", expires: 9},
+		"consent": &consentRecord{asked: 7, decision: mimi.ConsentGrant, decided: 9},
+		"granted": &grantedRecord{keyPackages: []mls.KeyPackage{}},
 	}
 }
 

@@ -53,6 +53,7 @@ type Node struct {
 	endpoint   *transport.Endpoint
 	gossip     *federation.Gossip
 	outbox     *federation.Outbox
+	consentOut *federation.Outbox
 	federation *federation.Client
 	admin      net.Listener
 
@@ -62,6 +63,8 @@ type Node struct {
 	claims         claims
 	reports        reports
 	marks          marks
+	consentMu      sync.Mutex // held from reading consents to applying what changes them
+	consentPace    pace[string]
 	ownBundle      atomic.Pointer[authority.Bundle]
 	removals       chan struct{} // has a value if rooms are to be searched for revoked clients
 
@@ -176,6 +179,12 @@ func (n *Node) listen() error {
 	if err != nil {
 		return err
 	}
+	n.consentOut, err = federation.NewOutbox(federation.OutboxConfig{
+		Store: n.store, Prefix: prefixConsentOut, Load: n.loadConsent, Send: n.sendConsents, Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
 	observe := func(endpoint, code string) {
 		if code != "" {
 			n.metrics.refused.WithLabelValues(endpoint, code).Inc()
@@ -232,6 +241,7 @@ func (n *Node) Run(ctx context.Context) error {
 	start(&serving, "port", n.endpoint.Serve)
 	start(&gossiping, "gossip", n.gossip.Run)
 	start(&serving, "outbox", n.outbox.Run)
+	start(&serving, "outbox of consents", n.consentOut.Run)
 	start(&serving, "admin socket", n.serveAdmin)
 	start(&serving, "maintenance", n.maintain)
 	start(&serving, "bundles", n.refreshBundles)

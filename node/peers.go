@@ -102,6 +102,7 @@ func (n *Node) peerSeen(domain, address string, alive bool) {
 	}
 	if alive {
 		n.outbox.Kick(domain)
+		n.consentOut.Kick(domain)
 		n.greet(domain)
 	}
 }

@@ -56,6 +56,16 @@ func (p provider) ReportAbuse(_ context.Context, from string, room mimi.URI, bod
 	return peerError(p.n.reportAbuse(submitter{domain: from}, room, body))
 }
 
+// RequestConsent takes what a user of the peer asks of one of this provider.
+func (p provider) RequestConsent(_ context.Context, from string, e *mimi.ConsentEntry) error {
+	return peerError(p.n.requestConsent(from, e))
+}
+
+// UpdateConsent takes what a user of the peer has decided about one of this provider.
+func (p provider) UpdateConsent(_ context.Context, from string, e *mimi.ConsentEntry) error {
+	return peerError(p.n.updateConsent(from, e))
+}
+
 // Bundle returns the own trust bundle.
 func (p provider) Bundle() []byte { return p.n.ownBundle.Load().JSON() }
 

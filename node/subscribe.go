@@ -45,7 +45,7 @@ type cursor struct {
 // Subscribe streams what is new for the client until an error ends it.
 func (a clientAPI) Subscribe(ctx context.Context, req *connect.Request[api.SubscribeRequest], out *connect.ServerStream[api.SubscribeResponse]) error {
 	s := sessionOf(ctx)
-	l := a.n.listeners.add(s.client, a.n.cfg.Limits.Streams)
+	l := a.n.listeners.add(s.client, s.user, a.n.cfg.Limits.Streams)
 	if l == nil {
 		return refuse("busy", "%s has %d streams open", s.client, a.n.cfg.Limits.Streams)
 	}
@@ -116,6 +116,9 @@ func (st *stream) run(ctx context.Context) error {
 			if err := st.add(&api.Event{Event: &api.Event_Trust{Trust: &api.TrustChange{Domain: domain}}}, 0); err != nil {
 				return err
 			}
+		}
+		if err := st.sendConsents(news.consents); err != nil {
+			return err
 		}
 		if news.welcomes {
 			if err := st.sendWelcomes(); err != nil {

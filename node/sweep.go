@@ -2,8 +2,10 @@ package node
 
 import (
 	"errors"
+	"slices"
 	"time"
 
+	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/node/store"
 )
@@ -34,6 +36,11 @@ func (n *Node) sweep() error {
 			var ref refRecord
 			ref.UnmarshalMLS(r)
 			return ref.expires < unix
+		}},
+		{prefixGranted, func(r *codec.Reader) bool {
+			var g grantedRecord
+			g.UnmarshalMLS(r)
+			return slices.ContainsFunc(g.keyPackages, func(kp mls.KeyPackage) bool { return uint64(expiry(&kp)) < unix })
 		}},
 		{prefixFanout, func(r *codec.Reader) bool { return r.Uint64() < oldest }}, // begins with its time in ms
 		{prefixReport, func(r *codec.Reader) bool { return r.Uint64() < oldest }}, // so does this

@@ -38,6 +38,7 @@ func NewDirectory(domain string) *Directory {
 		KeyMaterial: base + "keyMaterial/{targetUser}", Update: base + "update/{roomId}", Notify: base + "notify/{roomId}",
 		SubmitMessage: base + "submitMessage/{roomId}", GroupInfo: base + "groupInfo/{roomId}",
 		IdentifierQuery: base + "identifierQuery/{domain}", ReportAbuse: base + "reportAbuse/{roomId}",
+		RequestConsent: base + "requestConsent/{targetUser}", UpdateConsent: base + "updateConsent/{requesterUser}",
 	}
 }
 

@@ -853,6 +853,259 @@ func (*ReportAbuseResponse) Descriptor() ([]byte, []int) {
 	return file_parley_proto_rawDescGZIP(), []int{16}
 }
 
+type UpdateConsentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         []byte                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`                                 // ConsentEntry, without KeyPackages; the client's user is the requester or the target
+	KeyPackages   bool                   `protobuf:"varint,2,opt,name=key_packages,json=keyPackages,proto3" json:"key_packages,omitempty"` // with a grant: send a KeyPackage of each of the user's clients along
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateConsentRequest) Reset() {
+	*x = UpdateConsentRequest{}
+	mi := &file_parley_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateConsentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateConsentRequest) ProtoMessage() {}
+
+func (x *UpdateConsentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateConsentRequest.ProtoReflect.Descriptor instead.
+func (*UpdateConsentRequest) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *UpdateConsentRequest) GetEntry() []byte {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *UpdateConsentRequest) GetKeyPackages() bool {
+	if x != nil {
+		return x.KeyPackages
+	}
+	return false
+}
+
+type UpdateConsentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateConsentResponse) Reset() {
+	*x = UpdateConsentResponse{}
+	mi := &file_parley_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateConsentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateConsentResponse) ProtoMessage() {}
+
+func (x *UpdateConsentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateConsentResponse.ProtoReflect.Descriptor instead.
+func (*UpdateConsentResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{18}
+}
+
+type ConsentsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConsentsRequest) Reset() {
+	*x = ConsentsRequest{}
+	mi := &file_parley_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConsentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConsentsRequest) ProtoMessage() {}
+
+func (x *ConsentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConsentsRequest.ProtoReflect.Descriptor instead.
+func (*ConsentsRequest) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{19}
+}
+
+type ConsentsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Consents      []*Consent             `protobuf:"bytes,1,rep,name=consents,proto3" json:"consents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConsentsResponse) Reset() {
+	*x = ConsentsResponse{}
+	mi := &file_parley_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConsentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConsentsResponse) ProtoMessage() {}
+
+func (x *ConsentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConsentsResponse.ProtoReflect.Descriptor instead.
+func (*ConsentsResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ConsentsResponse) GetConsents() []*Consent {
+	if x != nil {
+		return x.Consents
+	}
+	return nil
+}
+
+// Consent is what is known of one scope: of a request that is open, and of the last decision.
+type Consent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Requester     string                 `protobuf:"bytes,1,opt,name=requester,proto3" json:"requester,omitempty"`
+	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Room          string                 `protobuf:"bytes,3,opt,name=room,proto3" json:"room,omitempty"`          // empty: any room
+	Asked         uint64                 `protobuf:"varint,4,opt,name=asked,proto3" json:"asked,omitempty"`       // when, in ms since 1970; 0 if no request is open
+	Decision      uint32                 `protobuf:"varint,5,opt,name=decision,proto3" json:"decision,omitempty"` // ConsentOperation: 2 granted, 3 revoked or denied, 0 nothing is known
+	Decided       uint64                 `protobuf:"varint,6,opt,name=decided,proto3" json:"decided,omitempty"`   // when, in ms since 1970
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Consent) Reset() {
+	*x = Consent{}
+	mi := &file_parley_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Consent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Consent) ProtoMessage() {}
+
+func (x *Consent) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Consent.ProtoReflect.Descriptor instead.
+func (*Consent) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Consent) GetRequester() string {
+	if x != nil {
+		return x.Requester
+	}
+	return ""
+}
+
+func (x *Consent) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Consent) GetRoom() string {
+	if x != nil {
+		return x.Room
+	}
+	return ""
+}
+
+func (x *Consent) GetAsked() uint64 {
+	if x != nil {
+		return x.Asked
+	}
+	return 0
+}
+
+func (x *Consent) GetDecision() uint32 {
+	if x != nil {
+		return x.Decision
+	}
+	return 0
+}
+
+func (x *Consent) GetDecided() uint64 {
+	if x != nil {
+		return x.Decided
+	}
+	return 0
+}
+
 type LastSentRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         []byte                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"` // group_id
@@ -862,7 +1115,7 @@ type LastSentRequest struct {
 
 func (x *LastSentRequest) Reset() {
 	*x = LastSentRequest{}
-	mi := &file_parley_proto_msgTypes[17]
+	mi := &file_parley_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +1127,7 @@ func (x *LastSentRequest) String() string {
 func (*LastSentRequest) ProtoMessage() {}
 
 func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[17]
+	mi := &file_parley_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +1140,7 @@ func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSentRequest.ProtoReflect.Descriptor instead.
 func (*LastSentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{17}
+	return file_parley_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LastSentRequest) GetGroup() []byte {
@@ -909,7 +1162,7 @@ type LastSentResponse struct {
 
 func (x *LastSentResponse) Reset() {
 	*x = LastSentResponse{}
-	mi := &file_parley_proto_msgTypes[18]
+	mi := &file_parley_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +1174,7 @@ func (x *LastSentResponse) String() string {
 func (*LastSentResponse) ProtoMessage() {}
 
 func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[18]
+	mi := &file_parley_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +1187,7 @@ func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSentResponse.ProtoReflect.Descriptor instead.
 func (*LastSentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{18}
+	return file_parley_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LastSentResponse) GetKnown() bool {
@@ -975,7 +1228,7 @@ type NoteSentRequest struct {
 
 func (x *NoteSentRequest) Reset() {
 	*x = NoteSentRequest{}
-	mi := &file_parley_proto_msgTypes[19]
+	mi := &file_parley_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1240,7 @@ func (x *NoteSentRequest) String() string {
 func (*NoteSentRequest) ProtoMessage() {}
 
 func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[19]
+	mi := &file_parley_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1253,7 @@ func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteSentRequest.ProtoReflect.Descriptor instead.
 func (*NoteSentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{19}
+	return file_parley_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NoteSentRequest) GetMessage() []byte {
@@ -1025,7 +1278,7 @@ type NoteSentResponse struct {
 
 func (x *NoteSentResponse) Reset() {
 	*x = NoteSentResponse{}
-	mi := &file_parley_proto_msgTypes[20]
+	mi := &file_parley_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1290,7 @@ func (x *NoteSentResponse) String() string {
 func (*NoteSentResponse) ProtoMessage() {}
 
 func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[20]
+	mi := &file_parley_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1303,7 @@ func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteSentResponse.ProtoReflect.Descriptor instead.
 func (*NoteSentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{20}
+	return file_parley_proto_rawDescGZIP(), []int{25}
 }
 
 type MimiResponse struct {
@@ -1063,7 +1316,7 @@ type MimiResponse struct {
 
 func (x *MimiResponse) Reset() {
 	*x = MimiResponse{}
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1328,7 @@ func (x *MimiResponse) String() string {
 func (*MimiResponse) ProtoMessage() {}
 
 func (x *MimiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1341,7 @@ func (x *MimiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MimiResponse.ProtoReflect.Descriptor instead.
 func (*MimiResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{21}
+	return file_parley_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MimiResponse) GetBody() []byte {
@@ -1114,7 +1367,7 @@ type HubSenderRequest struct {
 
 func (x *HubSenderRequest) Reset() {
 	*x = HubSenderRequest{}
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1379,7 @@ func (x *HubSenderRequest) String() string {
 func (*HubSenderRequest) ProtoMessage() {}
 
 func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1392,7 @@ func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderRequest.ProtoReflect.Descriptor instead.
 func (*HubSenderRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{22}
+	return file_parley_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *HubSenderRequest) GetCipherSuite() uint32 {
@@ -1158,7 +1411,7 @@ type HubSenderResponse struct {
 
 func (x *HubSenderResponse) Reset() {
 	*x = HubSenderResponse{}
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1423,7 @@ func (x *HubSenderResponse) String() string {
 func (*HubSenderResponse) ProtoMessage() {}
 
 func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1436,7 @@ func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderResponse.ProtoReflect.Descriptor instead.
 func (*HubSenderResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{23}
+	return file_parley_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *HubSenderResponse) GetExternalSender() []byte {
@@ -1204,7 +1457,7 @@ type CreateRoomRequest struct {
 
 func (x *CreateRoomRequest) Reset() {
 	*x = CreateRoomRequest{}
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1469,7 @@ func (x *CreateRoomRequest) String() string {
 func (*CreateRoomRequest) ProtoMessage() {}
 
 func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1482,7 @@ func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomRequest.ProtoReflect.Descriptor instead.
 func (*CreateRoomRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{24}
+	return file_parley_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateRoomRequest) GetRoom() string {
@@ -1261,7 +1514,7 @@ type CreateRoomResponse struct {
 
 func (x *CreateRoomResponse) Reset() {
 	*x = CreateRoomResponse{}
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1526,7 @@ func (x *CreateRoomResponse) String() string {
 func (*CreateRoomResponse) ProtoMessage() {}
 
 func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1539,7 @@ func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomResponse.ProtoReflect.Descriptor instead.
 func (*CreateRoomResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{25}
+	return file_parley_proto_rawDescGZIP(), []int{30}
 }
 
 type RoomsRequest struct {
@@ -1297,7 +1550,7 @@ type RoomsRequest struct {
 
 func (x *RoomsRequest) Reset() {
 	*x = RoomsRequest{}
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1562,7 @@ func (x *RoomsRequest) String() string {
 func (*RoomsRequest) ProtoMessage() {}
 
 func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1575,7 @@ func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsRequest.ProtoReflect.Descriptor instead.
 func (*RoomsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{26}
+	return file_parley_proto_rawDescGZIP(), []int{31}
 }
 
 type RoomsResponse struct {
@@ -1334,7 +1587,7 @@ type RoomsResponse struct {
 
 func (x *RoomsResponse) Reset() {
 	*x = RoomsResponse{}
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1599,7 @@ func (x *RoomsResponse) String() string {
 func (*RoomsResponse) ProtoMessage() {}
 
 func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1612,7 @@ func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsResponse.ProtoReflect.Descriptor instead.
 func (*RoomsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{27}
+	return file_parley_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RoomsResponse) GetRooms() []*Room {
@@ -1380,7 +1633,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1645,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1658,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{28}
+	return file_parley_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Room) GetRoom() string {
@@ -1439,7 +1692,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1704,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1717,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{29}
+	return file_parley_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Cursor) GetRoom() string {
@@ -1491,7 +1744,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +1756,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +1769,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{30}
+	return file_parley_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SubscribeRequest) GetCursors() []*Cursor {
@@ -1543,7 +1796,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +1808,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +1821,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{31}
+	return file_parley_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SubscribeResponse) GetEvents() []*Event {
@@ -1585,6 +1838,7 @@ type Event struct {
 	//	*Event_Entry
 	//	*Event_Welcome
 	//	*Event_Trust
+	//	*Event_Consent
 	//	*Event_Live
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
@@ -1593,7 +1847,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1859,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1872,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{32}
+	return file_parley_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -1655,6 +1909,15 @@ func (x *Event) GetTrust() *TrustChange {
 	return nil
 }
 
+func (x *Event) GetConsent() *Consent {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Consent); ok {
+			return x.Consent
+		}
+	}
+	return nil
+}
+
 func (x *Event) GetLive() *Live {
 	if x != nil {
 		if x, ok := x.Event.(*Event_Live); ok {
@@ -1680,6 +1943,10 @@ type Event_Trust struct {
 	Trust *TrustChange `protobuf:"bytes,3,opt,name=trust,proto3,oneof"` // fetch Bundles again
 }
 
+type Event_Consent struct {
+	Consent *Consent `protobuf:"bytes,5,opt,name=consent,proto3,oneof"` // it has changed since the stream began
+}
+
 type Event_Live struct {
 	Live *Live `protobuf:"bytes,4,opt,name=live,proto3,oneof"` // everything known when the stream began has been sent
 }
@@ -1689,6 +1956,8 @@ func (*Event_Entry) isEvent_Event() {}
 func (*Event_Welcome) isEvent_Event() {}
 
 func (*Event_Trust) isEvent_Event() {}
+
+func (*Event_Consent) isEvent_Event() {}
 
 func (*Event_Live) isEvent_Event() {}
 
@@ -1703,7 +1972,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1715,7 +1984,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1728,7 +1997,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{33}
+	return file_parley_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LogEntry) GetRoom() string {
@@ -1764,7 +2033,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +2045,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +2058,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{34}
+	return file_parley_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Welcome) GetNumber() uint64 {
@@ -1829,7 +2098,7 @@ type TrustChange struct {
 
 func (x *TrustChange) Reset() {
 	*x = TrustChange{}
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +2110,7 @@ func (x *TrustChange) String() string {
 func (*TrustChange) ProtoMessage() {}
 
 func (x *TrustChange) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +2123,7 @@ func (x *TrustChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustChange.ProtoReflect.Descriptor instead.
 func (*TrustChange) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{35}
+	return file_parley_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TrustChange) GetDomain() string {
@@ -1872,7 +2141,7 @@ type Live struct {
 
 func (x *Live) Reset() {
 	*x = Live{}
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +2153,7 @@ func (x *Live) String() string {
 func (*Live) ProtoMessage() {}
 
 func (x *Live) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +2166,7 @@ func (x *Live) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Live.ProtoReflect.Descriptor instead.
 func (*Live) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{36}
+	return file_parley_proto_rawDescGZIP(), []int{41}
 }
 
 type AcknowledgeRequest struct {
@@ -1911,7 +2180,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2192,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2205,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{37}
+	return file_parley_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AcknowledgeRequest) GetCursors() []*Cursor {
@@ -1968,7 +2237,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_parley_proto_msgTypes[38]
+	mi := &file_parley_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +2249,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[38]
+	mi := &file_parley_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +2262,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{38}
+	return file_parley_proto_rawDescGZIP(), []int{43}
 }
 
 var File_parley_proto protoreflect.FileDescriptor
@@ -2046,7 +2315,21 @@ const file_parley_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\rH\x00R\n" +
 	"generation\x88\x01\x01B\r\n" +
 	"\v_generation\"\x15\n" +
-	"\x13ReportAbuseResponse\"'\n" +
+	"\x13ReportAbuseResponse\"O\n" +
+	"\x14UpdateConsentRequest\x12\x14\n" +
+	"\x05entry\x18\x01 \x01(\fR\x05entry\x12!\n" +
+	"\fkey_packages\x18\x02 \x01(\bR\vkeyPackages\"\x17\n" +
+	"\x15UpdateConsentResponse\"\x11\n" +
+	"\x0fConsentsRequest\"B\n" +
+	"\x10ConsentsResponse\x12.\n" +
+	"\bconsents\x18\x01 \x03(\v2\x12.parley.v1.ConsentR\bconsents\"\x9f\x01\n" +
+	"\aConsent\x12\x1c\n" +
+	"\trequester\x18\x01 \x01(\tR\trequester\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
+	"\x04room\x18\x03 \x01(\tR\x04room\x12\x14\n" +
+	"\x05asked\x18\x04 \x01(\x04R\x05asked\x12\x1a\n" +
+	"\bdecision\x18\x05 \x01(\rR\bdecision\x12\x18\n" +
+	"\adecided\x18\x06 \x01(\x04R\adecided\"'\n" +
 	"\x0fLastSentRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\fR\x05group\"r\n" +
 	"\x10LastSentResponse\x12\x14\n" +
@@ -2089,11 +2372,12 @@ const file_parley_proto_rawDesc = "" +
 	"\acursors\x18\x01 \x03(\v2\x11.parley.v1.CursorR\acursors\x12\x18\n" +
 	"\awelcome\x18\x02 \x01(\x04R\awelcome\"=\n" +
 	"\x11SubscribeResponse\x12(\n" +
-	"\x06events\x18\x01 \x03(\v2\x10.parley.v1.EventR\x06events\"\xc4\x01\n" +
+	"\x06events\x18\x01 \x03(\v2\x10.parley.v1.EventR\x06events\"\xf4\x01\n" +
 	"\x05Event\x12+\n" +
 	"\x05entry\x18\x01 \x01(\v2\x13.parley.v1.LogEntryH\x00R\x05entry\x12.\n" +
 	"\awelcome\x18\x02 \x01(\v2\x12.parley.v1.WelcomeH\x00R\awelcome\x12.\n" +
-	"\x05trust\x18\x03 \x01(\v2\x16.parley.v1.TrustChangeH\x00R\x05trust\x12%\n" +
+	"\x05trust\x18\x03 \x01(\v2\x16.parley.v1.TrustChangeH\x00R\x05trust\x12.\n" +
+	"\aconsent\x18\x05 \x01(\v2\x12.parley.v1.ConsentH\x00R\aconsent\x12%\n" +
 	"\x04live\x18\x04 \x01(\v2\x0f.parley.v1.LiveH\x00R\x04liveB\a\n" +
 	"\x05event\"H\n" +
 	"\bLogEntry\x12\x12\n" +
@@ -2117,7 +2401,7 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Enrol\x12\x17.parley.v1.EnrolRequest\x1a\x18.parley.v1.EnrolResponse\x12=\n" +
 	"\x06Bundle\x12\x18.parley.v1.BundleRequest\x1a\x19.parley.v1.BundleResponse\x12F\n" +
 	"\tChallenge\x12\x1b.parley.v1.ChallengeRequest\x1a\x1c.parley.v1.ChallengeResponse\x12O\n" +
-	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xe3\b\n" +
+	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xfc\t\n" +
 	"\rClientService\x12:\n" +
 	"\x05Renew\x12\x17.parley.v1.RenewRequest\x1a\x18.parley.v1.EnrolResponse\x12@\n" +
 	"\aBundles\x12\x19.parley.v1.BundlesRequest\x1a\x1a.parley.v1.BundlesResponse\x12a\n" +
@@ -2130,7 +2414,9 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Rooms\x12\x17.parley.v1.RoomsRequest\x1a\x18.parley.v1.RoomsResponse\x129\n" +
 	"\x06Update\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12@\n" +
 	"\rSubmitMessage\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12E\n" +
-	"\vReportAbuse\x12\x16.parley.v1.MimiRequest\x1a\x1e.parley.v1.ReportAbuseResponse\x12C\n" +
+	"\vReportAbuse\x12\x16.parley.v1.MimiRequest\x1a\x1e.parley.v1.ReportAbuseResponse\x12R\n" +
+	"\rUpdateConsent\x12\x1f.parley.v1.UpdateConsentRequest\x1a .parley.v1.UpdateConsentResponse\x12C\n" +
+	"\bConsents\x12\x1a.parley.v1.ConsentsRequest\x1a\x1b.parley.v1.ConsentsResponse\x12C\n" +
 	"\bLastSent\x12\x1a.parley.v1.LastSentRequest\x1a\x1b.parley.v1.LastSentResponse\x12C\n" +
 	"\bNoteSent\x12\x1a.parley.v1.NoteSentRequest\x1a\x1b.parley.v1.NoteSentResponse\x12<\n" +
 	"\tGroupInfo\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12H\n" +
@@ -2149,7 +2435,7 @@ func file_parley_proto_rawDescGZIP() []byte {
 	return file_parley_proto_rawDescData
 }
 
-var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_parley_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                  // 0: parley.v1.ErrorInfo
 	(*EnrolRequest)(nil),               // 1: parley.v1.EnrolRequest
@@ -2168,83 +2454,94 @@ var file_parley_proto_goTypes = []any{
 	(*QueryRequest)(nil),               // 14: parley.v1.QueryRequest
 	(*MimiRequest)(nil),                // 15: parley.v1.MimiRequest
 	(*ReportAbuseResponse)(nil),        // 16: parley.v1.ReportAbuseResponse
-	(*LastSentRequest)(nil),            // 17: parley.v1.LastSentRequest
-	(*LastSentResponse)(nil),           // 18: parley.v1.LastSentResponse
-	(*NoteSentRequest)(nil),            // 19: parley.v1.NoteSentRequest
-	(*NoteSentResponse)(nil),           // 20: parley.v1.NoteSentResponse
-	(*MimiResponse)(nil),               // 21: parley.v1.MimiResponse
-	(*HubSenderRequest)(nil),           // 22: parley.v1.HubSenderRequest
-	(*HubSenderResponse)(nil),          // 23: parley.v1.HubSenderResponse
-	(*CreateRoomRequest)(nil),          // 24: parley.v1.CreateRoomRequest
-	(*CreateRoomResponse)(nil),         // 25: parley.v1.CreateRoomResponse
-	(*RoomsRequest)(nil),               // 26: parley.v1.RoomsRequest
-	(*RoomsResponse)(nil),              // 27: parley.v1.RoomsResponse
-	(*Room)(nil),                       // 28: parley.v1.Room
-	(*Cursor)(nil),                     // 29: parley.v1.Cursor
-	(*SubscribeRequest)(nil),           // 30: parley.v1.SubscribeRequest
-	(*SubscribeResponse)(nil),          // 31: parley.v1.SubscribeResponse
-	(*Event)(nil),                      // 32: parley.v1.Event
-	(*LogEntry)(nil),                   // 33: parley.v1.LogEntry
-	(*Welcome)(nil),                    // 34: parley.v1.Welcome
-	(*TrustChange)(nil),                // 35: parley.v1.TrustChange
-	(*Live)(nil),                       // 36: parley.v1.Live
-	(*AcknowledgeRequest)(nil),         // 37: parley.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 38: parley.v1.AcknowledgeResponse
+	(*UpdateConsentRequest)(nil),       // 17: parley.v1.UpdateConsentRequest
+	(*UpdateConsentResponse)(nil),      // 18: parley.v1.UpdateConsentResponse
+	(*ConsentsRequest)(nil),            // 19: parley.v1.ConsentsRequest
+	(*ConsentsResponse)(nil),           // 20: parley.v1.ConsentsResponse
+	(*Consent)(nil),                    // 21: parley.v1.Consent
+	(*LastSentRequest)(nil),            // 22: parley.v1.LastSentRequest
+	(*LastSentResponse)(nil),           // 23: parley.v1.LastSentResponse
+	(*NoteSentRequest)(nil),            // 24: parley.v1.NoteSentRequest
+	(*NoteSentResponse)(nil),           // 25: parley.v1.NoteSentResponse
+	(*MimiResponse)(nil),               // 26: parley.v1.MimiResponse
+	(*HubSenderRequest)(nil),           // 27: parley.v1.HubSenderRequest
+	(*HubSenderResponse)(nil),          // 28: parley.v1.HubSenderResponse
+	(*CreateRoomRequest)(nil),          // 29: parley.v1.CreateRoomRequest
+	(*CreateRoomResponse)(nil),         // 30: parley.v1.CreateRoomResponse
+	(*RoomsRequest)(nil),               // 31: parley.v1.RoomsRequest
+	(*RoomsResponse)(nil),              // 32: parley.v1.RoomsResponse
+	(*Room)(nil),                       // 33: parley.v1.Room
+	(*Cursor)(nil),                     // 34: parley.v1.Cursor
+	(*SubscribeRequest)(nil),           // 35: parley.v1.SubscribeRequest
+	(*SubscribeResponse)(nil),          // 36: parley.v1.SubscribeResponse
+	(*Event)(nil),                      // 37: parley.v1.Event
+	(*LogEntry)(nil),                   // 38: parley.v1.LogEntry
+	(*Welcome)(nil),                    // 39: parley.v1.Welcome
+	(*TrustChange)(nil),                // 40: parley.v1.TrustChange
+	(*Live)(nil),                       // 41: parley.v1.Live
+	(*AcknowledgeRequest)(nil),         // 42: parley.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 43: parley.v1.AcknowledgeResponse
 }
 var file_parley_proto_depIdxs = []int32{
-	28, // 0: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
-	29, // 1: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
-	32, // 2: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
-	33, // 3: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
-	34, // 4: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
-	35, // 5: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
-	36, // 6: parley.v1.Event.live:type_name -> parley.v1.Live
-	29, // 7: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
-	1,  // 8: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
-	3,  // 9: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
-	5,  // 10: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
-	7,  // 11: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
-	9,  // 12: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
-	10, // 13: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
-	12, // 14: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
-	14, // 15: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
-	15, // 16: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	22, // 17: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	24, // 18: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	26, // 19: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
-	15, // 20: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
-	15, // 21: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
-	15, // 22: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
-	17, // 23: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
-	19, // 24: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
-	15, // 25: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
-	30, // 26: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	37, // 27: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 28: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 29: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 30: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 31: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 32: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 33: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 34: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	21, // 35: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	21, // 36: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	23, // 37: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	25, // 38: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	27, // 39: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	21, // 40: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	21, // 41: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	16, // 42: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
-	18, // 43: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
-	20, // 44: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
-	21, // 45: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	31, // 46: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	38, // 47: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	28, // [28:48] is the sub-list for method output_type
-	8,  // [8:28] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	21, // 0: parley.v1.ConsentsResponse.consents:type_name -> parley.v1.Consent
+	33, // 1: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
+	34, // 2: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
+	37, // 3: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
+	38, // 4: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
+	39, // 5: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
+	40, // 6: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
+	21, // 7: parley.v1.Event.consent:type_name -> parley.v1.Consent
+	41, // 8: parley.v1.Event.live:type_name -> parley.v1.Live
+	34, // 9: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	1,  // 10: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
+	3,  // 11: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
+	5,  // 12: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
+	7,  // 13: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
+	9,  // 14: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
+	10, // 15: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
+	12, // 16: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
+	14, // 17: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
+	15, // 18: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
+	27, // 19: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	29, // 20: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	31, // 21: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	15, // 22: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
+	15, // 23: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
+	15, // 24: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
+	17, // 25: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
+	19, // 26: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
+	22, // 27: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
+	24, // 28: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
+	15, // 29: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
+	35, // 30: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	42, // 31: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 32: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 33: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 34: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 35: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 36: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	11, // 37: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	13, // 38: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	26, // 39: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	26, // 40: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	28, // 41: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	30, // 42: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	32, // 43: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	26, // 44: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	26, // 45: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	16, // 46: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
+	18, // 47: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
+	20, // 48: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
+	23, // 49: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	25, // 50: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
+	26, // 51: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	36, // 52: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	43, // 53: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	32, // [32:54] is the sub-list for method output_type
+	10, // [10:32] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_parley_proto_init() }
@@ -2253,10 +2550,11 @@ func file_parley_proto_init() {
 		return
 	}
 	file_parley_proto_msgTypes[15].OneofWrappers = []any{}
-	file_parley_proto_msgTypes[32].OneofWrappers = []any{
+	file_parley_proto_msgTypes[37].OneofWrappers = []any{
 		(*Event_Entry)(nil),
 		(*Event_Welcome)(nil),
 		(*Event_Trust)(nil),
+		(*Event_Consent)(nil),
 		(*Event_Live)(nil),
 	}
 	type x struct{}
@@ -2265,7 +2563,7 @@ func file_parley_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_proto_rawDesc), len(file_parley_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

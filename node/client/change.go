@@ -113,6 +113,9 @@ func (c *Client) claim(ctx context.Context, r *Room, user mimi.URI) (addition, e
 	if res.User != user {
 		return a, fmt.Errorf("asked for key packages of %s, got those of %q", user, res.User)
 	}
+	if res.Code == mimi.NoConsent || res.Code == mimi.NoConsentForThisRoom {
+		return a, fmt.Errorf("%w: the provider answers %v", ErrNoConsent, res.Code)
+	}
 	for _, m := range res.Clients {
 		if m.Code != mimi.ClientKeyMaterialSuccess || m.KeyPackage == nil {
 			c.log.Info("client without a key package", "client", m.Client, "code", m.Code)

@@ -35,6 +35,8 @@ var (
 	ErrClosed = errors.New("the client is closed")
 	// ErrNoKeyPackages: no device of the user has a KeyPackage that fits.
 	ErrNoKeyPackages = errors.New("no device of the user can be added")
+	// ErrNoConsent: the user, or the user's provider, doesn't allow to be added. RequestConsent asks for it.
+	ErrNoConsent = errors.New("the user hasn't consented")
 )
 
 // Refused is the hub's answer to a handshake or message that it doesn't accept.

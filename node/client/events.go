@@ -9,7 +9,7 @@ import (
 )
 
 // Event is what a program learns from its client as it happens: Message, MemberAdded, MemberRemoved, Joined, Removed,
-// Discarded, Frozen or TrustChanged. What it tells is durable.
+// Discarded, Frozen, TrustChanged or ConsentChanged. What it tells is durable.
 type Event interface{ event() }
 
 // Message is an application message of a room.
@@ -73,14 +73,19 @@ type Frozen struct {
 // TrustChanged says that the trust bundle of a provider changed: revocations, for example.
 type TrustChanged struct{ Domain string }
 
-func (Message) event()       {}
-func (MemberAdded) event()   {}
-func (MemberRemoved) event() {}
-func (Joined) event()        {}
-func (Removed) event()       {}
-func (Discarded) event()     {}
-func (Frozen) event()        {}
-func (TrustChanged) event()  {}
+// ConsentChanged says that a request for consent came or was taken back, or what was decided. One without request and
+// decision is gone.
+type ConsentChanged struct{ Consent }
+
+func (Message) event()        {}
+func (MemberAdded) event()    {}
+func (MemberRemoved) event()  {}
+func (Joined) event()         {}
+func (Removed) event()        {}
+func (Discarded) event()      {}
+func (Frozen) event()         {}
+func (TrustChanged) event()   {}
+func (ConsentChanged) event() {}
 
 // maxBacklog is how many events a reader may be behind.
 const maxBacklog = 1 << 16

@@ -236,6 +236,12 @@ func (c *Client) process(ctx context.Context, w *waits, events []*api.Event, tol
 			if err = c.refreshTrust(ctx); err == nil {
 				more = []Event{TrustChanged{Domain: ev.GetTrust().Domain}}
 			}
+		case ev.GetConsent() != nil:
+			if v, bad := c.consent(ev.GetConsent()); bad != nil {
+				c.log.Warn("event of a consent", "err", bad)
+			} else {
+				more = []Event{ConsentChanged{v}}
+			}
 		case ev.GetLive() != nil:
 			c.mu.Lock()
 			select {

@@ -78,6 +78,11 @@ const (
 	// ClientServiceReportAbuseProcedure is the fully-qualified name of the ClientService's ReportAbuse
 	// RPC.
 	ClientServiceReportAbuseProcedure = "/parley.v1.ClientService/ReportAbuse"
+	// ClientServiceUpdateConsentProcedure is the fully-qualified name of the ClientService's
+	// UpdateConsent RPC.
+	ClientServiceUpdateConsentProcedure = "/parley.v1.ClientService/UpdateConsent"
+	// ClientServiceConsentsProcedure is the fully-qualified name of the ClientService's Consents RPC.
+	ClientServiceConsentsProcedure = "/parley.v1.ClientService/Consents"
 	// ClientServiceLastSentProcedure is the fully-qualified name of the ClientService's LastSent RPC.
 	ClientServiceLastSentProcedure = "/parley.v1.ClientService/LastSent"
 	// ClientServiceNoteSentProcedure is the fully-qualified name of the ClientService's NoteSent RPC.
@@ -275,6 +280,11 @@ type ClientServiceClient interface {
 	// ReportAbuse reports abuse to the room's hub (MIMI reportAbuse). It fails with "notAllowed" for messages that the hub
 	// hasn't franked as they are reported.
 	ReportAbuse(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error)
+	// UpdateConsent requests consent, cancels a request, grants consent or revokes it (MIMI requestConsent and
+	// updateConsent). It is durable on return; the other provider learns of it when it can be reached.
+	UpdateConsent(context.Context, *connect.Request[api.UpdateConsentRequest]) (*connect.Response[api.UpdateConsentResponse], error)
+	// Consents lists what this client's user was asked, has asked, and what was decided. Subscribe tells of changes.
+	Consents(context.Context, *connect.Request[api.ConsentsRequest]) (*connect.Response[api.ConsentsResponse], error)
 	// LastSent returns the last application message of this client in a group that the node has seen submitted. A client
 	// whose state was restored from an old copy learns from it that it mustn't go on from there.
 	LastSent(context.Context, *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error)
@@ -365,6 +375,18 @@ func NewClientServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(clientServiceMethods.ByName("ReportAbuse")),
 			connect.WithClientOptions(opts...),
 		),
+		updateConsent: connect.NewClient[api.UpdateConsentRequest, api.UpdateConsentResponse](
+			httpClient,
+			baseURL+ClientServiceUpdateConsentProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("UpdateConsent")),
+			connect.WithClientOptions(opts...),
+		),
+		consents: connect.NewClient[api.ConsentsRequest, api.ConsentsResponse](
+			httpClient,
+			baseURL+ClientServiceConsentsProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("Consents")),
+			connect.WithClientOptions(opts...),
+		),
 		lastSent: connect.NewClient[api.LastSentRequest, api.LastSentResponse](
 			httpClient,
 			baseURL+ClientServiceLastSentProcedure,
@@ -411,6 +433,8 @@ type clientServiceClient struct {
 	update             *connect.Client[api.MimiRequest, api.MimiResponse]
 	submitMessage      *connect.Client[api.MimiRequest, api.MimiResponse]
 	reportAbuse        *connect.Client[api.MimiRequest, api.ReportAbuseResponse]
+	updateConsent      *connect.Client[api.UpdateConsentRequest, api.UpdateConsentResponse]
+	consents           *connect.Client[api.ConsentsRequest, api.ConsentsResponse]
 	lastSent           *connect.Client[api.LastSentRequest, api.LastSentResponse]
 	noteSent           *connect.Client[api.NoteSentRequest, api.NoteSentResponse]
 	groupInfo          *connect.Client[api.MimiRequest, api.MimiResponse]
@@ -473,6 +497,16 @@ func (c *clientServiceClient) ReportAbuse(ctx context.Context, req *connect.Requ
 	return c.reportAbuse.CallUnary(ctx, req)
 }
 
+// UpdateConsent calls parley.v1.ClientService.UpdateConsent.
+func (c *clientServiceClient) UpdateConsent(ctx context.Context, req *connect.Request[api.UpdateConsentRequest]) (*connect.Response[api.UpdateConsentResponse], error) {
+	return c.updateConsent.CallUnary(ctx, req)
+}
+
+// Consents calls parley.v1.ClientService.Consents.
+func (c *clientServiceClient) Consents(ctx context.Context, req *connect.Request[api.ConsentsRequest]) (*connect.Response[api.ConsentsResponse], error) {
+	return c.consents.CallUnary(ctx, req)
+}
+
 // LastSent calls parley.v1.ClientService.LastSent.
 func (c *clientServiceClient) LastSent(ctx context.Context, req *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {
 	return c.lastSent.CallUnary(ctx, req)
@@ -524,6 +558,11 @@ type ClientServiceHandler interface {
 	// ReportAbuse reports abuse to the room's hub (MIMI reportAbuse). It fails with "notAllowed" for messages that the hub
 	// hasn't franked as they are reported.
 	ReportAbuse(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error)
+	// UpdateConsent requests consent, cancels a request, grants consent or revokes it (MIMI requestConsent and
+	// updateConsent). It is durable on return; the other provider learns of it when it can be reached.
+	UpdateConsent(context.Context, *connect.Request[api.UpdateConsentRequest]) (*connect.Response[api.UpdateConsentResponse], error)
+	// Consents lists what this client's user was asked, has asked, and what was decided. Subscribe tells of changes.
+	Consents(context.Context, *connect.Request[api.ConsentsRequest]) (*connect.Response[api.ConsentsResponse], error)
 	// LastSent returns the last application message of this client in a group that the node has seen submitted. A client
 	// whose state was restored from an old copy learns from it that it mustn't go on from there.
 	LastSent(context.Context, *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error)
@@ -610,6 +649,18 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(clientServiceMethods.ByName("ReportAbuse")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clientServiceUpdateConsentHandler := connect.NewUnaryHandler(
+		ClientServiceUpdateConsentProcedure,
+		svc.UpdateConsent,
+		connect.WithSchema(clientServiceMethods.ByName("UpdateConsent")),
+		connect.WithHandlerOptions(opts...),
+	)
+	clientServiceConsentsHandler := connect.NewUnaryHandler(
+		ClientServiceConsentsProcedure,
+		svc.Consents,
+		connect.WithSchema(clientServiceMethods.ByName("Consents")),
+		connect.WithHandlerOptions(opts...),
+	)
 	clientServiceLastSentHandler := connect.NewUnaryHandler(
 		ClientServiceLastSentProcedure,
 		svc.LastSent,
@@ -664,6 +715,10 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 			clientServiceSubmitMessageHandler.ServeHTTP(w, r)
 		case ClientServiceReportAbuseProcedure:
 			clientServiceReportAbuseHandler.ServeHTTP(w, r)
+		case ClientServiceUpdateConsentProcedure:
+			clientServiceUpdateConsentHandler.ServeHTTP(w, r)
+		case ClientServiceConsentsProcedure:
+			clientServiceConsentsHandler.ServeHTTP(w, r)
 		case ClientServiceLastSentProcedure:
 			clientServiceLastSentHandler.ServeHTTP(w, r)
 		case ClientServiceNoteSentProcedure:
@@ -725,6 +780,14 @@ func (UnimplementedClientServiceHandler) SubmitMessage(context.Context, *connect
 
 func (UnimplementedClientServiceHandler) ReportAbuse(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.ReportAbuse is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) UpdateConsent(context.Context, *connect.Request[api.UpdateConsentRequest]) (*connect.Response[api.UpdateConsentResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.UpdateConsent is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) Consents(context.Context, *connect.Request[api.ConsentsRequest]) (*connect.Response[api.ConsentsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.Consents is not implemented"))
 }
 
 func (UnimplementedClientServiceHandler) LastSent(context.Context, *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {
