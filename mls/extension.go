@@ -194,7 +194,8 @@ func (s *ExternalSender) UnmarshalMLS(r *codec.Reader) {
 	s.Credential.UnmarshalMLS(r)
 }
 
-// ExternalSenders is the data of the external_senders extension; a Sender's Index points into it.
+// ExternalSenders is the data of the external_senders extension (RFC 9420, Section 12.1.8.1); a Sender's Index points
+// into it.
 type ExternalSenders []ExternalSender
 
 // MarshalMLS implements codec.Marshaler.

@@ -65,7 +65,7 @@ const (
 	PSKApplication PSKType = 3
 )
 
-// ResumptionUsage says what a resumption PSK is used for.
+// ResumptionUsage says what a resumption PSK is used for (RFC 9420, Section 8.4).
 type ResumptionUsage uint8
 
 // The usages of RFC 9420, Section 8.4.

@@ -10,7 +10,7 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
-// ProtocolVersion is a version of MLS.
+// ProtocolVersion is a version of MLS (RFC 9420, Section 6).
 type ProtocolVersion uint16
 
 // MLS10 is the protocol of RFC 9420.
@@ -133,7 +133,8 @@ func (c *Capabilities) UnmarshalMLS(r *codec.Reader) {
 	c.Credentials = readUint16s[CredentialType](r)
 }
 
-// Lifetime is when a KeyPackage's leaf is valid: seconds since 1970-01-01T00:00:00Z, both ends included.
+// Lifetime is when a KeyPackage's leaf is valid (RFC 9420, Section 7.2): seconds since 1970-01-01T00:00:00Z, both ends
+// included.
 type Lifetime struct{ NotBefore, NotAfter uint64 }
 
 // LifetimeFrom returns the lifetime of length d that starts at t, with an hour before it for clocks that differ.

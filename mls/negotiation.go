@@ -11,7 +11,7 @@ import (
 // Negotiation of what Capabilities and required_capabilities have no fields for (draft-ietf-mls-extensions, Section 5).
 
 // WireFormats is the data of the supported_wire_formats extension of a leaf and of the required_wire_formats extension
-// of a GroupContext: wire formats other than those of RFC 9420.
+// of a GroupContext (draft-ietf-mls-extensions, Section 5): wire formats other than those of RFC 9420.
 //
 //	struct {
 //	    WireFormat wire_formats<V>;

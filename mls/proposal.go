@@ -259,7 +259,7 @@ func (p *AppDataUpdate) UnmarshalMLS(r *codec.Reader) {
 	}
 }
 
-// ProposalOrRef is an entry of a commit: a proposal, or the reference of one sent before.
+// ProposalOrRef is an entry of a commit: a proposal, or the reference of one sent before (RFC 9420, Section 12.4).
 //
 //	struct {
 //	    ProposalOrRefType type;

@@ -18,7 +18,8 @@ import (
 
 const sectionSemiPrivate = "draft-mahy-mls-semiprivatemessage 3"
 
-// ExternalReceiver reads a group's SemiPrivateMessages without being a member.
+// ExternalReceiver reads a group's SemiPrivateMessages without being a member (draft-mahy-mls-semiprivatemessage, Section
+// 3).
 //
 //	struct {
 //	    HPKEPublicKey external_receiver_public_key;
@@ -90,7 +91,8 @@ func (l ExternalReceivers) check(cs CipherSuite) error {
 	return nil
 }
 
-// KeyForExternalReceiver is the key of a SemiPrivateMessage for one external receiver.
+// KeyForExternalReceiver is the key of a SemiPrivateMessage for one external receiver
+// (draft-mahy-mls-semiprivatemessage, Section 3).
 //
 //	struct {
 //	    ExternalReceiverRef external_receiver_ref;

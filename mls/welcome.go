@@ -9,7 +9,8 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
-// EncryptedGroupSecrets are a joiner's GroupSecrets, encrypted to its KeyPackage's init key.
+// EncryptedGroupSecrets are a joiner's GroupSecrets, encrypted to its KeyPackage's init key (RFC 9420, Section
+// 12.4.3.1).
 type EncryptedGroupSecrets struct {
 	NewMember []byte // KeyPackageRef
 	Secrets   HPKECiphertext
