@@ -334,6 +334,11 @@ func (c *call) postBundle() (*answer, error) {
 func (c *call) keyMaterial() (*answer, error) {
 	return c.body(MaxKeyMaterialRequest, contentType, func(body []byte) (*answer, error) {
 		var req mimi.KeyMaterialRequest
+		if err := codec.Unmarshal(body, &req); errors.Is(err, mimi.ErrProtocol) {
+			if user, err := mimi.ParseURI(c.param); err == nil && user.Kind() == mimi.KindUser {
+				return encoded(&mimi.KeyMaterialResponse{Code: mimi.IncompatibleProtocol, User: user}, 0), nil
+			}
+		}
 		if err := decode(body, &req); err != nil {
 			return nil, err
 		}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"reflect"
 	"strings"
 	"sync"
@@ -234,6 +235,21 @@ func (e endsEarly) Read(b []byte) (int, error) {
 	return n, err
 }
 
+func TestAnotherProtocolThanMLSIsIncompatible(t *testing.T) {
+	h, p, _ := newTestHandler()
+	body := codec.Marshal(keyMaterialRequest())
+	body[0] = 2
+	body = append(body, "what that protocol has"...)
+	r := httptest.NewRequest("POST", "https://alpha.example/mimi/v1/keyMaterial/"+url.PathEscape(string(ownUser)), bytes.NewReader(body))
+	r.Header.Set("From", "mimi@beta.example")
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r.WithContext(transport.WithPeerDomain(r.Context(), "beta.example")))
+	var resp mimi.KeyMaterialResponse
+	if err := codec.Unmarshal(w.Body.Bytes(), &resp); err != nil || resp.Code != mimi.IncompatibleProtocol || resp.User != ownUser || len(p.calls) > 0 {
+		t.Errorf("status %d, %+v, %v, calls %v", w.Code, resp, err, p.calls)
+	}
+}
+
 func TestBadRequestsAreRefusedWithTheirCause(t *testing.T) {
 	path := func(endpoint, param string) string {
 		u, err := mimi.Expand("/mimi/v1/"+endpoint+"/{x}", param)
@@ -292,7 +308,7 @@ func TestBadRequestsAreRefusedWithTheirCause(t *testing.T) {
 		{name: "a number to count no further from", path: notify, body: one, change: func(r *http.Request) { r.Header.Set(SeqField, "18446744073709551615") }, status: 400, code: CodeMalformed},
 		{name: "numbers that are none", path: notify, body: one, change: func(r *http.Request) { r.Header.Set(SeqField, "-1") }, status: 400, code: CodeMalformed},
 		{name: "too many messages", path: notify, body: bytes.Repeat(one, MaxNotifyMessages+1), status: 400, code: CodeMalformed},
-		{name: "key material of garbage", path: path("keyMaterial", string(ownUser)), body: []byte("garbage"), status: 400, code: CodeMalformed},
+		{name: "key material of garbage", path: path("keyMaterial", string(ownUser)), body: []byte("\x01garbage"), status: 400, code: CodeMalformed},
 		{name: "key material with a byte too many", path: path("keyMaterial", string(ownUser)), body: append(codec.Marshal(keyMaterialRequest()), 0), status: 400, code: CodeMalformed},
 		{name: "key material of another user than the path's", path: path("keyMaterial", "mimi://alpha.example/u/carol"), body: codec.Marshal(keyMaterialRequest()), status: 400, code: CodeMalformed},
 		{name: "group info of garbage", path: path("groupInfo", string(ownRoom)), body: []byte{9}, status: 400, code: CodeMalformed},

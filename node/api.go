@@ -91,11 +91,17 @@ func (a clientAPI) Bundles(context.Context, *connect.Request[api.BundlesRequest]
 
 // PublishKeyPackages stores KeyPackages of the client.
 func (a clientAPI) PublishKeyPackages(ctx context.Context, req *connect.Request[api.PublishKeyPackagesRequest]) (*connect.Response[api.PublishKeyPackagesResponse], error) {
-	count, err := a.n.publish(sessionOf(ctx).submitter(), req.Msg.KeyPackages, req.Msg.Replace)
+	have, err := a.n.publish(sessionOf(ctx).submitter(), req.Msg.KeyPackages, req.Msg.Replace)
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&api.PublishKeyPackagesResponse{Available: uint32(count)}), nil
+	return connect.NewResponse(a.n.published(have)), nil
+}
+
+func (n *Node) published(have published) *api.PublishKeyPackagesResponse {
+	return &api.PublishKeyPackagesResponse{
+		Available: uint32(have.count), LastResort: have.lastResort, MaxLifetime: uint64(maxLifetime(n.cfg.Limits.KeyPackageDays).Seconds()),
+	}
 }
 
 // Query asks a provider for a user.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -70,6 +71,13 @@ type Limits struct {
 	RequestBytes int `yaml:"request_bytes"`
 	// KeyPackages is how many unclaimed KeyPackages a client may have here; 0 means 200.
 	KeyPackages int `yaml:"key_packages"`
+	// KeyPackageDays is how long a KeyPackage may be valid, from its publication; 0 means 100 days. MLS allows 400.
+	KeyPackageDays int `yaml:"key_package_days"`
+	// ClaimsPerRequester is how often a user may claim KeyPackages at once, and again within 1,000 seconds; 0 means 5000.
+	ClaimsPerRequester int `yaml:"claims_per_requester"`
+	// ClaimsPerTarget is how often a user, or a peer's hub, may claim KeyPackages of one user at once, and again within
+	// 1,000 seconds; 0 means 100.
+	ClaimsPerTarget int `yaml:"claims_per_target"`
 	// Streams is how many Subscribe streams a client may have open at a time; 0 means 4.
 	Streams int `yaml:"streams"`
 	// Consents is how many requests for consent and decisions a user may send at once, and again within 1,000 seconds; 0
@@ -185,6 +193,9 @@ func (c *Config) complete() error {
 		{"anonymous_per_second", &c.Limits.AnonymousPerSecond, 50, 1_000_000},
 		{"request_bytes", &c.Limits.RequestBytes, 16 << 20, 256 << 20},
 		{"key_packages", &c.Limits.KeyPackages, 200, 10_000},
+		{"key_package_days", &c.Limits.KeyPackageDays, 100, int(mls.MaxLifetime / (24 * time.Hour))},
+		{"claims_per_requester", &c.Limits.ClaimsPerRequester, 5000, 1_000_000},
+		{"claims_per_target", &c.Limits.ClaimsPerTarget, 100, 1_000_000},
 		{"streams", &c.Limits.Streams, 4, 1000},
 		{"consents", &c.Limits.Consents, 100, 1_000_000},
 	} {
@@ -284,6 +295,9 @@ limits:
   anonymous_per_second: 50     # enrolments and authentications from one address
   request_bytes: 16777216
   key_packages: 200            # unclaimed ones of a client
+  key_package_days: 100        # of validity, at most
+  claims_per_requester: 5000   # claims of KeyPackages by one user, at once and per 1,000 s
+  claims_per_target: 100       # of those, claims of one user's
   streams: 4                   # event streams of a client
   consents: 100                # requests for consent and decisions of a user, at once and per 1,000 s
 log:

@@ -40,6 +40,7 @@ type news struct {
 	welcomes bool
 	trust    map[string]struct{}
 	consents map[string]string // prefixes, by the keys of records
+	claimed  bool              // few KeyPackages are left
 	ended    error             // the stream must end with this
 }
 
@@ -114,6 +115,15 @@ func (ls *listeners) consent(user mimi.URI, keys map[string]string) {
 			}
 			maps.Copy(n.consents, keys)
 		})
+	}
+}
+
+// keyPackages says that few KeyPackages of a client are left.
+func (ls *listeners) keyPackages(client mimi.URI) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	for l := range ls.byClient[client] {
+		l.tell(func(n *news) { n.claimed = true })
 	}
 }
 

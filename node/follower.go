@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -162,7 +163,7 @@ func (c *change) followWelcome(w *mls.Welcome, seq uint64, fanout []byte) (bool,
 			found = true
 			// A KeyPackage is for one Welcome: with more of them the hub could fill the client's queue.
 			used := *rec
-			used.provider = ""
+			used.unclaim(c.r.uri.Domain())
 			c.batch.Set(refKey(prefixOwnRef, ref), codec.Marshal(used))
 		}
 	}
@@ -175,7 +176,17 @@ func (c *change) followWelcome(w *mls.Welcome, seq uint64, fanout []byte) (bool,
 // claimedBy says whether a KeyPackage is of a client of this node, and a hub of that provider has claimed it. Others see
 // the references of KeyPackages as well, in the Welcomes and Adds of rooms, and could send the client Welcomes that lead
 // nowhere before the right one is here.
-func (v *refRecord) claimedBy(hub string) bool { return v.client != "" && v.provider == hub }
+func (v *refRecord) claimedBy(hub string) bool {
+	return v.client != "" && slices.Contains(strings.Fields(v.provider), hub)
+}
+
+// unclaim takes one claim of a hub's provider back.
+func (v *refRecord) unclaim(hub string) {
+	list := strings.Fields(v.provider)
+	if i := slices.Index(list, hub); i >= 0 {
+		v.provider = strings.Join(slices.Delete(list, i, i+1), " ")
+	}
+}
 
 // fanoutKey is the end of the key of a FanoutMessage with a Welcome.
 func fanoutKey(seq uint64, fanout []byte) []byte {

@@ -393,10 +393,18 @@ func (c *testClient) createRoom() mimi.URI {
 
 // claim claims KeyPackages of a user for the client's room.
 func (c *testClient) claim(user mimi.URI) (*mimi.KeyMaterialResponse, error) {
+	return c.claimWith(user, nil)
+}
+
+// claimWith is claim with a request that edit, if not nil, has changed.
+func (c *testClient) claimWith(user mimi.URI, edit func(*mimi.KeyMaterialRequest)) (*mimi.KeyMaterialResponse, error) {
 	req := &mimi.KeyMaterialRequest{
 		RequestingUser: c.user, TargetUser: user, Room: c.room, CipherSuites: []mls.CipherSuite{testSuite},
 		RequiredCapabilities: mls.RequiredCapabilities{Extensions: []mls.ExtensionType{mls.ExtensionAppDataDictionary}},
 		SignatureKey:         must(testSuite.SignaturePublicKey(c.signer.Public()))(c.t), Credential: mls.X509Credential(c.chain),
+	}
+	if edit != nil {
+		edit(req)
 	}
 	if err := req.Sign(rand.Reader, testSuite, c.signer); err != nil {
 		return nil, err

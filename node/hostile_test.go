@@ -222,28 +222,35 @@ func removeLeafOf(t *testing.T, c *testClient, client mimi.URI) mls.Proposal {
 	return removeLeaf(leaf)
 }
 
-func TestAProviderCannotUseUpSomebodysKeyPackages(t *testing.T) {
+func TestNobodyCanUseUpSomebodysKeyPackages(t *testing.T) {
 	var c claims
-	granted := 0
-	for range 2 * claimBurst {
-		if c.allow("alpha.example", "evil.example", "mimi://alpha.example/u/alice") == nil {
-			granted++
+	limits := Limits{ClaimsPerRequester: 300, ClaimsPerTarget: 100}
+	granted := func(from string, requester, target mimi.URI) (n int) {
+		for range 1000 {
+			if c.allow("alpha.example", from, &mimi.KeyMaterialRequest{RequestingUser: requester, TargetUser: target}, limits) == nil {
+				n++
+			}
+		}
+		return n
+	}
+	about := func(name string, got, want int) {
+		t.Helper()
+		if got < want || got > want+5 {
+			t.Errorf("%s: %d claims at once are granted, want %d", name, got, want)
 		}
 	}
-	if granted < claimBurst || granted > claimBurst+5 {
-		t.Errorf("%d claims at once are granted, want %d", granted, claimBurst)
+	const alice, bob = mimi.URI("mimi://alpha.example/u/alice"), mimi.URI("mimi://alpha.example/u/bob")
+	about("a provider", granted("evil.example", "mimi://evil.example/u/a", alice), 100)
+	about("with another of its users", granted("evil.example", "mimi://evil.example/u/b", alice), 0)
+	about("of another user", granted("evil.example", "mimi://evil.example/u/a", bob), 100)
+	about("another provider", granted("good.example", "mimi://good.example/u/a", alice), 100)
+	about("a user through another hub", granted("other.example", "mimi://evil.example/u/a", alice), 0)
+	about("an own user", granted("alpha.example", bob, alice), 100)
+	about("another own user", granted("alpha.example", "mimi://alpha.example/u/carol", alice), 100)
+	for i := range 3 {
+		granted("alpha.example", "mimi://alpha.example/u/dave", mimi.URI(fmt.Sprintf("mimi://alpha.example/u/x%d", i)))
 	}
-	if err := c.allow("alpha.example", "good.example", "mimi://alpha.example/u/alice"); err != nil {
-		t.Errorf("another provider pays for it: %v", err)
-	}
-	if err := c.allow("alpha.example", "evil.example", "mimi://alpha.example/u/bob"); err != nil {
-		t.Errorf("another user: %v", err)
-	}
-	for range 2 * claimBurst {
-		if err := c.allow("alpha.example", "alpha.example", "mimi://alpha.example/u/alice"); err != nil {
-			t.Fatalf("an own client: %v", err)
-		}
-	}
+	about("who has claimed a lot", granted("alpha.example", "mimi://alpha.example/u/dave", alice), 0)
 }
 
 // TestOversizedSubmissionsAreRefused: the hub would take them, followers or clients wouldn't.

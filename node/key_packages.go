@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/parley-mls/parley/authority"
@@ -14,66 +15,113 @@ import (
 	"github.com/parley-mls/parley/node/store"
 )
 
-// publish stores KeyPackages of a client, each for one use, and returns how many there are now. An invalid one refuses
-// the whole list. Publishing one again that was claimed in the meantime doesn't make it available again.
-func (n *Node) publish(by submitter, encoded [][]byte, replace bool) (int, error) {
+// maxLastResort is how many claims of a last-resort KeyPackage wait for their Welcomes at a time.
+const maxLastResort = 256
+
+// published is what a client has here for others to claim.
+type published struct {
+	count      int  // unexpired ones for one use
+	lastResort bool // there is a last-resort one that nobody has got
+}
+
+// publish stores KeyPackages of a client, each for one use or as last resort, and returns how many there are now. A
+// last-resort one takes the place of the one before. An invalid one refuses the whole list. Publishing one again that
+// was claimed in the meantime doesn't make it available again.
+func (n *Node) publish(by submitter, encoded [][]byte, replace bool) (published, error) {
+	var have published
 	stored, err := n.stored(by.client)
 	if err != nil {
-		return 0, err
+		return have, err
+	}
+	last, err := n.lastResorts(by.client)
+	if err != nil {
+		return have, err
 	}
 	changes, expect := make(map[string][]byte), make(map[string][]byte)
-	if replace {
-		for _, k := range stored {
-			changes[string(key(prefixKeyPackage, by.client, k.ref))] = nil
+	drop := func(k storedKeyPackage) {
+		changes[string(key(prefixKeyPackage, by.client, k.ref))] = nil
+		if _, ok := last[string(k.ref)]; ok {
+			changes[string(key(prefixLastResort, by.client, k.ref))] = nil
 		}
-		stored = nil
 	}
-	count := 0
 	for _, k := range stored {
-		if k.expires > time.Now().Unix() {
-			count++
+		used, isLast := last[string(k.ref)]
+		switch {
+		case replace:
+			drop(k)
+		case k.expires <= time.Now().Unix():
+		case isLast:
+			have.lastResort = have.lastResort || !used
+		default:
+			have.count++
 		}
 	}
 	for i, e := range encoded {
 		var kp mls.KeyPackage
 		if err := decode(e, &kp); err != nil {
-			return 0, fmt.Errorf("KeyPackage %d: %w", i, err)
+			return have, fmt.Errorf("KeyPackage %d: %w", i, err)
 		}
 		if err := kp.Validate(time.Now(), n.verifier.ForHub()); err != nil {
-			return 0, refuse("malformed", "KeyPackage %d: %v", i, err)
+			return have, refuse("malformed", "KeyPackage %d: %v", i, err)
+		}
+		if days := n.cfg.Limits.KeyPackageDays; kp.LeafNode.Lifetime.NotAfter > uint64(time.Now().Add(maxLifetime(days)).Unix()) {
+			return have, refuse("notAllowed", "KeyPackage %d is valid for more than %d days", i, days)
 		}
 		user, client, err := authority.IdentityOf(kp.LeafNode.Credential)
 		if err != nil || client != by.client || user != by.user {
-			return 0, refuse("notAllowed", "KeyPackage %d is of another client", i)
+			return have, refuse("notAllowed", "KeyPackage %d is of another client", i)
 		}
 		ref := kp.Ref()
 		own := string(refKey(prefixOwnRef, ref))
 		known, err := n.store.Get([]byte(own))
 		if err != nil {
-			return 0, err
+			return have, err
 		}
 		if _, twice := expect[own]; known != nil || twice {
 			continue
 		}
+		if kp.LastResort() {
+			for _, k := range stored {
+				if _, ok := last[string(k.ref)]; ok {
+					drop(k)
+				}
+			}
+			stored, last = []storedKeyPackage{{ref: ref}}, map[string]bool{string(ref): false} // what another one in the list replaces
+			changes[string(key(prefixLastResort, by.client, ref))] = []byte{0}
+			have.lastResort = true
+		} else {
+			have.count++
+		}
 		expires := expiry(&kp)
 		changes[string(key(prefixKeyPackage, by.client, ref))] = append(be64(uint64(expires)), e...)
 		changes[own], expect[own] = codec.Marshal(refRecord{client: by.client, user: by.user, expires: uint64(expires)}), nil
-		count++
 	}
-	if count > n.cfg.Limits.KeyPackages {
-		return 0, refuse("busy", "a client may have %d KeyPackages here", n.cfg.Limits.KeyPackages)
+	if have.count > n.cfg.Limits.KeyPackages {
+		return have, refuse("busy", "a client may have %d KeyPackages here", n.cfg.Limits.KeyPackages)
 	}
 	if len(changes) > 0 {
 		changes[string(key(prefixDevice, by.user, []byte(by.client)))] = []byte{}
 		ok, err := n.store.Commit(changes, expect)
 		if err != nil {
-			return 0, fmt.Errorf("storing KeyPackages: %w", err)
+			return have, fmt.Errorf("storing KeyPackages: %w", err)
 		}
 		if !ok {
-			return 0, refuse("busy", "the same KeyPackages are being published by another request")
+			return have, refuse("busy", "the same KeyPackages are being published by another request")
 		}
 	}
-	return count, nil
+	return have, nil
+}
+
+func maxLifetime(days int) time.Duration { return time.Duration(days) * 24 * time.Hour }
+
+// lastResorts returns the references of a client's last-resort KeyPackages, and whether each was handed out.
+func (n *Node) lastResorts(client mimi.URI) (map[string]bool, error) {
+	list := make(map[string]bool)
+	err := store.ScanPrefix(n.store, key(prefixLastResort, client), func(k, v []byte) bool {
+		list[string(k)] = len(v) == 1 && v[0] == 1
+		return true
+	})
+	return list, err
 }
 
 // expiry is when a KeyPackage stops being of use: with its lifetime, or its credential.
@@ -133,7 +181,7 @@ func (n *Node) keyMaterial(ctx context.Context, from string, req *mimi.KeyMateri
 		if err := n.mayClaim(req); err != nil {
 			return nil, err
 		}
-		if err := n.claims.allow(n.cfg.Domain, from, req.TargetUser); err != nil {
+		if err := n.claims.allow(n.cfg.Domain, from, req, n.cfg.Limits); err != nil {
 			return nil, err
 		}
 		if req.TargetUser.Domain() == n.cfg.Domain {
@@ -146,7 +194,7 @@ func (n *Node) keyMaterial(ctx context.Context, from string, req *mimi.KeyMateri
 		}
 		return n.claimFrom(ctx, req)
 	case req.TargetUser.Domain() == n.cfg.Domain && from == req.Room.Domain():
-		if err := n.claims.allow(n.cfg.Domain, from, req.TargetUser); err != nil {
+		if err := n.claims.allow(n.cfg.Domain, from, req, n.cfg.Limits); err != nil {
 			return nil, err
 		}
 		return n.claimFor(req)
@@ -220,7 +268,13 @@ func (n *Node) claimFrom(ctx context.Context, req *mimi.KeyMaterialRequest) (*mi
 			if err := c.KeyPackage.Validate(time.Now(), n.verifier.ForHub()); err != nil {
 				return nil, refuse("unavailable", "%s answers with an invalid KeyPackage: %v", peer, err)
 			}
-			changes[string(refKey(prefixClaimedRef, c.KeyPackage.Ref()))] = codec.Marshal(refRecord{provider: peer, expires: uint64(expiry(c.KeyPackage))})
+			ref := refKey(prefixClaimedRef, c.KeyPackage.Ref())
+			if have, err := n.store.Get(ref); err != nil {
+				return nil, err
+			} else if have != nil && !c.KeyPackage.LastResort() {
+				return nil, refuse("unavailable", "%s hands out a KeyPackage of %s for the second time", peer, c.Client)
+			}
+			changes[string(ref)] = codec.Marshal(refRecord{provider: peer, expires: uint64(expiry(c.KeyPackage))})
 		}
 	}
 	if len(changes) > 0 {
@@ -254,8 +308,9 @@ func (n *Node) claim(req *mimi.KeyMaterialRequest, hub string) (*mimi.KeyMateria
 		return nil, err
 	}
 	if len(clients) == 0 {
-		resp.Code = mimi.UserUnknown
-		return resp, nil
+		var err error
+		resp.Code, err = n.withoutClients(req.TargetUser)
+		return resp, err
 	}
 	given := 0
 	for _, c := range clients {
@@ -279,27 +334,53 @@ func (n *Node) claim(req *mimi.KeyMaterialRequest, hub string) (*mimi.KeyMateria
 	return resp, nil
 }
 
-// claimOne takes a KeyPackage of a client out of the store; it is gone, durably, before anybody gets it.
+// withoutClients is the answer for a user none of whose clients has ever published a KeyPackage, or is left.
+func (n *Node) withoutClients(user mimi.URI) (mimi.KeyMaterialUserCode, error) {
+	list, err := n.service.List(n.ctx, authority.Filter{User: user})
+	if err != nil {
+		return 0, err
+	}
+	code := mimi.UserUnknown
+	for _, c := range list {
+		switch {
+		case !c.Revoked.IsZero():
+			code = mimi.UserDeleted
+		case time.Now().Before(c.NotAfter):
+			return mimi.NoCompatibleMaterial, nil
+		}
+	}
+	return code, nil
+}
+
+// claimOne takes a KeyPackage of a client out of the store; it is gone, durably, before anybody gets it. A last-resort one
+// is handed out when no other fits, and stays.
 func (n *Node) claimOne(client mimi.URI, req *mimi.KeyMaterialRequest, hub string) (*mimi.ClientKeyMaterial, error) {
 	list, err := n.stored(client)
 	if err != nil {
 		return nil, err
 	}
-	code := mimi.KeyMaterialExhausted
+	none := &mimi.ClientKeyMaterial{Code: mimi.KeyMaterialExhausted, Client: client}
+	var last *mls.KeyPackage
+	left := len(list)
 	for _, s := range list {
+		left--
 		var kp mls.KeyPackage
 		if err := decodeRecord(s.value[8:], &kp, "KeyPackage"); err != nil {
 			return nil, err
 		}
 		k := string(key(prefixKeyPackage, client, s.ref))
 		if s.expires > time.Now().Unix() && !compatible(&kp, req) {
-			code = mimi.NothingCompatible
+			none.Code, none.Capabilities = mimi.NothingCompatible, &kp.LeafNode.Capabilities
 			continue
 		}
 		if s.expires <= time.Now().Unix() || kp.Validate(time.Now(), n.verifier.ForHub()) != nil {
-			if _, err := n.store.Commit(map[string][]byte{k: nil}, nil); err != nil {
+			if _, err := n.store.Commit(map[string][]byte{k: nil, string(key(prefixLastResort, client, s.ref)): nil}, nil); err != nil {
 				return nil, err
 			}
+			continue
+		}
+		if kp.LastResort() {
+			last = &kp
 			continue
 		}
 		// The Welcome has to come from the hub that claims it, and from nobody who has merely seen the reference.
@@ -310,10 +391,54 @@ func (n *Node) claimOne(client mimi.URI, req *mimi.KeyMaterialRequest, hub strin
 			return nil, fmt.Errorf("claiming a KeyPackage: %w", err)
 		}
 		if ok {
+			if left < lowMark {
+				n.listeners.keyPackages(client)
+			}
 			return &mimi.ClientKeyMaterial{Client: client, KeyPackage: &kp}, nil
 		}
 	}
-	return &mimi.ClientKeyMaterial{Code: code, Client: client}, nil
+	n.listeners.keyPackages(client)
+	if last == nil {
+		return none, nil
+	}
+	ok, err := n.claimLast(client, last, hub)
+	if err != nil || !ok {
+		return none, err
+	}
+	return &mimi.ClientKeyMaterial{Client: client, KeyPackage: last}, nil
+}
+
+// lowMark is how many KeyPackages of a client are left, at most, when it is told of each claim.
+const lowMark = 32
+
+// claimLast notes that a last-resort KeyPackage is handed out; false if too many Welcomes for it are to come.
+func (n *Node) claimLast(client mimi.URI, kp *mls.KeyPackage, hub string) (bool, error) {
+	own := refKey(prefixOwnRef, kp.Ref())
+	for range 10 {
+		b, err := n.store.Get(own)
+		if err != nil {
+			return false, err
+		}
+		var rec refRecord
+		if err := decodeRecord(b, &rec, "KeyPackage reference"); err != nil {
+			return false, err
+		}
+		// A hub of this node sends its Welcomes without asking.
+		if hub != n.cfg.Domain {
+			claims := append(strings.Fields(rec.provider), hub)
+			if len(claims) > maxLastResort {
+				return false, nil
+			}
+			rec.provider = strings.Join(claims, " ")
+		}
+		ok, err := n.store.Commit(map[string][]byte{
+			string(own): codec.Marshal(rec), string(key(prefixLastResort, client, kp.Ref())): {1},
+		}, map[string][]byte{string(own): b})
+		if err != nil || ok {
+			return ok, err
+		}
+	}
+	return false, refuse("busy", "the KeyPackages of %s are being claimed by others", client)
 }
 
 // compatible says whether a KeyPackage has a suite and the capabilities that a request asks for.
@@ -349,6 +474,7 @@ func (n *Node) forgetClient(user, client mimi.URI) error {
 	changes := map[string][]byte{string(key(prefixDevice, user, []byte(client))): nil}
 	for _, s := range list {
 		changes[string(key(prefixKeyPackage, client, s.ref))] = nil
+		changes[string(key(prefixLastResort, client, s.ref))] = nil
 	}
 	_, err = n.store.Commit(changes, nil)
 	return err

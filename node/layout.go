@@ -32,6 +32,7 @@ import (
 //	                                  that hash of its identifier
 //	n/d/<user> 00 <client>            a client that has published KeyPackages
 //	n/k/<client> 00 <KeyPackageRef>   KeyPackage that nobody has claimed, after its expiry (8 bytes, Unix s)
+//	n/h/<client> 00 <KeyPackageRef>   a last-resort KeyPackage among those: 1 if it was handed out, else 0, one byte
 //	n/K/<KeyPackageRef>               refRecord: the local client whose KeyPackage it is, kept after it was claimed, with the
 //	                                  provider whose hub has claimed it
 //	n/p/<KeyPackageRef>               refRecord: the provider from which this hub got the KeyPackage for somebody
@@ -58,6 +59,7 @@ const (
 	prefixSent       = "n/s/"
 	prefixDevice     = "n/d/"
 	prefixKeyPackage = "n/k/"
+	prefixLastResort = "n/h/"
 	prefixOwnRef     = "n/K/"
 	prefixClaimedRef = "n/p/"
 	prefixUserRoom   = "n/u/"
@@ -209,6 +211,7 @@ func (v *sentRecord) UnmarshalMLS(r *codec.Reader) {
 
 // refRecord says whose KeyPackage a KeyPackageRef names: a client's of this node, which only a hub of provider has
 // claimed and may send a Welcome for (nobody if that is empty), or, without client and user, one of another provider's.
+// A last-resort KeyPackage may have several providers, separated by spaces: one for each claim without a Welcome yet.
 type refRecord struct {
 	client, user mimi.URI
 	provider     string

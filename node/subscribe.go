@@ -120,6 +120,11 @@ func (st *stream) run(ctx context.Context) error {
 		if err := st.sendConsents(news.consents); err != nil {
 			return err
 		}
+		if news.claimed {
+			if err := st.sendPublished(); err != nil {
+				return err
+			}
+		}
 		if news.welcomes {
 			if err := st.sendWelcomes(); err != nil {
 				return err
@@ -209,6 +214,15 @@ func (st *stream) sendWelcomes() error {
 		st.l.tell(func(n *news) { n.addRoom(w.rec.room) })
 	}
 	return nil
+}
+
+// sendPublished says how many KeyPackages of the client are left.
+func (st *stream) sendPublished() error {
+	have, err := st.n.publish(st.s.submitter(), nil, false)
+	if err != nil {
+		return err
+	}
+	return st.add(&api.Event{Event: &api.Event_KeyPackages{KeyPackages: st.n.published(have)}}, 0)
 }
 
 // sendRoom sends the entries of a room's log that are on disk and that the stream hasn't sent.

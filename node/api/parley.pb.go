@@ -606,9 +606,10 @@ func (x *BundlesResponse) GetBundles() [][]byte {
 }
 
 type PublishKeyPackagesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	KeyPackages   [][]byte               `protobuf:"bytes,1,rep,name=key_packages,json=keyPackages,proto3" json:"key_packages,omitempty"` // KeyPackage structs (not MLSMessage), each for one use
-	Replace       bool                   `protobuf:"varint,2,opt,name=replace,proto3" json:"replace,omitempty"`                           // delete those published before
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// KeyPackage structs (not MLSMessage), each for one use; a last-resort one takes the place of the one before.
+	KeyPackages   [][]byte `protobuf:"bytes,1,rep,name=key_packages,json=keyPackages,proto3" json:"key_packages,omitempty"`
+	Replace       bool     `protobuf:"varint,2,opt,name=replace,proto3" json:"replace,omitempty"` // delete those published before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -659,7 +660,9 @@ func (x *PublishKeyPackagesRequest) GetReplace() bool {
 
 type PublishKeyPackagesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Available     uint32                 `protobuf:"varint,1,opt,name=available,proto3" json:"available,omitempty"` // how many unclaimed, unexpired ones are there now
+	Available     uint32                 `protobuf:"varint,1,opt,name=available,proto3" json:"available,omitempty"`                        // how many unclaimed, unexpired ones for one use are there now
+	LastResort    bool                   `protobuf:"varint,2,opt,name=last_resort,json=lastResort,proto3" json:"last_resort,omitempty"`    // there is also a last-resort one (draft-ietf-mls-extensions, Section 6.4) that nobody has got
+	MaxLifetime   uint64                 `protobuf:"varint,3,opt,name=max_lifetime,json=maxLifetime,proto3" json:"max_lifetime,omitempty"` // seconds from now that one may be valid
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -697,6 +700,20 @@ func (*PublishKeyPackagesResponse) Descriptor() ([]byte, []int) {
 func (x *PublishKeyPackagesResponse) GetAvailable() uint32 {
 	if x != nil {
 		return x.Available
+	}
+	return 0
+}
+
+func (x *PublishKeyPackagesResponse) GetLastResort() bool {
+	if x != nil {
+		return x.LastResort
+	}
+	return false
+}
+
+func (x *PublishKeyPackagesResponse) GetMaxLifetime() uint64 {
+	if x != nil {
+		return x.MaxLifetime
 	}
 	return 0
 }
@@ -1838,6 +1855,7 @@ type Event struct {
 	//	*Event_Entry
 	//	*Event_Welcome
 	//	*Event_Trust
+	//	*Event_KeyPackages
 	//	*Event_Consent
 	//	*Event_Live
 	Event         isEvent_Event `protobuf_oneof:"event"`
@@ -1909,6 +1927,15 @@ func (x *Event) GetTrust() *TrustChange {
 	return nil
 }
 
+func (x *Event) GetKeyPackages() *PublishKeyPackagesResponse {
+	if x != nil {
+		if x, ok := x.Event.(*Event_KeyPackages); ok {
+			return x.KeyPackages
+		}
+	}
+	return nil
+}
+
 func (x *Event) GetConsent() *Consent {
 	if x != nil {
 		if x, ok := x.Event.(*Event_Consent); ok {
@@ -1943,6 +1970,10 @@ type Event_Trust struct {
 	Trust *TrustChange `protobuf:"bytes,3,opt,name=trust,proto3,oneof"` // fetch Bundles again
 }
 
+type Event_KeyPackages struct {
+	KeyPackages *PublishKeyPackagesResponse `protobuf:"bytes,6,opt,name=key_packages,json=keyPackages,proto3,oneof"` // few are left, or the last-resort one was handed out
+}
+
 type Event_Consent struct {
 	Consent *Consent `protobuf:"bytes,5,opt,name=consent,proto3,oneof"` // it has changed since the stream began
 }
@@ -1956,6 +1987,8 @@ func (*Event_Entry) isEvent_Event() {}
 func (*Event_Welcome) isEvent_Event() {}
 
 func (*Event_Trust) isEvent_Event() {}
+
+func (*Event_KeyPackages) isEvent_Event() {}
 
 func (*Event_Consent) isEvent_Event() {}
 
@@ -2302,9 +2335,12 @@ const file_parley_proto_rawDesc = "" +
 	"\abundles\x18\x01 \x03(\fR\abundles\"X\n" +
 	"\x19PublishKeyPackagesRequest\x12!\n" +
 	"\fkey_packages\x18\x01 \x03(\fR\vkeyPackages\x12\x18\n" +
-	"\areplace\x18\x02 \x01(\bR\areplace\":\n" +
+	"\areplace\x18\x02 \x01(\bR\areplace\"~\n" +
 	"\x1aPublishKeyPackagesResponse\x12\x1c\n" +
-	"\tavailable\x18\x01 \x01(\rR\tavailable\":\n" +
+	"\tavailable\x18\x01 \x01(\rR\tavailable\x12\x1f\n" +
+	"\vlast_resort\x18\x02 \x01(\bR\n" +
+	"lastResort\x12!\n" +
+	"\fmax_lifetime\x18\x03 \x01(\x04R\vmaxLifetime\":\n" +
 	"\fQueryRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
 	"\x04body\x18\x02 \x01(\fR\x04body\"i\n" +
@@ -2372,11 +2408,12 @@ const file_parley_proto_rawDesc = "" +
 	"\acursors\x18\x01 \x03(\v2\x11.parley.v1.CursorR\acursors\x12\x18\n" +
 	"\awelcome\x18\x02 \x01(\x04R\awelcome\"=\n" +
 	"\x11SubscribeResponse\x12(\n" +
-	"\x06events\x18\x01 \x03(\v2\x10.parley.v1.EventR\x06events\"\xf4\x01\n" +
+	"\x06events\x18\x01 \x03(\v2\x10.parley.v1.EventR\x06events\"\xc0\x02\n" +
 	"\x05Event\x12+\n" +
 	"\x05entry\x18\x01 \x01(\v2\x13.parley.v1.LogEntryH\x00R\x05entry\x12.\n" +
 	"\awelcome\x18\x02 \x01(\v2\x12.parley.v1.WelcomeH\x00R\awelcome\x12.\n" +
-	"\x05trust\x18\x03 \x01(\v2\x16.parley.v1.TrustChangeH\x00R\x05trust\x12.\n" +
+	"\x05trust\x18\x03 \x01(\v2\x16.parley.v1.TrustChangeH\x00R\x05trust\x12J\n" +
+	"\fkey_packages\x18\x06 \x01(\v2%.parley.v1.PublishKeyPackagesResponseH\x00R\vkeyPackages\x12.\n" +
 	"\aconsent\x18\x05 \x01(\v2\x12.parley.v1.ConsentH\x00R\aconsent\x12%\n" +
 	"\x04live\x18\x04 \x01(\v2\x0f.parley.v1.LiveH\x00R\x04liveB\a\n" +
 	"\x05event\"H\n" +
@@ -2490,58 +2527,59 @@ var file_parley_proto_depIdxs = []int32{
 	38, // 4: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
 	39, // 5: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
 	40, // 6: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
-	21, // 7: parley.v1.Event.consent:type_name -> parley.v1.Consent
-	41, // 8: parley.v1.Event.live:type_name -> parley.v1.Live
-	34, // 9: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
-	1,  // 10: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
-	3,  // 11: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
-	5,  // 12: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
-	7,  // 13: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
-	9,  // 14: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
-	10, // 15: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
-	12, // 16: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
-	14, // 17: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
-	15, // 18: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	27, // 19: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	29, // 20: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	31, // 21: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
-	15, // 22: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
-	15, // 23: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
-	15, // 24: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
-	17, // 25: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
-	19, // 26: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
-	22, // 27: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
-	24, // 28: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
-	15, // 29: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
-	35, // 30: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	42, // 31: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 32: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 33: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 34: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 35: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 36: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 37: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 38: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	26, // 39: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	26, // 40: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	28, // 41: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	30, // 42: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	32, // 43: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	26, // 44: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	26, // 45: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	16, // 46: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
-	18, // 47: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
-	20, // 48: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
-	23, // 49: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
-	25, // 50: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
-	26, // 51: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	36, // 52: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	43, // 53: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	32, // [32:54] is the sub-list for method output_type
-	10, // [10:32] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	13, // 7: parley.v1.Event.key_packages:type_name -> parley.v1.PublishKeyPackagesResponse
+	21, // 8: parley.v1.Event.consent:type_name -> parley.v1.Consent
+	41, // 9: parley.v1.Event.live:type_name -> parley.v1.Live
+	34, // 10: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	1,  // 11: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
+	3,  // 12: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
+	5,  // 13: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
+	7,  // 14: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
+	9,  // 15: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
+	10, // 16: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
+	12, // 17: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
+	14, // 18: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
+	15, // 19: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
+	27, // 20: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	29, // 21: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	31, // 22: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	15, // 23: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
+	15, // 24: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
+	15, // 25: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
+	17, // 26: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
+	19, // 27: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
+	22, // 28: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
+	24, // 29: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
+	15, // 30: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
+	35, // 31: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	42, // 32: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 33: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 34: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 35: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 36: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 37: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	11, // 38: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	13, // 39: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	26, // 40: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	26, // 41: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	28, // 42: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	30, // 43: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	32, // 44: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	26, // 45: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	26, // 46: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	16, // 47: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
+	18, // 48: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
+	20, // 49: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
+	23, // 50: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	25, // 51: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
+	26, // 52: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	36, // 53: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	43, // 54: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	33, // [33:55] is the sub-list for method output_type
+	11, // [11:33] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_parley_proto_init() }
@@ -2554,6 +2592,7 @@ func file_parley_proto_init() {
 		(*Event_Entry)(nil),
 		(*Event_Welcome)(nil),
 		(*Event_Trust)(nil),
+		(*Event_KeyPackages)(nil),
 		(*Event_Consent)(nil),
 		(*Event_Live)(nil),
 	}

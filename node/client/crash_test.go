@@ -94,6 +94,9 @@ func (p *provider) enrolOn(on *disk, user, name string) *device {
 	}
 	d.run(c)
 	p.t.Cleanup(d.stop)
+	if err := d.WaitLive(p.t.Context()); err != nil { // its KeyPackages are published then
+		p.t.Fatal(err)
+	}
 	return d
 }
 

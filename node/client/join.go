@@ -61,7 +61,7 @@ func (c *Client) createRoom(ctx context.Context, name string) (*Room, error) {
 	b := new(store.Batch)
 	r.group, err = mls.NewGroup(c.config, b.Prefixed(r.key(roomGroup)), mls.GroupOptions{
 		GroupID: []byte(uri.Group()), Suite: p.Suite, Credential: c.credential(), Signer: c.signer,
-		Lifetime: c.lifetime(), Extensions: roomExtensions(uri, name, p.User, hub), LeafExtensions: mimi.LeafExtensions(),
+		Lifetime: c.lifetime(0), Extensions: roomExtensions(uri, name, p.User, hub), LeafExtensions: mimi.LeafExtensions(),
 	})
 	if err != nil {
 		return nil, err
@@ -233,7 +233,9 @@ func (c *Client) enter(w *waits, b *store.Batch, uri mimi.URI, seq uint64, fanou
 	if again && g.Epoch() <= r.group.Epoch() {
 		return nil, fmt.Errorf("it leads to epoch %d, this client is in %d", g.Epoch(), r.group.Epoch())
 	}
-	b.Delete(keyPackageKey(kp.keyPackage.Ref()))
+	if !kp.keyPackage.LastResort() {
+		b.Delete(keyPackageKey(kp.keyPackage.Ref()))
+	}
 	if err := r.become(w, b, g, seq); err != nil {
 		return nil, err
 	}

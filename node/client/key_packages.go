@@ -1,8 +1,10 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
@@ -35,8 +37,13 @@ func keyPackageKey(ref []byte) []byte { return append([]byte(prefixKeyPackage), 
 // nobody could add the client to a new room.
 const leafFormat = 2
 
-// publishKeyPackages fills up what the node has to hand out. replace makes all of them new, with the present
-// credential. The private keys are durable before the node has the public ones.
+// keptLastResorts is how many last-resort KeyPackages are kept, the published one among them: a Welcome for a former one
+// may be on its way.
+const keptLastResorts = 8
+
+// publishKeyPackages fills up what the node has to hand out, with a last-resort one if that isn't there or was handed out.
+// replace makes all of them new, with the present credential. The private keys are durable before the node has the
+// public ones.
 func (c *Client) publishKeyPackages(ctx context.Context, replace bool) error {
 	c.publish.Lock()
 	defer c.publish.Unlock()
@@ -46,15 +53,19 @@ func (c *Client) publishKeyPackages(ctx context.Context, replace bool) error {
 		return fmt.Errorf("client: read the key packages: %w", err)
 	}
 	outdated := len(offered) != 1 || offered[0] != leafFormat
+	have, err := call(ctx, c.session, c.session.service.PublishKeyPackages, &api.PublishKeyPackagesRequest{})
+	if err != nil {
+		return fmt.Errorf("client: ask for the published key packages: %w", err)
+	}
+	last := true
 	if replace = replace || outdated; !replace {
-		res, err := call(ctx, c.session, c.session.service.PublishKeyPackages, &api.PublishKeyPackagesRequest{})
-		if err != nil {
-			return fmt.Errorf("client: ask for the published key packages: %w", err)
+		last = !have.LastResort
+		if want -= int(have.Available); !c.few(have) {
+			want = 0
 		}
-		if int(res.Available) > want/2 {
+		if want <= 0 && !last {
 			return nil
 		}
-		want -= int(res.Available)
 	}
 	if err := c.dropExpired(); err != nil {
 		return err
@@ -64,16 +75,27 @@ func (c *Client) publishKeyPackages(ctx context.Context, replace bool) error {
 	c.mu.Unlock()
 	req := &api.PublishKeyPackagesRequest{Replace: replace}
 	b := new(store.Batch)
-	for range want {
+	add := func(lastResort bool) error {
 		kp, secrets, err := mls.NewKeyPackage(mls.KeyPackageOptions{
 			Rand: c.o.Rand, Time: c.o.Time, Suite: suite, Credential: c.credential(), Signer: c.signer,
-			Lifetime: c.lifetime(), LeafExtensions: mimi.LeafExtensions(),
+			Lifetime: c.lifetime(have.MaxLifetime), LeafExtensions: mimi.LeafExtensions(), LastResort: lastResort,
 		})
 		if err != nil {
 			return fmt.Errorf("client: make a key package: %w", err)
 		}
 		b.Set(keyPackageKey(kp.Ref()), codec.Marshal(ownKeyPackage{*kp, *secrets}))
 		req.KeyPackages = append(req.KeyPackages, codec.Marshal(kp))
+		return nil
+	}
+	for range max(want, 0) {
+		if err := add(false); err != nil {
+			return err
+		}
+	}
+	if last {
+		if err := add(true); err != nil {
+			return err
+		}
 	}
 	var w waits
 	if err := w.apply(c, b); err != nil {
@@ -96,19 +118,36 @@ func (c *Client) publishKeyPackages(ctx context.Context, replace bool) error {
 	return w.wait()
 }
 
-// dropExpired deletes the private keys of KeyPackages that nobody may use any more.
+// few says whether more KeyPackages should be published.
+func (c *Client) few(have *api.PublishKeyPackagesResponse) bool {
+	return int(have.Available) <= c.o.KeyPackages/2 || !have.LastResort
+}
+
+// dropExpired deletes the private keys of KeyPackages that nobody may use any more, and of the oldest last-resort ones.
 func (c *Client) dropExpired() error {
 	now := uint64(c.o.Time().Unix())
 	b := new(store.Batch)
+	type lastResort struct {
+		key  []byte
+		from uint64
+	}
+	var last []lastResort
 	err := store.ScanPrefix(c.db, []byte(prefixKeyPackage), func(key, value []byte) bool {
 		var k ownKeyPackage
 		if err := codec.Unmarshal(value, &k); err != nil || k.keyPackage.LeafNode.Lifetime.NotAfter < now {
 			b.Delete(keyPackageKey(key))
+		} else if k.keyPackage.LastResort() {
+			last = append(last, lastResort{keyPackageKey(key), k.keyPackage.LeafNode.Lifetime.NotBefore})
 		}
+		k.secrets.Erase()
 		return true
 	})
 	if err != nil {
 		return fmt.Errorf("client: read the key packages: %w", err)
+	}
+	slices.SortFunc(last, func(a, b lastResort) int { return cmp.Compare(b.from, a.from) })
+	for i := keptLastResorts - 1; i < len(last); i++ {
+		b.Delete(last[i].key)
 	}
 	if b.Len() == 0 {
 		return nil

@@ -196,10 +196,15 @@ func (c *Client) renewLeaves() {
 	}
 }
 
-// lifetime is that of a KeyPackage: it ends with the credential.
-func (c *Client) lifetime() mls.Lifetime {
+// lifetime is that of a KeyPackage: it ends with the credential, and before the node's longest in seconds, 0 if that
+// isn't known.
+func (c *Client) lifetime(longest uint64) mls.Lifetime {
 	now := c.o.Time()
 	l := mls.LifetimeFrom(now, mls.DefaultLifetime)
+	if longest > 0 && longest < uint64(mls.MaxLifetime/time.Second) {
+		// The node's clock may differ.
+		l = mls.LifetimeFrom(now, min(mls.DefaultLifetime, time.Duration(longest)*time.Second-time.Hour))
+	}
 	if id, err := authority.ParseIdentity(c.credential().Certificates); err == nil {
 		if end := uint64(max(0, id.NotAfter.Unix())); end < l.NotAfter {
 			l.NotAfter = end

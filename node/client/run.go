@@ -225,11 +225,11 @@ func (c *Client) process(ctx context.Context, w *waits, events []*api.Event, tol
 		case ev.GetWelcome() != nil:
 			x := ev.GetWelcome()
 			if more, err = c.welcomed(w, x.Number, x.Room, x.Seq, x.Fanout); err == nil {
-				c.workers.Go(func() {
-					if err := c.publishKeyPackages(ctx, false); err != nil && !ended(ctx) {
-						c.log.Warn("publishing key packages failed", "err", err)
-					}
-				})
+				c.publishMore(ctx)
+			}
+		case ev.GetKeyPackages() != nil:
+			if c.few(ev.GetKeyPackages()) {
+				c.publishMore(ctx)
 			}
 		case ev.GetTrust() != nil:
 			// Before anything else is processed: what comes after the news is judged by it.
@@ -257,6 +257,15 @@ func (c *Client) process(ctx context.Context, w *waits, events []*api.Event, tol
 		}
 	}
 	return nil
+}
+
+// publishMore fills KeyPackages up in the background.
+func (c *Client) publishMore(ctx context.Context) {
+	c.workers.Go(func() {
+		if err := c.publishKeyPackages(ctx, false); err != nil && !ended(ctx) {
+			c.log.Warn("publishing key packages failed", "err", err)
+		}
+	})
 }
 
 func (c *Client) entry(w *waits, x *api.LogEntry) ([]Event, error) {
