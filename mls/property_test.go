@@ -17,6 +17,9 @@ func TestEveryoneAgreesAfterRandomOperations(t *testing.T) {
 		if !slices.Contains([]CipherSuite{X25519_AES128GCM_SHA256_Ed25519, P256_AES128GCM_SHA256_P256, X25519_CHACHA20POLY1305_SHA256_Ed25519}, cs) {
 			steps = 15 // slow, above all under the race detector
 		}
+		if testing.Short() {
+			steps /= 2
+		}
 		t.Run(cs.String(), func(t *testing.T) {
 			t.Parallel()
 			rnd := rand.New(rand.NewPCG(uint64(seed), 1))
