@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"sync"
 	"testing"
 )
@@ -132,8 +133,13 @@ func buildBenchGroup(k benchKind) (*benchGroup, error) {
 	g.ctx = GroupContext{Version: MLS10, CipherSuite: k.cs(), GroupID: groupID, Epoch: 1, TreeHash: g.tree.Hash(k.cs()),
 		ConfirmedTranscriptHash: []byte{}}
 	g.tree.clearDirty()
-	g.counts, err = rosterOf(g.tree, g.auth)
-	return g, err
+	all, err := rosterOf(g.tree, g.auth)
+	if err != nil {
+		return nil, err
+	}
+	g.counts = &roster{tally: newTally()}
+	g.counts.merge(all)
+	return g, nil
 }
 
 // fill gives the parents below and at n keys, as if the leftmost member below had committed last, and signs the leaves.
@@ -207,7 +213,7 @@ func (g *benchGroup) memberWith(tb testing.TB, i LeafIndex, counts *roster) *Gro
 		signers: make(map[string]crypto.Signer), state: p}
 	for n := i.node(); n != g.tree.root(); {
 		n = n.parent()
-		if p := g.tree.slot(n).parent; p != nil && !contains(p.UnmergedLeaves, i) {
+		if p := g.tree.parentNode(n); p != nil && !contains(p.UnmergedLeaves, i) {
 			m.private.keys[n] = g.keys[n]
 		}
 	}
@@ -231,8 +237,8 @@ func (g *benchGroup) server() *PublicGroup {
 }
 
 func (r *roster) clone() *roster {
-	return &roster{r.members, maps.Clone(r.signature), maps.Clone(r.encryption), maps.Clone(r.identity),
-		maps.Clone(r.uses), maps.Clone(r.credentials), maps.Clone(r.extensions), maps.Clone(r.proposals)}
+	t := tally{r.members, maps.Clone(r.uses), maps.Clone(r.credentials), maps.Clone(r.extensions), maps.Clone(r.proposals)}
+	return &roster{t, slices.Clone(r.signature), slices.Clone(r.encryption), slices.Clone(r.identity)}
 }
 
 // benchVerifier takes basic credentials at their word.

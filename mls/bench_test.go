@@ -164,9 +164,9 @@ func benchAdd(o CommitOptions) func(tb testing.TB, g *benchGroup) (func(), func(
 	}
 }
 
-func (r *roster) negated() *roster {
-	return &roster{-r.members, negated(r.signature), negated(r.encryption), negated(r.identity),
-		negated(r.uses), negated(r.credentials), negated(r.extensions), negated(r.proposals)}
+func (r *rosterChange) negated() *rosterChange {
+	t := tally{-r.members, negated(r.uses), negated(r.credentials), negated(r.extensions), negated(r.proposals)}
+	return &rosterChange{t, negated(r.signature), negated(r.encryption), negated(r.identity)}
 }
 
 func negated[T comparable, N int | int32](m map[T]N) map[T]N {

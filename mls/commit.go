@@ -261,7 +261,7 @@ func (g *Group) prepare(r *rules, o CommitOptions) (*evolution, []ProposalOrRef,
 		return nil, nil, err
 	}
 	for _, i := range leaving {
-		if e.tree.slot(i.node()) == e.info.TreeBefore.slot(i.node()) {
+		if bytes.Equal(e.tree.node(i.node()), e.info.TreeBefore.node(i.node())) {
 			return nil, nil, invalidBy(sectionSelfRemove, "leaf %d removes itself by a proposal that can't be committed", i)
 		}
 	}

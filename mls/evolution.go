@@ -58,7 +58,7 @@ type evolution struct {
 	rules   *contextRules
 	context GroupContext // complete after seal
 	encoded []byte
-	change  *roster
+	change  *rosterChange
 	interim []byte
 	tag     []byte
 	added   []LeafIndex // by Add proposals: their leaves get no path secrets from the path
@@ -231,12 +231,13 @@ func (p *publicState) applyPath(r *rules, e *evolution, path *UpdatePath) error 
 	if err != nil {
 		return err
 	}
-	change, err := rosterChange(p.tree, e.tree, r.verifier)
+	change, err := changedRoster(p.tree, e.tree, r.verifier)
 	if err != nil {
 		return err
 	}
 	used := func(key HPKEPublicKey) bool {
-		return counts.encryption[idOf(key)]+change.encryption[idOf(key)] > 0
+		id := idOf(key)
+		return counts.encryption.has(id) && change.encryption[id] >= 0 || change.encryption[id] > 0
 	}
 	leaf := &path.LeafNode
 	old := e.replaced()
@@ -291,7 +292,7 @@ func (p *publicState) checkTree(r *rules, e *evolution) error {
 	if err != nil {
 		return err
 	}
-	if e.change, err = rosterChange(p.tree, e.tree, r.verifier); err != nil {
+	if e.change, err = changedRoster(p.tree, e.tree, r.verifier); err != nil {
 		return err
 	}
 	if err := counts.checkChange(e.change, e.rules); err != nil {

@@ -27,25 +27,26 @@ func (t *RatchetTree) parentHash(cs CipherSuite, p *ParentNode, s NodeIndex) []b
 // setPath puts keys on a leaf's filtered direct path, blanks the rest of its direct path, and returns the parent hash
 // that the leaf must have. Parent hashes are chained from the root down.
 func (t *RatchetTree) setPath(cs CipherSuite, i LeafIndex, path, copath []NodeIndex, keys []HPKEPublicKey) []byte {
-	t.blankPath(i)
+	parents := make(map[NodeIndex]packedNode, len(path))
 	parentHash := []byte{}
 	for k := len(path) - 1; k >= 0; k-- {
 		p := &ParentNode{EncryptionKey: keys[k], ParentHash: parentHash}
-		t.setParent(path[k], p)
-		parentHash = t.parentHash(cs, p, copath[k])
+		parents[path[k]] = packParent(p)
+		parentHash = t.parentHash(cs, p, copath[k]) // of nodes that aren't on the path
 	}
+	t.setParents(i, parents)
 	return parentHash
 }
 
 // parentHashOf returns the parent hash that a node carries, nil if it is blank or a leaf that no commit made.
 func (t *RatchetTree) parentHashOf(n NodeIndex) []byte {
-	switch s := t.slot(n); {
-	case s.parent != nil:
-		return s.parent.ParentHash
-	case s.leaf != nil:
-		return s.leaf.unpack().ParentHash // nil unless a commit made the leaf
+	switch {
+	case t.blank(n):
+		return nil
+	case n.isLeaf():
+		return t.node(n).leaf().ParentHash // nil unless a commit made the leaf
 	}
-	return nil
+	return t.parentNode(n).ParentHash
 }
 
 // verifyParentHashes checks that every parent is parent-hash valid (RFC 9420, Section 7.9.2), top down: exactly one
@@ -53,7 +54,7 @@ func (t *RatchetTree) parentHashOf(n NodeIndex) []byte {
 // unmerged leaves, so there is one candidate on each side.
 func (t *RatchetTree) verifyParentHashes(cs CipherSuite) error {
 	for n := NodeIndex(1); uint32(n) < t.nodeWidth(); n += 2 {
-		p := t.slot(n).parent
+		p := t.parentNode(n)
 		if p == nil {
 			continue
 		}

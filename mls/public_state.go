@@ -140,11 +140,12 @@ func (p *publicState) contextRules() (*contextRules, error) {
 
 func (p *publicState) roster(v CredentialVerifier) (*roster, error) {
 	if p.counts == nil {
-		c, err := rosterOf(p.tree, v)
+		all, err := rosterOf(p.tree, v)
 		if err != nil {
 			return nil, err
 		}
-		p.counts = c
+		p.counts = &roster{tally: newTally()}
+		p.counts.merge(all)
 	}
 	return p.counts, nil
 }

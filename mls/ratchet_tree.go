@@ -3,6 +3,7 @@ package mls
 import (
 	"fmt"
 	"iter"
+	"math"
 	"slices"
 	"sync/atomic"
 
@@ -24,13 +25,11 @@ type ParentNode struct {
 }
 
 // MarshalMLS implements codec.Marshaler.
-func (p *ParentNode) MarshalMLS(w *codec.Writer) { p.marshalWith(w, p.UnmergedLeaves) }
-
-func (p *ParentNode) marshalWith(w *codec.Writer, unmerged []LeafIndex) {
+func (p *ParentNode) MarshalMLS(w *codec.Writer) {
 	w.Opaque(p.EncryptionKey)
 	w.Opaque(p.ParentHash)
-	w.Length(4 * len(unmerged))
-	for _, l := range unmerged {
+	w.Length(4 * len(p.UnmergedLeaves))
+	for _, l := range p.UnmergedLeaves {
 		w.Uint32(uint32(l))
 	}
 }
@@ -55,36 +54,48 @@ const (
 	nodeTypeParent = 2
 )
 
-// packedLeaf is a leaf as it is encoded, which takes half of the memory of a LeafNode.
-type packedLeaf struct{ encoded []byte }
+// packedNode is a node of the tree as it is encoded, a LeafNode at an even index and a ParentNode at an odd one, which
+// takes half of the memory; empty if the node is blank. It isn't changed.
+type packedNode []byte
 
-func packLeaf(l *LeafNode) *packedLeaf {
+func packLeaf(l *LeafNode) packedNode {
 	if l == nil {
 		return nil
 	}
-	return &packedLeaf{codec.Marshal(l)}
+	return codec.Marshal(l)
 }
 
-// unpack returns a LeafNode whose fields are parts of the encoding.
-func (p *packedLeaf) unpack() *LeafNode {
+func packParent(p *ParentNode) packedNode {
 	if p == nil {
 		return nil
 	}
+	return codec.Marshal(p)
+}
+
+// leaf returns a LeafNode whose fields are parts of the encoding, nil if the node is blank.
+func (p packedNode) leaf() *LeafNode {
+	if len(p) == 0 {
+		return nil
+	}
 	l := new(LeafNode)
-	l.UnmarshalMLS(codec.NewAliasing(p.encoded)) // doesn't fail: it was decoded or encoded before
+	l.UnmarshalMLS(codec.NewAliasing(p)) // doesn't fail: it was decoded or encoded before
 	return l
 }
 
-// keys returns the leaf's encryption and signature keys.
-func (p *packedLeaf) keys() (encryption HPKEPublicKey, signature []byte) {
-	r := codec.NewReader(p.encoded)
-	return r.View(), r.View()
+// parent is leaf for a ParentNode.
+func (p packedNode) parent() *ParentNode {
+	if len(p) == 0 {
+		return nil
+	}
+	n := new(ParentNode)
+	n.UnmarshalMLS(codec.NewAliasing(p))
+	return n
 }
 
-// treeSlot is a node of the tree, blank if neither leaf nor parent is set.
-type treeSlot struct {
-	leaf   *packedLeaf
-	parent *ParentNode
+// keys returns a leaf's encryption and signature keys; of a parent the first one only.
+func (p packedNode) keys() (encryption HPKEPublicKey, signature []byte) {
+	r := codec.NewReader(p)
+	return r.View(), r.View()
 }
 
 // treeOwner marks the pages that a tree may write to.
@@ -95,12 +106,48 @@ const (
 	pageSize = 1 << pageBits
 )
 
-// treePage has pageSize nodes and their tree hashes.
+// treePage has pageSize nodes, and the tree hashes of those that are parents: every second one.
 type treePage struct {
-	owner  *treeOwner
-	slots  [pageSize]treeSlot
-	hashed uint32 // which nodes' hashes are known: nothing in their subtrees changed since they were computed
-	hashes []byte // one after the other
+	owner   *treeOwner
+	encoded []byte           // the nodes, one after the other; it isn't changed, only replaced
+	ends    [pageSize]uint32 // of each node in encoded
+	hashed  uint32           // which nodes' hashes are known: nothing in their subtrees changed since they were computed
+	hashes  []byte           // one after the other
+}
+
+func (p *treePage) node(at uint32) packedNode {
+	start := uint32(0)
+	if at > 0 {
+		start = p.ends[at-1]
+	}
+	return packedNode(p.encoded[start:p.ends[at]:p.ends[at]])
+}
+
+// set replaces a node.
+func (p *treePage) set(at uint32, n packedNode) {
+	old := p.node(at)
+	start := p.ends[at] - uint32(len(old))
+	p.encoded = slices.Concat(p.encoded[:start], n, p.encoded[p.ends[at]:])
+	for i := at; i < pageSize; i++ {
+		p.ends[i] += uint32(len(n)) - uint32(len(old))
+	}
+}
+
+// setSome replaces those nodes whose bits are set.
+func (p *treePage) setSome(nodes *[pageSize]packedNode, set uint32) {
+	old := *p
+	size := 0
+	for at := range uint32(pageSize) {
+		if set&(1<<at) == 0 {
+			nodes[at] = old.node(at)
+		}
+		size += len(nodes[at])
+	}
+	p.encoded = make([]byte, 0, size)
+	for at, n := range nodes {
+		p.encoded = append(p.encoded, n...)
+		p.ends[at] = uint32(len(p.encoded))
+	}
 }
 
 // pageLevels are enough for a tree of maxLeafSlots.
@@ -114,6 +161,18 @@ func place(n NodeIndex) (level int, page, slot uint32) {
 		level++
 	}
 	return level, uint32(n) >> pageBits, uint32(n) % pageSize
+}
+
+// nodeAt is the inverse of place, out of any tree for a page's last slot.
+func nodeAt(level int, page, slot uint32) NodeIndex {
+	if slot == pageSize-1 {
+		return math.MaxUint32
+	}
+	n := page<<pageBits | slot
+	for range level {
+		n = n<<pageBits | (pageSize - 1)
+	}
+	return NodeIndex(n)
 }
 
 // RatchetTree is the public state of TreeKEM (RFC 9420, Section 7). A tree that this package returns doesn't change.
@@ -137,7 +196,7 @@ func newRatchetTree(first *LeafNode) *RatchetTree {
 	return t
 }
 
-// emptyRatchetTree returns a blank tree to be filled by decodeNode.
+// emptyRatchetTree returns a blank tree to be filled by decodeNodes.
 func emptyRatchetTree(slots uint32) (*RatchetTree, error) {
 	if slots == 0 || slots > maxLeafSlots || slots&(slots-1) != 0 {
 		return nil, fmt.Errorf("%w: tree of %d leaves", ErrMalformed, slots)
@@ -165,16 +224,20 @@ func (t *RatchetTree) Count() int { return t.count }
 func (t *RatchetTree) nodeWidth() uint32 { return 2*t.slots - 1 }
 func (t *RatchetTree) root() NodeIndex   { return rootOf(t.slots) }
 
-func (t *RatchetTree) slot(n NodeIndex) treeSlot {
+// node returns a node, empty if it is blank or beyond the tree.
+func (t *RatchetTree) node(n NodeIndex) packedNode {
 	if uint32(n) >= t.nodeWidth() {
-		return treeSlot{}
+		return nil
 	}
 	level, page, at := place(n)
 	if p := t.pages[level][page]; p != nil {
-		return p.slots[at]
+		return p.node(at)
 	}
-	return treeSlot{}
+	return nil
 }
+
+// parentNode returns a parent, nil if it is blank.
+func (t *RatchetTree) parentNode(n NodeIndex) *ParentNode { return t.node(n).parent() }
 
 // writable returns a node's page, which t owns, and its place there.
 func (t *RatchetTree) writable(n NodeIndex) (p *treePage, at uint32) {
@@ -188,7 +251,7 @@ func (t *RatchetTree) writable(n NodeIndex) (p *treePage, at uint32) {
 	case p == nil:
 		p = &treePage{owner: owner}
 	case p.owner != owner:
-		p = &treePage{owner: owner, slots: p.slots, hashed: p.hashed, hashes: slices.Clone(p.hashes)}
+		p = &treePage{owner: owner, encoded: p.encoded, ends: p.ends, hashed: p.hashed, hashes: slices.Clone(p.hashes)}
 	default:
 		return p, at
 	}
@@ -196,23 +259,32 @@ func (t *RatchetTree) writable(n NodeIndex) (p *treePage, at uint32) {
 	return p, at
 }
 
-// knownHash returns a node's tree hash, nil if something in the subtree changed since it was computed. It is valid until
-// the node's hash changes.
+// hashPlace is where a parent's hash is in its page. At level 0 leaves and parents take turns; above all are parents.
+func hashPlace(level int, at uint32) uint32 {
+	if level == 0 {
+		return at / 2
+	}
+	return at
+}
+
+// knownHash returns a parent's tree hash, nil if something in the subtree changed since it was computed. It is valid until
+// the node's hash changes. Hashes of leaves aren't kept: those of their parents are.
 func (t *RatchetTree) knownHash(n NodeIndex) []byte {
 	level, page, at := place(n)
 	p := t.pages[level][page]
-	if p == nil || p.hashed&(1<<at) == 0 {
+	if n.isLeaf() || p == nil || p.hashed&(1<<at) == 0 {
 		return nil
 	}
-	size := uint32(len(p.hashes) / pageSize)
-	return p.hashes[at*size:][:size:size]
+	size := uint32(len(p.hashes)) / (hashPlace(level, pageSize-1) + 1)
+	return p.hashes[hashPlace(level, at)*size:][:size:size]
 }
 
-// setHash notes a node's tree hash and returns it as knownHash does.
+// setHash notes a parent's tree hash and returns it as knownHash does.
 func (t *RatchetTree) setHash(n NodeIndex, hash []byte) []byte {
 	p, at := t.writable(n)
 	if p.hashes == nil {
-		p.hashes = make([]byte, pageSize*len(hash))
+		level, _, _ := place(n)
+		p.hashes = make([]byte, int(hashPlace(level, pageSize-1)+1)*len(hash))
 	}
 	p.hashed |= 1 << at
 	known := t.knownHash(n)
@@ -239,7 +311,10 @@ func (t *RatchetTree) clone() *RatchetTree {
 // touch notes that a node changed, and forgets the hashes above it.
 func (t *RatchetTree) touch(n NodeIndex) {
 	t.dirty = append(t.dirty, n)
-	for t.knownHash(n) != nil { // a node whose hash isn't known has no ancestor whose hash is
+	if n.isLeaf() && n != t.root() {
+		n = n.parent()
+	}
+	for t.knownHash(n) != nil { // a parent whose hash isn't known has no ancestor whose hash is
 		t.forgetHash(n)
 		if n == t.root() {
 			return
@@ -261,10 +336,10 @@ func (t *RatchetTree) clearDirty() { t.dirty = nil }
 func (t *RatchetTree) resize(slots uint32) {
 	if slots < t.slots {
 		for n := NodeIndex(2*slots - 1); uint32(n) < t.nodeWidth(); n++ {
-			if s := t.slot(n); s.leaf != nil || s.parent != nil {
+			if !t.blank(n) {
 				t.touch(n)
 				p, at := t.writable(n)
-				p.slots[at] = treeSlot{}
+				p.set(at, nil)
 			} else if t.knownHash(n) != nil {
 				t.forgetHash(n)
 			}
@@ -286,12 +361,12 @@ func (t *RatchetTree) Leaf(i LeafIndex) *LeafNode {
 	if uint32(i) >= t.slots {
 		return nil
 	}
-	return t.slot(i.node()).leaf.unpack()
+	return t.node(i.node()).leaf()
 }
 
 // occupied says whether there is a member at the leaf.
 func (t *RatchetTree) occupied(i LeafIndex) bool {
-	return uint32(i) < t.slots && t.slot(i.node()).leaf != nil
+	return uint32(i) < t.slots && !t.blank(i.node())
 }
 
 // signatureKey returns a member's signature key, nil if there is none.
@@ -299,7 +374,7 @@ func (t *RatchetTree) signatureKey(i LeafIndex) []byte {
 	if !t.occupied(i) {
 		return nil
 	}
-	_, key := t.slot(i.node()).leaf.keys()
+	_, key := t.node(i.node()).keys()
 	return key
 }
 
@@ -307,7 +382,7 @@ func (t *RatchetTree) signatureKey(i LeafIndex) []byte {
 func (t *RatchetTree) Leaves() iter.Seq2[LeafIndex, *LeafNode] {
 	return func(yield func(LeafIndex, *LeafNode) bool) {
 		for i := range LeafIndex(t.slots) {
-			if l := t.slot(i.node()).leaf; l != nil && !yield(i, l.unpack()) {
+			if l := t.node(i.node()).leaf(); l != nil && !yield(i, l) {
 				return
 			}
 		}
@@ -315,20 +390,16 @@ func (t *RatchetTree) Leaves() iter.Seq2[LeafIndex, *LeafNode] {
 }
 
 func (t *RatchetTree) blank(n NodeIndex) bool {
-	s := t.slot(n)
-	return s.leaf == nil && s.parent == nil
+	return len(t.node(n)) == 0
 }
 
 // publicKey returns a node's encryption key, nil if it is blank.
 func (t *RatchetTree) publicKey(n NodeIndex) HPKEPublicKey {
-	switch s := t.slot(n); {
-	case s.leaf != nil:
-		key, _ := s.leaf.keys()
-		return key
-	case s.parent != nil:
-		return s.parent.EncryptionKey
+	if t.blank(n) {
+		return nil
 	}
-	return nil
+	key, _ := t.node(n).keys()
+	return key
 }
 
 // setLeaf replaces a leaf and leaves its path as it is; nil blanks it.
@@ -341,7 +412,7 @@ func (t *RatchetTree) setLeaf(i LeafIndex, l *LeafNode) {
 		t.firstBlank = min(t.firstBlank, i)
 	}
 	p, at := t.writable(i.node())
-	p.slots[at].leaf = packLeaf(l)
+	p.set(at, packLeaf(l))
 	t.touch(i.node())
 	if l != nil {
 		t.end = max(t.end, i+1)
@@ -353,18 +424,41 @@ func (t *RatchetTree) setLeaf(i LeafIndex, l *LeafNode) {
 
 func (t *RatchetTree) setParent(n NodeIndex, p *ParentNode) {
 	page, at := t.writable(n)
-	page.slots[at].parent = p
+	page.set(at, packParent(p))
 	t.touch(n)
 }
 
 // blankPath blanks the nodes above a leaf.
-func (t *RatchetTree) blankPath(i LeafIndex) {
-	for n := i.node(); n != t.root(); {
-		n = n.parent()
-		if t.slot(n).parent != nil {
-			t.setParent(n, nil)
+func (t *RatchetTree) blankPath(i LeafIndex) { t.setParents(i, nil) }
+
+// setParents sets the nodes above a leaf that are in parents and blanks the others. Each page is written once.
+func (t *RatchetTree) setParents(i LeafIndex, parents map[NodeIndex]packedNode) {
+	var (
+		page  *treePage
+		nodes [pageSize]packedNode
+		set   uint32 // which of them are to be written
+	)
+	write := func() {
+		if set != 0 {
+			page.setSome(&nodes, set)
+			set = 0
 		}
 	}
+	for n := i.node(); n != t.root(); {
+		n = n.parent()
+		if len(parents[n]) == 0 && t.blank(n) {
+			continue
+		}
+		p, at := t.writable(n)
+		if p != page {
+			write()
+			page = p
+		}
+		nodes[at] = parents[n]
+		set |= 1 << at
+		t.touch(n)
+	}
+	write()
 }
 
 // addLeaf is addLeaves of one.
@@ -401,12 +495,11 @@ func (t *RatchetTree) addUnmerged(n NodeIndex, added []LeafIndex) {
 	if n.isLeaf() || len(added) == 0 {
 		return
 	}
-	if p := t.slot(n).parent; p != nil {
-		c := *p
-		c.UnmergedLeaves = slices.Concat(p.UnmergedLeaves, added)
-		slices.Sort(c.UnmergedLeaves)
-		c.UnmergedLeaves = slices.Compact(c.UnmergedLeaves)
-		t.setParent(n, &c)
+	if p := t.parentNode(n); p != nil {
+		p.UnmergedLeaves = append(p.UnmergedLeaves, added...)
+		slices.Sort(p.UnmergedLeaves)
+		p.UnmergedLeaves = slices.Compact(p.UnmergedLeaves)
+		t.setParent(n, p)
 	}
 	t.addUnmerged(n.left(), added)
 	t.addUnmerged(n.right(), added)
@@ -440,13 +533,12 @@ func (t *RatchetTree) removeLeaf(i LeafIndex) {
 func (t *RatchetTree) resolution(n NodeIndex) []NodeIndex { return t.appendResolution(nil, n) }
 
 func (t *RatchetTree) appendResolution(out []NodeIndex, n NodeIndex) []NodeIndex {
-	s := t.slot(n)
-	switch {
-	case s.leaf != nil:
+	switch node := t.node(n); {
+	case len(node) > 0 && n.isLeaf():
 		return append(out, n)
-	case s.parent != nil:
+	case len(node) > 0:
 		out = append(out, n)
-		for _, l := range s.parent.UnmergedLeaves {
+		for _, l := range node.parent().UnmergedLeaves {
 			out = append(out, l.node())
 		}
 		return out
@@ -484,74 +576,96 @@ func (t *RatchetTree) filteredDirectPath(i LeafIndex) (path, copath []NodeIndex)
 //	        case parent: ParentNode parent_node;
 //	    };
 //	} Node;
-func (s treeSlot) marshalNode(w *codec.Writer) {
-	w.Optional(s.leaf != nil || s.parent != nil)
-	switch {
-	case s.leaf != nil:
-		w.Uint8(nodeTypeLeaf)
-		w.Raw(s.leaf.encoded)
-	case s.parent != nil:
-		w.Uint8(nodeTypeParent)
-		s.parent.MarshalMLS(w)
+func (p packedNode) marshalNode(w *codec.Writer, n NodeIndex) {
+	w.Optional(len(p) > 0)
+	if len(p) == 0 {
+		return
 	}
+	if n.isLeaf() {
+		w.Uint8(nodeTypeLeaf)
+	} else {
+		w.Uint8(nodeTypeParent)
+	}
+	w.Raw(p)
 }
 
-func readNode(r *codec.Reader, n NodeIndex) (s treeSlot) {
+// viewNode reads an optional<Node>. What it returns is part of what r reads.
+func viewNode(r *codec.Reader, n NodeIndex) packedNode {
 	if !r.Optional() {
-		return s
+		return nil
 	}
+	var node codec.Unmarshaler
 	switch typ := r.Uint8(); {
 	case typ == nodeTypeLeaf && n.isLeaf():
-		a := codec.NewAliasing(r.Rest())
-		new(LeafNode).UnmarshalMLS(a)
-		if err := a.Err(); err != nil {
-			r.Fail(err)
-			return s
-		}
-		s.leaf = &packedLeaf{r.Raw(r.Len() - a.Len())}
+		node = new(LeafNode)
 	case typ == nodeTypeParent && !n.isLeaf():
-		s.parent = new(ParentNode)
-		s.parent.UnmarshalMLS(r)
+		node = new(ParentNode)
 	default:
 		r.Failf("node %d of type %d", n, typ)
+		return nil
 	}
-	return s
+	a := codec.NewAliasing(r.Rest())
+	node.UnmarshalMLS(a)
+	if err := a.Err(); err != nil {
+		r.Fail(err)
+		return nil
+	}
+	return r.ViewRaw(r.Len() - a.Len())
 }
 
 // encodeNode returns a node for the store, nil if it is blank or beyond the tree.
 func (t *RatchetTree) encodeNode(n NodeIndex) []byte {
-	s := t.slot(n)
-	if s.leaf == nil && s.parent == nil {
+	if t.blank(n) {
 		return nil
 	}
-	return codec.Encode(s.marshalNode)
+	return codec.Encode(func(w *codec.Writer) { t.node(n).marshalNode(w, n) })
 }
 
-// decodeNode sets a node from the store. It doesn't count as changed.
-func (t *RatchetTree) decodeNode(n NodeIndex, b []byte) error {
-	if uint32(n) >= t.nodeWidth() {
-		return fmt.Errorf("%w: node %d in a tree of %d leaves", ErrMalformed, n, t.slots)
+// decodeNodes sets the nodes of a blank tree from the store. They don't count as changed.
+func (t *RatchetTree) decodeNodes(stored map[NodeIndex][]byte) error {
+	nodes := make([]packedNode, t.nodeWidth())
+	for n, b := range stored {
+		if uint32(n) >= t.nodeWidth() {
+			return fmt.Errorf("%w: node %d in a tree of %d leaves", ErrMalformed, n, t.slots)
+		}
+		r := codec.NewReader(b)
+		nodes[n] = viewNode(r, n)
+		if err := r.Finish(); err != nil {
+			return fmt.Errorf("mls: node %d: %w", n, err)
+		}
 	}
-	r := codec.NewReader(b)
-	s := readNode(r, n)
-	if err := r.Finish(); err != nil {
-		return fmt.Errorf("mls: node %d: %w", n, err)
-	}
-	t.load(n, s)
+	t.fill(nodes)
 	return nil
 }
 
-// load sets a node of a tree whose hashes aren't computed.
-func (t *RatchetTree) load(n NodeIndex, s treeSlot) {
-	p, at := t.writable(n)
-	if p.slots[at].leaf != nil {
-		t.count--
+// fill sets the nodes of a blank tree, copies of those given.
+func (t *RatchetTree) fill(nodes []packedNode) {
+	sizes := make(map[*treePage]int)
+	for n, node := range nodes {
+		if len(node) == 0 {
+			continue
+		}
+		p, _ := t.writable(NodeIndex(n))
+		sizes[p] += len(node)
+		if NodeIndex(n).isLeaf() {
+			t.count++
+			t.end = max(t.end, NodeIndex(n).leaf()+1)
+		}
 	}
-	if s.leaf != nil {
-		t.count++
-		t.end = max(t.end, n.leaf()+1)
+	for level, pages := range t.pages {
+		for i, p := range pages {
+			if p == nil {
+				continue
+			}
+			p.encoded = make([]byte, 0, sizes[p])
+			for at := range uint32(pageSize) {
+				if n := nodeAt(level, uint32(i), at); uint32(n) < uint32(len(nodes)) {
+					p.encoded = append(p.encoded, nodes[n]...)
+				}
+				p.ends[at] = uint32(len(p.encoded))
+			}
+		}
 	}
-	p.slots[at] = s
 }
 
 // MarshalMLS implements codec.Marshaler: optional<Node> ratchet_tree<V> without the blank nodes at the right end.
@@ -562,7 +676,7 @@ func (t *RatchetTree) MarshalMLS(w *codec.Writer) {
 	}
 	w.Vector(func(w *codec.Writer) {
 		for n := range NodeIndex(width) {
-			t.slot(n).marshalNode(w)
+			t.node(n).marshalNode(w, n)
 		}
 	})
 }
@@ -570,27 +684,23 @@ func (t *RatchetTree) MarshalMLS(w *codec.Writer) {
 // UnmarshalMLS implements codec.Unmarshaler. An empty tree, a blank node at the right end and more than 2^18 leaf
 // slots are refused.
 func (t *RatchetTree) UnmarshalMLS(r *codec.Reader) {
-	var nodes []treeSlot
+	var nodes []packedNode
 	r.Vector(func(r *codec.Reader) {
 		if len(nodes) == 2*maxLeafSlots-1 {
 			r.Failf("tree of more than %d leaves", maxLeafSlots)
 			return
 		}
-		nodes = append(nodes, readNode(r, NodeIndex(len(nodes))))
+		nodes = append(nodes, viewNode(r, NodeIndex(len(nodes))))
 	})
 	if r.Err() != nil {
 		return
 	}
-	if n := len(nodes); n == 0 || nodes[n-1].leaf == nil && nodes[n-1].parent == nil {
+	if n := len(nodes); n == 0 || len(nodes[n-1]) == 0 {
 		r.Failf("tree of %d nodes is empty or ends with a blank node", n)
 		return
 	}
 	t.slots, t.count, t.firstBlank, t.end, t.pages, t.dirty = 0, 0, 0, 0, [pageLevels][]*treePage{}, nil
 	t.owner.Store(nil)
 	t.resize(slotsFor(uint32(len(nodes)+2) / 2))
-	for n, s := range nodes {
-		if s.leaf != nil || s.parent != nil {
-			t.load(NodeIndex(n), s)
-		}
-	}
+	t.fill(nodes)
 }

@@ -89,10 +89,8 @@ func TestTreeStaysValidUnderRandomOperations(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for n, b := range store {
-				if err := loaded.decodeNode(n, b); err != nil {
-					t.Fatal(err)
-				}
+			if err := loaded.decodeNodes(store); err != nil {
+				t.Fatal(err)
 			}
 			wantBytes(t, "tree from the saved nodes", codec.Marshal(loaded), codec.Marshal(tt.RatchetTree))
 			if t.Failed() {
@@ -146,7 +144,7 @@ func TestAddTakesLeftmostBlankLeaf(t *testing.T) {
 			t.Errorf("member added at leaf %d, want %d", got, want)
 		}
 	}
-	if p := tt.slot(rootOf(8)).parent; p == nil || !slices.Equal(p.UnmergedLeaves, []LeafIndex{2, 4, 7}) {
+	if p := tt.parentNode(rootOf(8)); p == nil || !slices.Equal(p.UnmergedLeaves, []LeafIndex{2, 4, 7}) {
 		t.Errorf("unmerged leaves of the old root: %v", p)
 	}
 }
@@ -178,18 +176,17 @@ func TestSnapshotCanBeReadWhileClonesChange(t *testing.T) {
 func TestTreeDecoderRefusesWrongForms(t *testing.T) {
 	tt := newTestTree(t, testSuite, 2)
 	tt.commit(t, 0)
-	nodes := func(slots ...treeSlot) []byte {
+	nodes := func(list ...[]byte) []byte {
 		var w codec.Writer
-		w.Vector(func(w *codec.Writer) {
-			for _, s := range slots {
-				s.marshalNode(w)
-			}
-		})
+		w.Vector(func(w *codec.Writer) { w.Raw(slices.Concat(list...)) })
 		return w.Bytes()
 	}
-	leaf, parent, blank := tt.slot(0), tt.slot(1), treeSlot{}
-	disorder := treeSlot{parent: &ParentNode{EncryptionKey: parent.parent.EncryptionKey, UnmergedLeaves: []LeafIndex{1, 0}}}
-	twice := treeSlot{parent: &ParentNode{EncryptionKey: parent.parent.EncryptionKey, UnmergedLeaves: []LeafIndex{1, 1}}}
+	leaf, parent, blank := tt.encodeNode(0), tt.encodeNode(1), []byte{0}
+	unmerged := func(leaves ...LeafIndex) []byte {
+		p := packParent(&ParentNode{EncryptionKey: tt.publicKey(1), UnmergedLeaves: leaves})
+		return codec.Encode(func(w *codec.Writer) { p.marshalNode(w, 1) })
+	}
+	disorder, twice := unmerged(1, 0), unmerged(1, 1)
 	cut := append([]byte{nodeTypeLeaf}, make([]byte, 5)...)
 	for what, b := range map[string][]byte{
 		"no nodes":                     nodes(),
@@ -200,7 +197,7 @@ func TestTreeDecoderRefusesWrongForms(t *testing.T) {
 		"leaf that is cut off":         append([]byte{1 + byte(len(cut))}, append([]byte{1}, cut...)...),
 		"unmerged leaves out of order": nodes(leaf, disorder, leaf),
 		"unmerged leaf twice":          nodes(leaf, twice, leaf),
-		"too many slots":               nodes(append(make([]treeSlot, 2*maxLeafSlots), leaf)...),
+		"too many slots":               nodes(make([]byte, 2*maxLeafSlots), leaf),
 	} {
 		if _, err := ParseRatchetTree(b); err == nil {
 			t.Errorf("%s: accepted", what)
@@ -223,7 +220,7 @@ func TestValidationFindsBrokenTrees(t *testing.T) {
 		return tt
 	}
 	change := func(tt *testTree, n NodeIndex, f func(p *ParentNode)) {
-		p := *tt.slot(n).parent
+		p := *tt.parentNode(n)
 		p.UnmergedLeaves = slices.Clone(p.UnmergedLeaves)
 		f(&p)
 		tt.setParent(n, &p)
@@ -288,7 +285,7 @@ func TestUnmergedLeavesAreBelowTheirNode(t *testing.T) {
 	tt := newTestTree(t, testSuite, 8)
 	tt.commit(t, 0)
 	tree := fresh(t, tt.RatchetTree)
-	p := *tree.slot(1).parent
+	p := *tree.parentNode(1)
 	p.UnmergedLeaves = []LeafIndex{2} // whose own ancestors say nothing against it
 	tree.setParent(1, &p)
 	if err := tree.checkUnmergedLeaves(); !section(err, "12.4.3.1") || !strings.Contains(err.Error(), "unmerged leaf 2 of node 1 is not a member below it") {

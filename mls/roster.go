@@ -2,61 +2,115 @@ package mls
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"maps"
+	"slices"
 )
 
-// roster counts what must be unique among a tree's nodes and what all members must support, so that a commit is
-// judged by what it changes (RFC 9420, Sections 7.3 and 12.2). A commit's own roster holds differences, which are
-// added to the group's when it is applied.
-type roster struct {
-	members    int
-	signature  map[keyID]int32 // signature keys of leaves
-	encryption map[keyID]int32 // encryption keys of leaves and parents
-	identity   map[keyID]int32 // clients, as the authentication service names them
-
+// tally counts the members of a tree, and what they use and support.
+type tally struct {
+	members     int
 	uses        map[CredentialType]int // leaves whose credential is of the type
 	credentials map[CredentialType]int // leaves that support the type
 	extensions  map[ExtensionType]int
 	proposals   map[ProposalType]int
 }
 
-// keyID stands for a key or a name of any length: half of its SHA-256, of which nobody finds two that are equal.
-type keyID [sha256.Size / 2]byte
-
-func idOf(key []byte) keyID {
-	h := sha256.Sum256(key)
-	return keyID(h[:])
-}
-
-func newRoster() *roster {
-	return &roster{
-		signature: make(map[keyID]int32), encryption: make(map[keyID]int32), identity: make(map[keyID]int32),
+func newTally() tally {
+	return tally{
 		uses: make(map[CredentialType]int), credentials: make(map[CredentialType]int),
 		extensions: make(map[ExtensionType]int), proposals: make(map[ProposalType]int),
 	}
 }
 
-// rosterOf counts a whole tree.
-func rosterOf(t *RatchetTree, v CredentialVerifier) (*roster, error) {
-	r := newRoster()
+// roster is what must be unique among a tree's nodes and what all members must support, so that a commit is judged by what
+// it changes (RFC 9420, Sections 7.3 and 12.2).
+type roster struct {
+	tally
+	signature  keySet // signature keys of leaves
+	encryption keySet // encryption keys of leaves and parents
+	identity   keySet // clients, as the authentication service names them
+}
+
+// rosterChange is what a commit adds to a roster, counted, and takes from it.
+type rosterChange struct {
+	tally
+	signature, encryption, identity map[keyID]int32
+}
+
+// keyID stands for a key or a name of any length: the first 64 bits of its SHA-256. Should two of them be equal, all
+// members refuse the second alike: who looks for such keys, at 2^32 hashes a pair, keeps nobody out but himself, and one
+// that equals a certain other, at 2^64, must be there before it.
+type keyID uint64
+
+func idOf(key []byte) keyID {
+	h := sha256.Sum256(key)
+	return keyID(binary.BigEndian.Uint64(h[:]))
+}
+
+// keySet has keys in ascending order: 8 bytes each, a fraction of what a map takes.
+type keySet []keyID
+
+func (s keySet) has(k keyID) bool {
+	_, ok := slices.BinarySearch(s, k)
+	return ok
+}
+
+// merge takes out the keys that d counts below zero, and puts in those above. It moves the keys between them at once.
+func (s keySet) merge(d map[keyID]int32) keySet {
+	var in, out []keyID
+	for k, n := range d {
+		switch {
+		case n > 0:
+			in = append(in, k)
+		case n < 0:
+			out = append(out, k)
+		}
+	}
+	slices.Sort(in)
+	slices.Sort(out)
+	from, to := 0, 0
+	for _, k := range out {
+		at, found := slices.BinarySearch(s[from:], k)
+		to += copy(s[to:], s[from:from+at])
+		if from += at; found {
+			from++
+		}
+	}
+	s = s[:to+copy(s[to:], s[from:])]
+	from = len(s)
+	s = slices.Grow(s, len(in))[:from+len(in)]
+	to = len(s)
+	for _, k := range slices.Backward(in) {
+		at, _ := slices.BinarySearch(s[:from], k)
+		copy(s[to-(from-at):], s[at:from])
+		to -= from - at + 1
+		s[to], from = k, at
+	}
+	return s
+}
+
+// rosterOf counts a whole tree, as the change from an empty one.
+func rosterOf(t *RatchetTree, v CredentialVerifier) (*rosterChange, error) {
+	d := &rosterChange{encryption: make(map[keyID]int32)}
 	for n := NodeIndex(0); uint32(n) < t.nodeWidth(); n++ {
 		if key := t.publicKey(n); key != nil {
-			r.encryption[idOf(key)]++
+			d.encryption[idOf(key)]++
 		}
 	}
 	for i, l := range t.Leaves() {
-		if err := r.countLeaf(l, v, 1); err != nil {
+		if err := d.countLeaf(l, v, 1); err != nil {
 			return nil, fmt.Errorf("mls: leaf %d: %w", i, err)
 		}
 	}
-	return r, nil
+	return d, nil
 }
 
-// rosterChange counts what differs from one tree to another, a changed clone of it.
-func rosterChange(from, to *RatchetTree, v CredentialVerifier) (*roster, error) {
+// changedRoster counts what differs from one tree to another, a changed clone of it.
+func changedRoster(from, to *RatchetTree, v CredentialVerifier) (*rosterChange, error) {
 	dirty := to.dirtyNodes()
-	r := &roster{encryption: make(map[keyID]int32, 2*len(dirty))}
+	r := &rosterChange{encryption: make(map[keyID]int32, 2*len(dirty))}
 	for _, n := range dirty {
 		if key := from.publicKey(n); key != nil {
 			r.encryption[idOf(key)]--
@@ -87,7 +141,7 @@ func rosterChange(from, to *RatchetTree, v CredentialVerifier) (*roster, error) 
 	return r, nil
 }
 
-func (r *roster) countLeaf(l *LeafNode, v CredentialVerifier, d int) error {
+func (r *rosterChange) countLeaf(l *LeafNode, v CredentialVerifier, d int) error {
 	id, err := v.Identity(l.Credential)
 	if err != nil {
 		return invalid("5.3.1", "credential names no client", err)
@@ -96,11 +150,9 @@ func (r *roster) countLeaf(l *LeafNode, v CredentialVerifier, d int) error {
 	return nil
 }
 
-func (r *roster) count(l *LeafNode, id []byte, d int) {
+func (r *rosterChange) count(l *LeafNode, id []byte, d int) {
 	if r.signature == nil {
-		n := newRoster()
-		n.encryption = r.encryption
-		*r = *n
+		r.tally, r.signature, r.identity = newTally(), make(map[keyID]int32), make(map[keyID]int32)
 	}
 	r.members += d
 	r.signature[idOf(l.SignatureKey)] += int32(d)
@@ -126,19 +178,19 @@ func countOnce[T comparable](m map[T]int, list []T, d int) {
 	}
 }
 
-// merge adds the differences d.
-func (r *roster) merge(d *roster) {
+// merge makes the change d.
+func (r *roster) merge(d *rosterChange) {
+	r.signature = r.signature.merge(d.signature)
+	r.encryption = r.encryption.merge(d.encryption)
+	r.identity = r.identity.merge(d.identity)
 	r.members += d.members
-	mergeCounts(r.signature, d.signature)
-	mergeCounts(r.encryption, d.encryption)
-	mergeCounts(r.identity, d.identity)
 	mergeCounts(r.uses, d.uses)
 	mergeCounts(r.credentials, d.credentials)
 	mergeCounts(r.extensions, d.extensions)
 	mergeCounts(r.proposals, d.proposals)
 }
 
-func mergeCounts[T comparable, N int | int32](m, d map[T]N) {
+func mergeCounts[T comparable](m, d map[T]int) {
 	for k, n := range d {
 		if m[k] += n; m[k] == 0 {
 			delete(m, k)
@@ -146,8 +198,8 @@ func mergeCounts[T comparable, N int | int32](m, d map[T]N) {
 	}
 }
 
-// checkChange says whether r with the differences d fits a group whose new extensions are those of cr.
-func (r *roster) checkChange(d *roster, cr *contextRules) error {
+// checkChange says whether r with the change d fits a group whose new extensions are those of cr.
+func (r *roster) checkChange(d *rosterChange, cr *contextRules) error {
 	if repeated(r.signature, d.signature) {
 		return invalid("7.3", "two leaves with one signature key")
 	}
@@ -186,10 +238,10 @@ func (r *roster) checkChange(d *roster, cr *contextRules) error {
 	return nil
 }
 
-// repeated says whether a key that the differences bring in occurs twice.
-func repeated(m, d map[keyID]int32) bool {
+// repeated says whether a key that the change brings in occurs twice.
+func repeated(s keySet, d map[keyID]int32) bool {
 	for k, n := range d {
-		if n > 0 && m[k]+n > 1 {
+		if n > 1 || n > 0 && s.has(k) {
 			return true
 		}
 	}

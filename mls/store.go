@@ -324,10 +324,8 @@ func (e *entries) publicState() (publicState, error) {
 	if err != nil {
 		return publicState{}, fmt.Errorf("mls: load state: tree: %w", err)
 	}
-	for n, enc := range e.nodes {
-		if err := tree.decodeNode(n, enc); err != nil {
-			return publicState{}, fmt.Errorf("mls: load state: node %d: %w", n, err)
-		}
+	if err := tree.decodeNodes(e.nodes); err != nil {
+		return publicState{}, fmt.Errorf("mls: load state: %w", err)
 	}
 	if !bytes.Equal(tree.Hash(ctx.CipherSuite), ctx.TreeHash) {
 		return publicState{}, fmt.Errorf("%w: the tree is not that of the epoch", errState)

@@ -26,39 +26,27 @@ func (t *RatchetTree) hash(cs CipherSuite, n NodeIndex) []byte {
 	if h := t.knownHash(n); h != nil {
 		return h
 	}
-	s := t.slot(n)
-	var h []byte
 	if n.isLeaf() {
-		h = leafHash(cs, n.leaf(), s.leaf)
-	} else {
-		left, right := t.hash(cs, n.left()), t.hash(cs, n.right())
-		var unmerged []LeafIndex
-		if s.parent != nil {
-			unmerged = s.parent.UnmergedLeaves
-		}
-		h = parentNodeHash(cs, s.parent, unmerged, left, right)
+		return leafHash(cs, n.leaf(), t.node(n))
 	}
-	return t.setHash(n, h)
+	left, right := t.hash(cs, n.left()), t.hash(cs, n.right())
+	return t.setHash(n, parentNodeHash(cs, t.node(n), left, right))
 }
 
-func leafHash(cs CipherSuite, i LeafIndex, l *packedLeaf) []byte {
+func leafHash(cs CipherSuite, i LeafIndex, l packedNode) []byte {
 	return cs.hashOf(func(w *codec.Writer) {
 		w.Uint8(nodeTypeLeaf)
 		w.Uint32(uint32(i))
-		w.Optional(l != nil)
-		if l != nil {
-			w.Raw(l.encoded)
-		}
+		w.Optional(len(l) > 0)
+		w.Raw(l)
 	})
 }
 
-func parentNodeHash(cs CipherSuite, p *ParentNode, unmerged []LeafIndex, left, right []byte) []byte {
+func parentNodeHash(cs CipherSuite, p packedNode, left, right []byte) []byte {
 	return cs.hashOf(func(w *codec.Writer) {
 		w.Uint8(nodeTypeParent)
-		w.Optional(p != nil)
-		if p != nil {
-			p.marshalWith(w, unmerged)
-		}
+		w.Optional(len(p) > 0)
+		w.Raw(p)
 		w.Opaque(left)
 		w.Opaque(right)
 	})
@@ -76,12 +64,12 @@ func (t *RatchetTree) originalHash(cs CipherSuite, n NodeIndex, removed []LeafIn
 		return leafHash(cs, n.leaf(), nil)
 	}
 	left, right := t.originalHash(cs, n.left(), removed), t.originalHash(cs, n.right(), removed)
-	p := t.slot(n).parent
-	var unmerged []LeafIndex
-	if p != nil {
-		unmerged = without(p.UnmergedLeaves, removed)
+	p := t.node(n)
+	if parent := p.parent(); parent != nil && len(parent.UnmergedLeaves) > 0 {
+		parent.UnmergedLeaves = without(parent.UnmergedLeaves, removed)
+		p = packParent(parent)
 	}
-	return parentNodeHash(cs, p, unmerged, left, right)
+	return parentNodeHash(cs, p, left, right)
 }
 
 // within returns the part of leaves, which ascend, that is in n's subtree.

@@ -59,8 +59,7 @@ func (tt *testTree) checkPrivate(t *testing.T) {
 	for l := range tt.Leaves() {
 		p := tt.private[l]
 		for n := l.node(); ; n = n.parent() {
-			s := tt.slot(n)
-			unmerged := s.parent != nil && slices.Contains(s.parent.UnmergedLeaves, l)
+			unmerged := !n.isLeaf() && !tt.blank(n) && slices.Contains(tt.parentNode(n).UnmergedLeaves, l)
 			key, ok := p.keys[n]
 			if ok != (!tt.blank(n) && !unmerged) {
 				t.Fatalf("leaf %d knows the key of node %d: %v", l, n, ok)

@@ -52,7 +52,7 @@ func (t *RatchetTree) validate(cs CipherSuite, groupID []byte, checkLeaf func(Le
 // next one, which is checked in its turn.
 func (t *RatchetTree) checkUnmergedLeaves() error {
 	for n := NodeIndex(1); uint32(n) < t.nodeWidth(); n += 2 {
-		p := t.slot(n).parent
+		p := t.parentNode(n)
 		if p == nil {
 			continue
 		}
@@ -61,7 +61,7 @@ func (t *RatchetTree) checkUnmergedLeaves() error {
 				return invalid("12.4.3.1", "unmerged leaf %d of node %d is not a member below it", l, n)
 			}
 			if at := t.nextParent(n, l); at != n {
-				if _, ok := slices.BinarySearch(t.slot(at).parent.UnmergedLeaves, l); !ok {
+				if _, ok := slices.BinarySearch(t.parentNode(at).UnmergedLeaves, l); !ok {
 					return invalid("12.4.3.1", "leaf %d is unmerged at node %d and not at node %d below", l, n, at)
 				}
 			}
@@ -81,7 +81,7 @@ func (t *RatchetTree) nextParent(n NodeIndex, l LeafIndex) NodeIndex {
 		switch {
 		case at.isLeaf():
 			return n
-		case t.slot(at).parent != nil:
+		case !t.blank(at):
 			return at
 		}
 	}

@@ -114,7 +114,7 @@ func joinGroup(cfg Config, signer crypto.Signer, w *Welcome, kp *KeyPackage, key
 func findLeaf(t *RatchetTree, l *LeafNode) (LeafIndex, error) {
 	enc := codec.Marshal(l)
 	for i := range LeafIndex(t.slots) {
-		if t.occupied(i) && bytes.Equal(t.slot(i.node()).leaf.encoded, enc) {
+		if bytes.Equal(t.node(i.node()), enc) {
 			return i, nil
 		}
 	}
@@ -175,13 +175,15 @@ func checkGroupInfo(r *rules, gi *GroupInfo, tree *RatchetTree) (*publicState, e
 	}); err != nil {
 		return nil, err
 	}
-	counts, err := rosterOf(tree, r.verifier)
+	all, err := rosterOf(tree, r.verifier)
 	if err != nil {
 		return nil, err
 	}
-	if err := newRoster().checkChange(counts, cr); err != nil {
+	counts := &roster{tally: newTally()}
+	if err := counts.checkChange(all, cr); err != nil {
 		return nil, err
 	}
+	counts.merge(all)
 	if err := r.checkSenders(ctx.CipherSuite, cr.senders, nil); err != nil {
 		return nil, err
 	}

@@ -13,7 +13,7 @@ import (
 // of a change.
 var caches = map[string]bool{
 	"Group.view": true, "PublicGroup.view": true, "publicState.rules": true, "publicState.counts": true,
-	"pastEpoch.rules": true, "treeSlot.hash": true, "treePage.owner": true, "RatchetTree.owner": true,
+	"pastEpoch.rules": true, "treePage.owner": true, "RatchetTree.owner": true,
 }
 
 // whole returns all that a value refers to, every field and element by its path, without caches. Unlike dump it knows

@@ -261,6 +261,9 @@ func (r *Reader) Raw(n int) []byte {
 	return r.own(b)
 }
 
+// ViewRaw is Raw whose result is part of the input.
+func (r *Reader) ViewRaw(n int) []byte { return r.take(n) }
+
 // Length reads a vector's length in bytes and checks that so much is left. It fails with ErrLength or ErrTruncated.
 func (r *Reader) Length() int {
 	first := r.take(1)
