@@ -108,13 +108,19 @@ func (p *treePrivate) MarshalMLS(w *codec.Writer) {
 	})
 }
 
-// UnmarshalMLS implements codec.Unmarshaler.
+// UnmarshalMLS implements codec.Unmarshaler. Nodes that don't ascend are refused.
 func (p *treePrivate) UnmarshalMLS(r *codec.Reader) {
 	p.leaf = LeafIndex(r.Uint32())
 	p.keys = make(map[NodeIndex]HPKEPrivateKey)
+	next := uint64(0)
 	r.Vector(func(r *codec.Reader) {
-		n := NodeIndex(r.Uint32())
-		p.keys[n] = r.Opaque()
+		n := r.Uint32()
+		if uint64(n) < next {
+			r.Failf("key of node %d out of order", n)
+			return
+		}
+		next = uint64(n) + 1
+		p.keys[NodeIndex(n)] = r.Opaque()
 	})
 }
 

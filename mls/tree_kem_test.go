@@ -195,6 +195,26 @@ func TestPrivateKeysAreSavedWhole(t *testing.T) {
 	}
 }
 
+func TestPrivateKeysOutOfOrderAreRefused(t *testing.T) {
+	saved := func(nodes ...uint32) []byte {
+		return codec.Encode(func(w *codec.Writer) {
+			w.Uint32(0)
+			codec.WriteVector(w, nodes, func(w *codec.Writer, n uint32) {
+				w.Uint32(n)
+				w.Opaque([]byte("key"))
+			})
+		})
+	}
+	if err := codec.Unmarshal(saved(0, 1, 3), new(treePrivate)); err != nil {
+		t.Fatal(err)
+	}
+	for _, nodes := range [][]uint32{{1, 0}, {3, 3}} {
+		if err := codec.Unmarshal(saved(nodes...), new(treePrivate)); err == nil {
+			t.Errorf("keys of the nodes %d are accepted", nodes)
+		}
+	}
+}
+
 func TestGivenRandomnessDecidesPaths(t *testing.T) {
 	var first []byte
 	for range 2 {
