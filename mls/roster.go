@@ -1,6 +1,7 @@
 package mls
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -39,13 +40,19 @@ type rosterChange struct {
 	signature, encryption, identity map[keyID]int32
 }
 
-// keyID stands for a key or a name of any length: the first 64 bits of its SHA-256. Should two of them be equal, all
-// members refuse the second alike: who looks for such keys, at 2^32 hashes a pair, keeps nobody out but himself, and one
-// that equals a certain other, at 2^64, must be there before it.
+// keyID stands for a key or a name of any length: 64 bits of its SHA-256 with idSalt. Without the salt somebody could look
+// for two keys of one ID, whose commit members that compare whole keys would accept and others refuse. It shows in nothing
+// that is sent or stored.
 type keyID uint64
 
+var idSalt = func() (salt [16]byte) {
+	rand.Read(salt[:])
+	return salt
+}()
+
 func idOf(key []byte) keyID {
-	h := sha256.Sum256(key)
+	var buf [256]byte // most keys fit, without an allocation
+	h := sha256.Sum256(append(append(buf[:0], idSalt[:]...), key...))
 	return keyID(binary.BigEndian.Uint64(h[:]))
 }
 
