@@ -6,6 +6,7 @@ import (
 
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/chain"
 	"github.com/parley-mls/parley/node/store"
 )
 
@@ -16,6 +17,7 @@ type change struct {
 	r      *room
 	batch  store.Batch
 	record roomRecord
+	link   *linkRecord         // of record.last; nil if there is no chain
 	peers  map[string]struct{} // the providers that get the entries, this one excepted
 	mark   *mark               // of the message that is logged, nil if there is none
 
@@ -27,7 +29,7 @@ type change struct {
 // begin starts a change; r.mu is held until it is applied or given up.
 func (n *Node) begin(r *room, peers map[string]struct{}) *change {
 	return &change{
-		n: n, r: r, record: r.record, peers: peers,
+		n: n, r: r, record: r.record, link: r.link, peers: peers,
 		welcomed: make(map[mimi.URI]struct{}), joined: make(map[mimi.URI]struct{}), queued: make(map[string]struct{}),
 	}
 }
@@ -36,10 +38,18 @@ func (n *Node) begin(r *room, peers map[string]struct{}) *change {
 func (c *change) log(fanout []byte) (seq uint64) {
 	c.record.last++
 	c.batch.Set(key(prefixLog, c.r.uri, be64(c.record.last)), fanout)
+	context := c.r.contextHash()
+	c.extend(c.record.last, c.link.chain.Next(c.record.last, chain.NewLink(fanout, context)), context)
 	for _, p := range slices.Sorted(maps.Keys(c.peers)) {
 		c.send(p, outboxEntry(c.r.uri, c.record.last))
 	}
 	return c.record.last
+}
+
+// extend notes the chain at the log's last entry.
+func (c *change) extend(seq uint64, h, context chain.Hash) {
+	c.link = &linkRecord{context: context, chain: h}
+	c.batch.Set(linkKey(c.r.uri, seq), codec.Marshal(c.link))
 }
 
 // send puts a reference into a peer's outbox.
@@ -68,7 +78,7 @@ func (c *change) apply() (wait func() error, err error) {
 		c.r.broken = err
 		return nil, err
 	}
-	c.r.record = c.record
+	c.r.record, c.r.link = c.record, c.link
 	return wait, nil
 }
 

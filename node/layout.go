@@ -10,6 +10,7 @@ import (
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/chain"
 	"github.com/parley-mls/parley/node/store"
 )
 
@@ -18,9 +19,15 @@ import (
 // numbers are 8 bytes, big-endian, so that keys sort by them.
 //
 //	n/v                               the format's version, one byte
+//	n/t                               the node's incarnation, 8 bytes: one for each store, and each that was restored
 //	n/r/<room>                        roomRecord: what is known of a room, hosted here or not
 //	n/g/<room> 00 <mls key>           state of the mls.PublicGroup of a room hosted here
 //	n/l/<room> 00 <seq>               log of a room: FanoutMessage of number seq
+//	n/L/<room> 00 <seq>               linkRecord: the hash chain at entry seq; none for entries from before format 2, but
+//	                                  for the last of them in a room hosted here, nor where another hub keeps no chain
+//	n/j/<room>                        the last signed head, a chain.Signed, of a room that another hub keeps a chain of
+//	n/y/<room> 00 <SHA-256>           evidence against the room's hub, a chain.Evidence, by its hash
+//	n/z/<domain> 00 <suite>           the key and credential with which a hub signs heads, an ExternalSender; suite: 2 bytes
 //	n/i/<room> 00 <SHA-256>           answerRecord: the answer that the MLSMessage of that hash got (hosted rooms);
 //	                                  for a hub that numbers nothing, that the FanoutMessage was received
 //	n/f/<room> 00 <seq> <SHA-256>     FanoutMessage with a Welcome that belongs to the commit of number seq
@@ -51,6 +58,10 @@ const (
 	prefixRoom       = "n/r/"
 	prefixGroup      = "n/g/"
 	prefixLog        = "n/l/"
+	prefixLink       = "n/L/"
+	prefixHead       = "n/j/"
+	prefixEvidence   = "n/y/"
+	prefixHubKey     = "n/z/"
 	prefixAnswer     = "n/i/"
 	prefixFanout     = "n/f/"
 	prefixWelcome    = "n/w/"
@@ -70,24 +81,31 @@ const (
 	prefixConsentOut = "n/e/"
 	prefixOutbox     = "n/o/"
 	keyVersion       = "n/v"
+	keyIncarnation   = "n/t"
 
-	formatVersion = 1
+	formatVersion = 2 // 1 had no chains
 )
 
-// checkFormat refuses a store of another format and marks a new one.
+// checkFormat refuses a store of a later format, brings one of an earlier format to the present one, and marks a new one.
 func checkFormat(s store.Store) error {
 	have, err := s.Get([]byte(keyVersion))
 	if err != nil {
 		return err
 	}
-	if have == nil {
-		_, err := s.Commit(map[string][]byte{keyVersion: {formatVersion}}, map[string][]byte{keyVersion: nil})
-		return err
-	}
-	if len(have) != 1 || have[0] != formatVersion {
+	switch {
+	case have == nil:
+	case len(have) != 1 || have[0] < 1 || have[0] > formatVersion:
 		return fmt.Errorf("the store has format %x, this program knows %d", have, formatVersion)
+	case have[0] == formatVersion:
+		return nil
+	default:
+		// A migration that a crash cuts off is done again.
+		if err := chainLogs(s); err != nil {
+			return fmt.Errorf("bringing the store to format %d: %w", formatVersion, err)
+		}
 	}
-	return nil
+	_, err = s.Commit(map[string][]byte{keyVersion: {formatVersion}}, map[string][]byte{keyVersion: have})
+	return err
 }
 
 // key is prefix || a || 00 || rest.
@@ -126,6 +144,22 @@ func (r *roomRecord) UnmarshalMLS(rd *codec.Reader) {
 	r.hosted = rd.Optional()
 	r.last = rd.Uint64()
 	r.pending = codec.ReadVector(rd, func(r *codec.Reader) uint64 { return r.Uint64() })
+}
+
+// linkRecord is the chain of a room's log at one of its entries.
+type linkRecord struct {
+	context chain.Hash // of the GroupContext that the entry led to
+	chain   chain.Hash
+}
+
+func (l linkRecord) MarshalMLS(w *codec.Writer) {
+	w.Raw(l.context[:])
+	w.Raw(l.chain[:])
+}
+
+func (l *linkRecord) UnmarshalMLS(r *codec.Reader) {
+	copy(l.context[:], r.Raw(len(l.context)))
+	copy(l.chain[:], r.Raw(len(l.chain)))
 }
 
 // answerRecord is the first answer to a message that was accepted.

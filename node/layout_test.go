@@ -7,6 +7,7 @@ import (
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/chain"
 	"github.com/parley-mls/parley/node/store"
 )
 
@@ -23,6 +24,7 @@ func records() map[string]record {
 		"welcome": &welcomeRecord{
 			room: "mimi://alpha.example/r/lunch", seq: 7, fanout: []byte("end of a key"),
 		},
+		"link":    &linkRecord{context: chain.Hash{1}, chain: chain.Hash{2}},
 		"member":  &memberRecord{start: 7, end: 9},
 		"sent":    &sentRecord{epoch: 7, generation: 9, hash: messageHash(new(mls.MLSMessage))},
 		"ref":     &refRecord{client: "mimi://alpha.example/d/x", user: "mimi://alpha.example/u/x", provider: "beta.example", expires: 9},

@@ -50,6 +50,8 @@ type Node struct {
 	keys     *nodeKeys
 	metrics  *metrics
 
+	incarnation uint64 // of the store; see heads.go
+
 	endpoint   *transport.Endpoint
 	gossip     *federation.Gossip
 	outbox     *federation.Outbox
@@ -116,6 +118,9 @@ func open(cfg Config, log *slog.Logger, openStore func(store.Options) (*store.Pe
 func (n *Node) open() error {
 	var err error
 	if err := checkFormat(n.store); err != nil {
+		return err
+	}
+	if n.incarnation, err = openIncarnation(n.store); err != nil {
 		return err
 	}
 	if n.embedded, err = authority.Open(AuthorityDir(n.cfg.Data), n.store, n.log); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/chain"
 	"github.com/parley-mls/parley/node/store"
 )
 
@@ -28,6 +29,8 @@ type room struct {
 	group  *mls.PublicGroup // guarded by mu; nil unless hosted
 	broken error            // guarded by mu; set when memory and store may differ, until the next start
 	roster *roster          // guarded by mu; of the group's current epoch, nil if not computed yet
+	link   *linkRecord      // guarded by mu; of record.last, nil if there is no chain
+	heads  heads
 
 	durable atomic.Uint64 // the last entry that is on disk
 }
@@ -53,6 +56,9 @@ func (n *Node) openRoom(uri mimi.URI) (*room, error) {
 		if r.group, err = mls.LoadPublicGroup(n.publicConfig(), n.groupState(uri)); err != nil {
 			return nil, fmt.Errorf("loading the group of %s: %w", uri, err)
 		}
+	}
+	if err := n.loadChain(r); err != nil {
+		return nil, fmt.Errorf("loading the chain of %s: %w", uri, err)
 	}
 	if err := n.barrier(); err != nil {
 		return nil, err
@@ -183,6 +189,8 @@ type roster struct {
 	list  mimi.ParticipantList
 	peers map[string]struct{} // the providers of users and clients, this one excepted; not to be changed
 	agent []byte              // the signature key of the franking agent, nil if there is none
+
+	context chain.Hash // of the GroupContext
 }
 
 // who returns the room's roster; r.mu is held.
@@ -195,7 +203,7 @@ func (r *room) who() (*roster, error) {
 	if err != nil {
 		return nil, err
 	}
-	ro := &roster{epoch: r.group.Epoch(), list: list, peers: make(map[string]struct{})}
+	ro := &roster{epoch: r.group.Epoch(), list: list, peers: make(map[string]struct{}), context: chain.ContextOf(r.group.Context())}
 	if a, err := mimi.FrankingAgent(dictionary); err != nil {
 		return nil, err
 	} else if a != nil {
