@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -252,6 +253,11 @@ func (c *Client) IdentifierQuery(ctx context.Context, peer string, req *mimi.Ide
 	for _, u := range resp.URIs {
 		if u.Domain() != peer {
 			return nil, fmt.Errorf("federation: %s answers with %s", peer, u)
+		}
+	}
+	for _, p := range resp.Profiles {
+		if !slices.Contains(resp.URIs, p.User) {
+			return nil, fmt.Errorf("federation: %s answers with a profile of %s, who isn't among those found", peer, p.User)
 		}
 	}
 	return resp, nil

@@ -113,10 +113,13 @@ func (a clientAPI) Query(ctx context.Context, req *connect.Request[api.QueryRequ
 	if err := mimi.ValidDomain(req.Msg.Domain); err != nil {
 		return nil, refuse("malformed", "%v", err)
 	}
+	if user := sessionOf(ctx).user; !a.n.queryPace.allow(string(user), a.n.cfg.Limits.Queries) {
+		return nil, refuse("busy", "%s asks too many queries", user)
+	}
 	var resp *mimi.IdentifierResponse
 	var err error
 	if req.Msg.Domain == a.n.cfg.Domain {
-		resp, err = a.n.identifierQuery(ctx, &query)
+		resp, err = a.n.identifierQuery(ctx, a.n.cfg.Domain, &query)
 	} else {
 		ctx, cancel := context.WithTimeout(ctx, proxyTimeout)
 		defer cancel()
@@ -128,6 +131,34 @@ func (a clientAPI) Query(ctx context.Context, req *connect.Request[api.QueryRequ
 		return nil, err
 	}
 	return connect.NewResponse(&api.MimiResponse{Body: codec.Marshal(resp)}), nil
+}
+
+// SetProfile replaces the profile of the client's user.
+func (a clientAPI) SetProfile(ctx context.Context, req *connect.Request[api.Profile]) (*connect.Response[api.SetProfileResponse], error) {
+	p := &profileRecord{hidden: req.Msg.Hidden}
+	for i, f := range req.Msg.Fields {
+		if f.Source > 0xff || f.Search > searchPart {
+			return nil, refuse("malformed", "field %d: source %d, searchable in the way %d", i, f.Source, f.Search)
+		}
+		p.fields = append(p.fields, profileField{mimi.FieldSource(f.Source), f.Name, f.Value, uint8(f.Search), f.Shown})
+	}
+	if err := a.n.setProfile(sessionOf(ctx).user, p); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(new(api.SetProfileResponse)), nil
+}
+
+// GetProfile returns the profile of the client's user.
+func (a clientAPI) GetProfile(ctx context.Context, _ *connect.Request[api.GetProfileRequest]) (*connect.Response[api.Profile], error) {
+	p, err := a.n.profile(sessionOf(ctx).user)
+	if err != nil {
+		return nil, err
+	}
+	resp := &api.Profile{Hidden: p.hidden}
+	for _, f := range p.fields {
+		resp.Fields = append(resp.Fields, &api.ProfileField{Source: uint32(f.source), Name: f.name, Value: f.value, Search: uint32(f.search), Shown: f.shown})
+	}
+	return connect.NewResponse(resp), nil
 }
 
 // ClaimKeyPackages claims KeyPackages of a user through the room's hub.

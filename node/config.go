@@ -39,15 +39,20 @@ type Config struct {
 	Suites []mls.CipherSuite `yaml:"suites"`
 	// Consent says what users of peers need to fetch KeyPackages of users of this node who haven't decided about them:
 	// nothing (ConsentOpen, the default) or the user's consent (ConsentExplicit).
-	Consent string    `yaml:"consent"`
-	Limits  Limits    `yaml:"limits"`
-	Log     LogConfig `yaml:"log"`
+	Consent string `yaml:"consent"`
+	// Search says whose queries find users of this node, as far as these want to be found: those of users of peers too
+	// (SearchOpen, the default), or of own users only (SearchOwn).
+	Search string    `yaml:"search"`
+	Limits Limits    `yaml:"limits"`
+	Log    LogConfig `yaml:"log"`
 }
 
-// The values of Config.Consent.
+// The values of Config.Consent and Config.Search.
 const (
 	ConsentOpen     = "open"
 	ConsentExplicit = "explicit"
+	SearchOpen      = "open"
+	SearchOwn       = "own"
 )
 
 // PeerConfig is a peer that the configuration approves.
@@ -83,6 +88,9 @@ type Limits struct {
 	// Consents is how many requests for consent and decisions a user may send at once, and again within 1,000 seconds; 0
 	// means 100. All users of a peer together may send a hundred times as many.
 	Consents int `yaml:"consents"`
+	// Queries is how many identifier queries a user may make at once, and again within 1,000 seconds; 0 means 200. All
+	// users of a peer together may make a hundred times as many.
+	Queries int `yaml:"queries"`
 }
 
 // LogConfig says what the node logs to standard error.
@@ -149,6 +157,13 @@ func (c *Config) complete() error {
 	default:
 		return fmt.Errorf("gossip: %q is not one of local, lan, wan", c.Gossip)
 	}
+	switch c.Search {
+	case "":
+		c.Search = SearchOpen
+	case SearchOpen, SearchOwn:
+	default:
+		return fmt.Errorf("search: %q is not one of %s, %s", c.Search, SearchOpen, SearchOwn)
+	}
 	switch c.Consent {
 	case "":
 		c.Consent = ConsentOpen
@@ -197,6 +212,7 @@ func (c *Config) complete() error {
 		{"claims_per_requester", &c.Limits.ClaimsPerRequester, 5000, 1_000_000},
 		{"claims_per_target", &c.Limits.ClaimsPerTarget, 100, 1_000_000},
 		{"streams", &c.Limits.Streams, 4, 1000},
+		{"queries", &c.Limits.Queries, 200, 1_000_000},
 		{"consents", &c.Limits.Consents, 100, 1_000_000},
 	} {
 		if *l.value < 0 || *l.value > l.max {
@@ -286,6 +302,7 @@ advertise: node.alpha.example:7440   # where peers and clients reach it; default
 gossip: lan                    # local (one machine), lan or wan
 suites: [1, 2, 3, 5, 7]        # cipher suites of hosted rooms, 0xf001 to 0xf00b the post-quantum ones; default: all
 consent: open                  # who may fetch KeyPackages of users: open (users of approved peers) or explicit (whom the user allows)
+search: open                   # whose searches find users who want to be found: open (users of peers too) or own
 peers:                         # approved at every start, besides those of "peers approve"
   - domain: beta.example
     fingerprint: <SHA-256 of beta's root, in hexadecimal>
@@ -299,6 +316,7 @@ limits:
   claims_per_requester: 5000   # claims of KeyPackages by one user, at once and per 1,000 s
   claims_per_target: 100       # of those, claims of one user's
   streams: 4                   # event streams of a client
+  queries: 200                 # searches of a user, at once and per 1,000 s
   consents: 100                # requests for consent and decisions of a user, at once and per 1,000 s
 log:
   level: info                  # debug, info, warn or error

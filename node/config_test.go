@@ -54,6 +54,7 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		{minimal + "advertise: :7440\n", "advertise:"},
 		{minimal + "gossip: loud\n", "gossip:"},
 		{minimal + "consent: maybe\n", "consent:"},
+		{minimal + "search: maybe\n", "search:"},
 		{minimal + "suites: [1, 4]\n", "suites[1]:"},
 		{minimal + "suites: [1, 1]\n", "suites[1]:"},
 		{minimal + "peers: [{domain: beta.example}]\n", "peers[0].fingerprint:"},

@@ -402,12 +402,6 @@ func (n *Node) keyPackagesToGrant(s mimi.ConsentScope) ([]mls.KeyPackage, error)
 	return list, nil
 }
 
-// knows says whether a user of this node has a client whose certificate is good.
-func (n *Node) knows(user mimi.URI) (bool, error) {
-	list, err := n.service.List(n.ctx, authority.Filter{User: user, ValidAt: time.Now()})
-	return len(list) > 0, err
-}
-
 // requestConsent takes what a user of a peer asks of one of this node, or takes back. What is wrong with it the peer
 // learns only as far as it is about the peer itself.
 func (n *Node) requestConsent(from string, e *mimi.ConsentEntry) error {

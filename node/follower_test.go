@@ -298,7 +298,7 @@ func TestRepeatedNotificationsChangeNothing(t *testing.T) {
 	}
 }
 
-func TestIdentifierQueryFindsExactHandlesOnly(t *testing.T) {
+func TestIdentifierQueryFindsExactHandlesOnlyWithoutAProfile(t *testing.T) {
 	alpha, beta := newNode(t, "alpha"), newNode(t, "beta")
 	federate(t, alpha, beta)
 	alice := newClient(t, alpha, "alice", "alice-laptop")
@@ -322,7 +322,7 @@ func TestIdentifierQueryFindsExactHandlesOnly(t *testing.T) {
 		{"alpha.example", "alice@alpha.example", mimi.SearchHandle, mimi.IdentifierSuccess},
 		{"beta.example", "bo@beta.example", mimi.SearchHandle, mimi.IdentifierNotFound},
 		{"beta.example", "alice@alpha.example", mimi.SearchHandle, mimi.IdentifierNotFound},
-		{"beta.example", "bob", mimi.SearchPartialName, mimi.IdentifierUnsupportedField},
+		{"beta.example", "bob", mimi.SearchPartialName, mimi.IdentifierNotFound},
 	} {
 		resp, err := query(c.domain, c.kind, c.value)
 		if err != nil || resp.Code != c.code {

@@ -49,6 +49,8 @@ import (
 //	n/q/<target> 00 <requester> 00 <room>   consentRecord: what a user was asked and has decided; no room: any room
 //	n/Q/<requester> 00 <target> 00 <room>   consentRecord: what a user has asked and was told
 //	n/x/<requester> 00 <target> 00 <room>   grantedRecord: KeyPackages that came with a grant and nobody has claimed
+//	n/P/<user> 00                     profileRecord: what a user is found by, and shows
+//	n/t/<SHA-256><user>               index of profiles: a user with a searchable field, by the hash of its name and value
 //	n/e/…                             the outbox of ConsentEntries
 //	n/o/…                             the outbox
 //
@@ -79,6 +81,8 @@ const (
 	prefixConsentOf  = "n/Q/"
 	prefixGranted    = "n/x/"
 	prefixConsentOut = "n/e/"
+	prefixProfile    = "n/P/"
+	prefixTerm       = "n/t/"
 	prefixOutbox     = "n/o/"
 	keyVersion       = "n/v"
 	keyIncarnation   = "n/t"
@@ -315,5 +319,37 @@ func (v *grantedRecord) UnmarshalMLS(r *codec.Reader) {
 	v.keyPackages = codec.ReadVector(r, func(r *codec.Reader) (kp mls.KeyPackage) {
 		kp.UnmarshalMLS(r)
 		return kp
+	})
+}
+
+// profileRecord is a user's profile.
+type profileRecord struct {
+	hidden bool // the handle finds nobody
+	fields []profileField
+}
+
+type profileField struct {
+	source mimi.FieldSource
+	name   string
+	value  string
+	search uint8 // searchNot, searchExact or searchPart
+	shown  bool
+}
+
+func (v profileRecord) MarshalMLS(w *codec.Writer) {
+	w.Optional(v.hidden)
+	codec.WriteVector(w, v.fields, func(w *codec.Writer, f profileField) {
+		w.Uint8(uint8(f.source))
+		w.Opaque([]byte(f.name))
+		w.Opaque([]byte(f.value))
+		w.Uint8(f.search)
+		w.Optional(f.shown)
+	})
+}
+
+func (v *profileRecord) UnmarshalMLS(r *codec.Reader) {
+	v.hidden = r.Optional()
+	v.fields = codec.ReadVector(r, func(r *codec.Reader) profileField {
+		return profileField{mimi.FieldSource(r.Uint8()), string(r.Opaque()), string(r.Opaque()), r.Uint8(), r.Optional()}
 	})
 }

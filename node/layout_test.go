@@ -29,6 +29,7 @@ func records() map[string]record {
 		"sent":    &sentRecord{epoch: 7, generation: 9, hash: messageHash(new(mls.MLSMessage))},
 		"ref":     &refRecord{client: "mimi://alpha.example/d/x", user: "mimi://alpha.example/u/x", provider: "beta.example", expires: 9},
 		"consent": &consentRecord{asked: 7, decision: mimi.ConsentGrant, decided: 9},
+		"profile": &profileRecord{hidden: true, fields: []profileField{{mimi.FieldVCard, "ORG", "Parley", searchPart, true}}},
 		"granted": &grantedRecord{keyPackages: []mls.KeyPackage{}},
 	}
 }

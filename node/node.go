@@ -67,6 +67,9 @@ type Node struct {
 	marks          marks
 	consentMu      sync.Mutex // held from reading consents to applying what changes them
 	consentPace    pace[string]
+	queryPace      pace[string]
+	profileMu      sync.Mutex    // held from reading a profile to applying what changes it
+	searching      chan struct{} // has a value while all profiles are searched
 	ownBundle      atomic.Pointer[authority.Bundle]
 	removals       chan struct{} // has a value if rooms are to be searched for revoked clients
 
@@ -98,7 +101,7 @@ func open(cfg Config, log *slog.Logger, openStore func(store.Options) (*store.Pe
 		return nil, fmt.Errorf("there is no authority in %s: run parley-authority init -domain %s -data %s", cfg.Data, cfg.Domain, cfg.Data)
 	}
 	n := &Node{
-		cfg: cfg, log: log, listeners: newListeners(), removals: make(chan struct{}, 1),
+		cfg: cfg, log: log, listeners: newListeners(), removals: make(chan struct{}, 1), searching: make(chan struct{}, 1),
 		welcomeNumbers: numbers{last: make(map[mimi.URI]uint64)}, rooms: make(map[mimi.URI]*room),
 		presence: presence{alive: make(map[string]bool), greeting: make(map[string]bool)},
 		refusals: rate.Sometimes{First: 5, Interval: 10 * time.Second},

@@ -2,10 +2,7 @@ package node
 
 import (
 	"context"
-	"strings"
-	"time"
 
-	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation"
 	"github.com/parley-mls/parley/federation/mimi"
 )
@@ -46,8 +43,8 @@ func (p provider) GroupInfo(_ context.Context, _ string, room mimi.URI, req *mim
 }
 
 // IdentifierQuery finds users of this provider.
-func (p provider) IdentifierQuery(ctx context.Context, _ string, req *mimi.IdentifierRequest) (*mimi.IdentifierResponse, error) {
-	resp, err := p.n.identifierQuery(ctx, req)
+func (p provider) IdentifierQuery(ctx context.Context, from string, req *mimi.IdentifierRequest) (*mimi.IdentifierResponse, error) {
+	resp, err := p.n.identifierQuery(ctx, from, req)
 	return resp, peerError(err)
 }
 
@@ -72,47 +69,4 @@ func (p provider) Bundle() []byte { return p.n.ownBundle.Load().JSON() }
 // ReceiveBundle takes the trust bundle of the peer.
 func (p provider) ReceiveBundle(_ context.Context, from string, bundle []byte) error {
 	return peerError(p.n.receiveBundle(from, bundle))
-}
-
-// identifierQuery answers queries for exact handles, user@domain or the user's URI, and nothing else: users can't be
-// enumerated. A user exists while a certificate of theirs is valid.
-func (n *Node) identifierQuery(ctx context.Context, req *mimi.IdentifierRequest) (*mimi.IdentifierResponse, error) {
-	if len(req.Elements) == 0 {
-		return nil, refuse("malformed", "a query asks for something")
-	}
-	var found mimi.URI
-	for _, e := range req.Elements {
-		if e.Type != mimi.SearchHandle {
-			return &mimi.IdentifierResponse{Code: mimi.IdentifierUnsupportedField}, nil
-		}
-		user, err := n.parseHandle(string(e.Value))
-		if err != nil || (found != "" && found != user) {
-			return &mimi.IdentifierResponse{Code: mimi.IdentifierNotFound}, nil
-		}
-		found = user
-	}
-	list, err := n.service.List(ctx, authority.Filter{User: found, ValidAt: time.Now()})
-	if err != nil {
-		return nil, err
-	}
-	if len(list) == 0 {
-		return &mimi.IdentifierResponse{Code: mimi.IdentifierNotFound}, nil
-	}
-	return &mimi.IdentifierResponse{Code: mimi.IdentifierSuccess, URIs: []mimi.URI{found}}, nil
-}
-
-// parseHandle reads user@domain, with or without the scheme im, or a user's URI.
-func (n *Node) parseHandle(s string) (mimi.URI, error) {
-	if strings.HasPrefix(s, "mimi://") {
-		u, err := mimi.ParseURI(s)
-		if err == nil && (u.Kind() != mimi.KindUser || u.Domain() != n.cfg.Domain) {
-			err = mimi.ErrURI
-		}
-		return u, err
-	}
-	user, domain, ok := strings.Cut(strings.TrimPrefix(s, "im:"), "@")
-	if !ok || domain != n.cfg.Domain {
-		return "", mimi.ErrURI
-	}
-	return mimi.UserURI(domain, user)
 }

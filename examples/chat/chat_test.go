@@ -13,7 +13,7 @@ import (
 func TestWrongCallsAreUsageErrors(t *testing.T) {
 	dir := t.TempDir()
 	for _, args := range [][]string{
-		{}, {"talk"}, {"new"}, {"send", "room"}, {"enrol", "x"}, {"-nope", "rooms"}, {"tail", "-n", "x"}, {"tail", "-n", "3"}, {"tail", "a", "b"},
+		{}, {"talk"}, {"new"}, {"send", "room"}, {"enrol", "x"}, {"-nope", "rooms"}, {"tail", "-n", "x"}, {"tail", "-n", "3"}, {"search", "beta.example", "bob"}, {"profile", "name=x", "some"}, {"profile", "name"}, {"consent", "bob"}, {"consent", "beg", "bob"}, {"tail", "a", "b"},
 		{"reply", "room", "id"}, {"edit", "room", "id"}, {"delete", "room"}, {"react", "room", "id"}, {"report", "room"},
 	} {
 		var out, errs bytes.Buffer

@@ -39,6 +39,9 @@ var commands = map[string]command{
 	"tail":    {0, 3, tail},
 	"members": {1, 1, members},
 	"leave":   {1, 1, leave},
+	"search":  {2, -1, search},
+	"profile": {0, 2, profile},
+	"consent": {0, 3, consent},
 }
 
 var errUsage = errors.New("wrong arguments")
@@ -382,6 +385,8 @@ func (s *session) show(e client.Event, only mimi.URI) {
 		if in(e.Room) {
 			fmt.Fprintf(s.out, "* discarded a message of %q: %s\n", e.Client, printable(e.Reason))
 		}
+	case client.ConsentChanged:
+		s.consent(e.Consent)
 	case client.Frozen:
 		if in(e.Room) {
 			fmt.Fprintf(s.out, "* %s\n", errorText(e.Err))

@@ -34,6 +34,15 @@ const usage = `chat [-dir DIRECTORY] [-timeout 30s] [-tcp] [-v] COMMAND
   report ROOM MESSAGE [NOTE]  report its sender to the operator of the room's provider
   tail [-n N] [ROOM]          print messages as they come; with -n the last N of the room, and exit
   members ROOM                list the people in a room and their devices
+  search PROVIDER KEY=VALUE...
+                              find people of a provider, such as beta.example, to whom all of it applies; a KEY is
+                              handle, nick, email, phone, name or any, or a claim or property such as given_name or ORG
+  profile [KEY=VALUE MODE]    print one's own profile, or set a claim or property, without VALUE delete it; others find it
+                              by nothing (MODE none), by the value (exact) or by a part of it (part), and see it if MODE
+                              ends in +
+  consent                     list who asked to add one to rooms, whom one asked, and what was decided
+  consent ask|cancel|grant|deny PERSON [ROOM]
+                              ask a person, or take that back; let a person add one, or not: to a room or to any
   leave ROOM                  leave a room with all devices
   help                        this text
 

@@ -8,6 +8,18 @@
 // message_content. A report with messages need not come from a participant, since they prove themselves; the reason codes
 // that the draft doesn't define are kept as they come.
 //
+// Key material (Section 5.2): a request in another protocol than MLS is answered with incompatibleProtocol. A last-resort
+// KeyPackage (draft-ietf-mls-extensions) is handed out again when no other fits, against the rule that none is in two
+// responses.
+//
+// Consent (Sections 5.7 and 8): the paths of the two endpoints name the user, as the draft's directory has it; a server
+// takes the domain too, as its text has it. A denial is told only if it takes back a grant. KeyPackages that come with a
+// grant are for rooms that the requester's provider hosts, since another hub couldn't route their Welcomes. Consent
+// extensions are ignored. What a node chooses beyond that is in its consent.go.
+//
+// Identifier queries (Section 5.8): parts of names have three characters at least, and what more than twenty users match
+// is answered with ambiguous. The rest is in the node's search.go.
+//
 // All types are encoded as package codec has it. Decoding is strict and bounded: what doesn't encode to the same
 // bytes again is refused. The package does no I/O.
 package mimi

@@ -770,6 +770,206 @@ func (x *QueryRequest) GetBody() []byte {
 	return nil
 }
 
+type Profile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fields        []*ProfileField        `protobuf:"bytes,1,rep,name=fields,proto3" json:"fields,omitempty"`
+	Hidden        bool                   `protobuf:"varint,2,opt,name=hidden,proto3" json:"hidden,omitempty"` // the user's handle finds nobody
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Profile) Reset() {
+	*x = Profile{}
+	mi := &file_parley_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Profile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Profile) ProtoMessage() {}
+
+func (x *Profile) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Profile.ProtoReflect.Descriptor instead.
+func (*Profile) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Profile) GetFields() []*ProfileField {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+func (x *Profile) GetHidden() bool {
+	if x != nil {
+		return x.Hidden
+	}
+	return false
+}
+
+type ProfileField struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        uint32                 `protobuf:"varint,1,opt,name=source,proto3" json:"source,omitempty"` // FieldSource: 7 OpenID Connect, 8 vCard
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`      // of a standard claim, or a property
+	Value         string                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	Search        uint32                 `protobuf:"varint,4,opt,name=search,proto3" json:"search,omitempty"` // by what it finds the user: 0 nothing, 1 the exact value, 2 also a part of it
+	Shown         bool                   `protobuf:"varint,5,opt,name=shown,proto3" json:"shown,omitempty"`   // to who finds the user
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileField) Reset() {
+	*x = ProfileField{}
+	mi := &file_parley_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileField) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileField) ProtoMessage() {}
+
+func (x *ProfileField) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileField.ProtoReflect.Descriptor instead.
+func (*ProfileField) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ProfileField) GetSource() uint32 {
+	if x != nil {
+		return x.Source
+	}
+	return 0
+}
+
+func (x *ProfileField) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ProfileField) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *ProfileField) GetSearch() uint32 {
+	if x != nil {
+		return x.Search
+	}
+	return 0
+}
+
+func (x *ProfileField) GetShown() bool {
+	if x != nil {
+		return x.Shown
+	}
+	return false
+}
+
+type SetProfileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetProfileResponse) Reset() {
+	*x = SetProfileResponse{}
+	mi := &file_parley_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetProfileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetProfileResponse) ProtoMessage() {}
+
+func (x *SetProfileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetProfileResponse.ProtoReflect.Descriptor instead.
+func (*SetProfileResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{17}
+}
+
+type GetProfileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetProfileRequest) Reset() {
+	*x = GetProfileRequest{}
+	mi := &file_parley_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetProfileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetProfileRequest) ProtoMessage() {}
+
+func (x *GetProfileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetProfileRequest.ProtoReflect.Descriptor instead.
+func (*GetProfileRequest) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{18}
+}
+
 // MimiRequest is a request of a MIMI endpoint about a room.
 type MimiRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -785,7 +985,7 @@ type MimiRequest struct {
 
 func (x *MimiRequest) Reset() {
 	*x = MimiRequest{}
-	mi := &file_parley_proto_msgTypes[15]
+	mi := &file_parley_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +997,7 @@ func (x *MimiRequest) String() string {
 func (*MimiRequest) ProtoMessage() {}
 
 func (x *MimiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[15]
+	mi := &file_parley_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +1010,7 @@ func (x *MimiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MimiRequest.ProtoReflect.Descriptor instead.
 func (*MimiRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{15}
+	return file_parley_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *MimiRequest) GetRoom() string {
@@ -842,7 +1042,7 @@ type ReportAbuseResponse struct {
 
 func (x *ReportAbuseResponse) Reset() {
 	*x = ReportAbuseResponse{}
-	mi := &file_parley_proto_msgTypes[16]
+	mi := &file_parley_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +1054,7 @@ func (x *ReportAbuseResponse) String() string {
 func (*ReportAbuseResponse) ProtoMessage() {}
 
 func (x *ReportAbuseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[16]
+	mi := &file_parley_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +1067,7 @@ func (x *ReportAbuseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAbuseResponse.ProtoReflect.Descriptor instead.
 func (*ReportAbuseResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{16}
+	return file_parley_proto_rawDescGZIP(), []int{20}
 }
 
 type UpdateConsentRequest struct {
@@ -880,7 +1080,7 @@ type UpdateConsentRequest struct {
 
 func (x *UpdateConsentRequest) Reset() {
 	*x = UpdateConsentRequest{}
-	mi := &file_parley_proto_msgTypes[17]
+	mi := &file_parley_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +1092,7 @@ func (x *UpdateConsentRequest) String() string {
 func (*UpdateConsentRequest) ProtoMessage() {}
 
 func (x *UpdateConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[17]
+	mi := &file_parley_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +1105,7 @@ func (x *UpdateConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConsentRequest.ProtoReflect.Descriptor instead.
 func (*UpdateConsentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{17}
+	return file_parley_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UpdateConsentRequest) GetEntry() []byte {
@@ -930,7 +1130,7 @@ type UpdateConsentResponse struct {
 
 func (x *UpdateConsentResponse) Reset() {
 	*x = UpdateConsentResponse{}
-	mi := &file_parley_proto_msgTypes[18]
+	mi := &file_parley_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1142,7 @@ func (x *UpdateConsentResponse) String() string {
 func (*UpdateConsentResponse) ProtoMessage() {}
 
 func (x *UpdateConsentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[18]
+	mi := &file_parley_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1155,7 @@ func (x *UpdateConsentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConsentResponse.ProtoReflect.Descriptor instead.
 func (*UpdateConsentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{18}
+	return file_parley_proto_rawDescGZIP(), []int{22}
 }
 
 type ConsentsRequest struct {
@@ -966,7 +1166,7 @@ type ConsentsRequest struct {
 
 func (x *ConsentsRequest) Reset() {
 	*x = ConsentsRequest{}
-	mi := &file_parley_proto_msgTypes[19]
+	mi := &file_parley_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1178,7 @@ func (x *ConsentsRequest) String() string {
 func (*ConsentsRequest) ProtoMessage() {}
 
 func (x *ConsentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[19]
+	mi := &file_parley_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1191,7 @@ func (x *ConsentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsentsRequest.ProtoReflect.Descriptor instead.
 func (*ConsentsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{19}
+	return file_parley_proto_rawDescGZIP(), []int{23}
 }
 
 type ConsentsResponse struct {
@@ -1003,7 +1203,7 @@ type ConsentsResponse struct {
 
 func (x *ConsentsResponse) Reset() {
 	*x = ConsentsResponse{}
-	mi := &file_parley_proto_msgTypes[20]
+	mi := &file_parley_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1215,7 @@ func (x *ConsentsResponse) String() string {
 func (*ConsentsResponse) ProtoMessage() {}
 
 func (x *ConsentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[20]
+	mi := &file_parley_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1228,7 @@ func (x *ConsentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsentsResponse.ProtoReflect.Descriptor instead.
 func (*ConsentsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{20}
+	return file_parley_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ConsentsResponse) GetConsents() []*Consent {
@@ -1053,7 +1253,7 @@ type Consent struct {
 
 func (x *Consent) Reset() {
 	*x = Consent{}
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1265,7 @@ func (x *Consent) String() string {
 func (*Consent) ProtoMessage() {}
 
 func (x *Consent) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1278,7 @@ func (x *Consent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consent.ProtoReflect.Descriptor instead.
 func (*Consent) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{21}
+	return file_parley_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Consent) GetRequester() string {
@@ -1132,7 +1332,7 @@ type LastSentRequest struct {
 
 func (x *LastSentRequest) Reset() {
 	*x = LastSentRequest{}
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1344,7 @@ func (x *LastSentRequest) String() string {
 func (*LastSentRequest) ProtoMessage() {}
 
 func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1357,7 @@ func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSentRequest.ProtoReflect.Descriptor instead.
 func (*LastSentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{22}
+	return file_parley_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LastSentRequest) GetGroup() []byte {
@@ -1179,7 +1379,7 @@ type LastSentResponse struct {
 
 func (x *LastSentResponse) Reset() {
 	*x = LastSentResponse{}
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1391,7 @@ func (x *LastSentResponse) String() string {
 func (*LastSentResponse) ProtoMessage() {}
 
 func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1404,7 @@ func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSentResponse.ProtoReflect.Descriptor instead.
 func (*LastSentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{23}
+	return file_parley_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LastSentResponse) GetKnown() bool {
@@ -1245,7 +1445,7 @@ type NoteSentRequest struct {
 
 func (x *NoteSentRequest) Reset() {
 	*x = NoteSentRequest{}
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1257,7 +1457,7 @@ func (x *NoteSentRequest) String() string {
 func (*NoteSentRequest) ProtoMessage() {}
 
 func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1270,7 +1470,7 @@ func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteSentRequest.ProtoReflect.Descriptor instead.
 func (*NoteSentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{24}
+	return file_parley_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NoteSentRequest) GetMessage() []byte {
@@ -1295,7 +1495,7 @@ type NoteSentResponse struct {
 
 func (x *NoteSentResponse) Reset() {
 	*x = NoteSentResponse{}
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1507,7 @@ func (x *NoteSentResponse) String() string {
 func (*NoteSentResponse) ProtoMessage() {}
 
 func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1520,7 @@ func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteSentResponse.ProtoReflect.Descriptor instead.
 func (*NoteSentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{25}
+	return file_parley_proto_rawDescGZIP(), []int{29}
 }
 
 type MimiResponse struct {
@@ -1333,7 +1533,7 @@ type MimiResponse struct {
 
 func (x *MimiResponse) Reset() {
 	*x = MimiResponse{}
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1545,7 @@ func (x *MimiResponse) String() string {
 func (*MimiResponse) ProtoMessage() {}
 
 func (x *MimiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1558,7 @@ func (x *MimiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MimiResponse.ProtoReflect.Descriptor instead.
 func (*MimiResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{26}
+	return file_parley_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MimiResponse) GetBody() []byte {
@@ -1384,7 +1584,7 @@ type HubSenderRequest struct {
 
 func (x *HubSenderRequest) Reset() {
 	*x = HubSenderRequest{}
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1596,7 @@ func (x *HubSenderRequest) String() string {
 func (*HubSenderRequest) ProtoMessage() {}
 
 func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1609,7 @@ func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderRequest.ProtoReflect.Descriptor instead.
 func (*HubSenderRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{27}
+	return file_parley_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *HubSenderRequest) GetCipherSuite() uint32 {
@@ -1428,7 +1628,7 @@ type HubSenderResponse struct {
 
 func (x *HubSenderResponse) Reset() {
 	*x = HubSenderResponse{}
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1640,7 @@ func (x *HubSenderResponse) String() string {
 func (*HubSenderResponse) ProtoMessage() {}
 
 func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1653,7 @@ func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderResponse.ProtoReflect.Descriptor instead.
 func (*HubSenderResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{28}
+	return file_parley_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *HubSenderResponse) GetExternalSender() []byte {
@@ -1474,7 +1674,7 @@ type CreateRoomRequest struct {
 
 func (x *CreateRoomRequest) Reset() {
 	*x = CreateRoomRequest{}
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1686,7 @@ func (x *CreateRoomRequest) String() string {
 func (*CreateRoomRequest) ProtoMessage() {}
 
 func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1699,7 @@ func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomRequest.ProtoReflect.Descriptor instead.
 func (*CreateRoomRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{29}
+	return file_parley_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CreateRoomRequest) GetRoom() string {
@@ -1531,7 +1731,7 @@ type CreateRoomResponse struct {
 
 func (x *CreateRoomResponse) Reset() {
 	*x = CreateRoomResponse{}
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +1743,7 @@ func (x *CreateRoomResponse) String() string {
 func (*CreateRoomResponse) ProtoMessage() {}
 
 func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +1756,7 @@ func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomResponse.ProtoReflect.Descriptor instead.
 func (*CreateRoomResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{30}
+	return file_parley_proto_rawDescGZIP(), []int{34}
 }
 
 type RoomsRequest struct {
@@ -1567,7 +1767,7 @@ type RoomsRequest struct {
 
 func (x *RoomsRequest) Reset() {
 	*x = RoomsRequest{}
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1779,7 @@ func (x *RoomsRequest) String() string {
 func (*RoomsRequest) ProtoMessage() {}
 
 func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1792,7 @@ func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsRequest.ProtoReflect.Descriptor instead.
 func (*RoomsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{31}
+	return file_parley_proto_rawDescGZIP(), []int{35}
 }
 
 type RoomsResponse struct {
@@ -1604,7 +1804,7 @@ type RoomsResponse struct {
 
 func (x *RoomsResponse) Reset() {
 	*x = RoomsResponse{}
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1816,7 @@ func (x *RoomsResponse) String() string {
 func (*RoomsResponse) ProtoMessage() {}
 
 func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1829,7 @@ func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsResponse.ProtoReflect.Descriptor instead.
 func (*RoomsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{32}
+	return file_parley_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RoomsResponse) GetRooms() []*Room {
@@ -1650,7 +1850,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +1862,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +1875,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{33}
+	return file_parley_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Room) GetRoom() string {
@@ -1709,7 +1909,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1921,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1934,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{34}
+	return file_parley_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Cursor) GetRoom() string {
@@ -1761,7 +1961,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +1973,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +1986,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{35}
+	return file_parley_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SubscribeRequest) GetCursors() []*Cursor {
@@ -1813,7 +2013,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +2025,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +2038,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{36}
+	return file_parley_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SubscribeResponse) GetEvents() []*Event {
@@ -1865,7 +2065,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +2077,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +2090,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{37}
+	return file_parley_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -2005,7 +2205,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_parley_proto_msgTypes[38]
+	mi := &file_parley_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2217,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[38]
+	mi := &file_parley_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2230,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{38}
+	return file_parley_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LogEntry) GetRoom() string {
@@ -2066,7 +2266,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_parley_proto_msgTypes[39]
+	mi := &file_parley_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2278,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[39]
+	mi := &file_parley_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2291,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{39}
+	return file_parley_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Welcome) GetNumber() uint64 {
@@ -2131,7 +2331,7 @@ type TrustChange struct {
 
 func (x *TrustChange) Reset() {
 	*x = TrustChange{}
-	mi := &file_parley_proto_msgTypes[40]
+	mi := &file_parley_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2143,7 +2343,7 @@ func (x *TrustChange) String() string {
 func (*TrustChange) ProtoMessage() {}
 
 func (x *TrustChange) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[40]
+	mi := &file_parley_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2156,7 +2356,7 @@ func (x *TrustChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustChange.ProtoReflect.Descriptor instead.
 func (*TrustChange) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{40}
+	return file_parley_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TrustChange) GetDomain() string {
@@ -2174,7 +2374,7 @@ type Live struct {
 
 func (x *Live) Reset() {
 	*x = Live{}
-	mi := &file_parley_proto_msgTypes[41]
+	mi := &file_parley_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2186,7 +2386,7 @@ func (x *Live) String() string {
 func (*Live) ProtoMessage() {}
 
 func (x *Live) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[41]
+	mi := &file_parley_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2199,7 +2399,7 @@ func (x *Live) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Live.ProtoReflect.Descriptor instead.
 func (*Live) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{41}
+	return file_parley_proto_rawDescGZIP(), []int{45}
 }
 
 type AcknowledgeRequest struct {
@@ -2213,7 +2413,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_parley_proto_msgTypes[42]
+	mi := &file_parley_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2425,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[42]
+	mi := &file_parley_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2438,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{42}
+	return file_parley_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AcknowledgeRequest) GetCursors() []*Cursor {
@@ -2270,7 +2470,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_parley_proto_msgTypes[43]
+	mi := &file_parley_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2482,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[43]
+	mi := &file_parley_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2495,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{43}
+	return file_parley_proto_rawDescGZIP(), []int{47}
 }
 
 var File_parley_proto protoreflect.FileDescriptor
@@ -2343,7 +2543,18 @@ const file_parley_proto_rawDesc = "" +
 	"\fmax_lifetime\x18\x03 \x01(\x04R\vmaxLifetime\":\n" +
 	"\fQueryRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
-	"\x04body\x18\x02 \x01(\fR\x04body\"i\n" +
+	"\x04body\x18\x02 \x01(\fR\x04body\"R\n" +
+	"\aProfile\x12/\n" +
+	"\x06fields\x18\x01 \x03(\v2\x17.parley.v1.ProfileFieldR\x06fields\x12\x16\n" +
+	"\x06hidden\x18\x02 \x01(\bR\x06hidden\"~\n" +
+	"\fProfileField\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\rR\x06source\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\tR\x05value\x12\x16\n" +
+	"\x06search\x18\x04 \x01(\rR\x06search\x12\x14\n" +
+	"\x05shown\x18\x05 \x01(\bR\x05shown\"\x14\n" +
+	"\x12SetProfileResponse\"\x13\n" +
+	"\x11GetProfileRequest\"i\n" +
 	"\vMimiRequest\x12\x12\n" +
 	"\x04room\x18\x01 \x01(\tR\x04room\x12\x12\n" +
 	"\x04body\x18\x02 \x01(\fR\x04body\x12#\n" +
@@ -2438,12 +2649,17 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Enrol\x12\x17.parley.v1.EnrolRequest\x1a\x18.parley.v1.EnrolResponse\x12=\n" +
 	"\x06Bundle\x12\x18.parley.v1.BundleRequest\x1a\x19.parley.v1.BundleResponse\x12F\n" +
 	"\tChallenge\x12\x1b.parley.v1.ChallengeRequest\x1a\x1c.parley.v1.ChallengeResponse\x12O\n" +
-	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xfc\t\n" +
+	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xfd\n" +
+	"\n" +
 	"\rClientService\x12:\n" +
 	"\x05Renew\x12\x17.parley.v1.RenewRequest\x1a\x18.parley.v1.EnrolResponse\x12@\n" +
 	"\aBundles\x12\x19.parley.v1.BundlesRequest\x1a\x1a.parley.v1.BundlesResponse\x12a\n" +
 	"\x12PublishKeyPackages\x12$.parley.v1.PublishKeyPackagesRequest\x1a%.parley.v1.PublishKeyPackagesResponse\x129\n" +
-	"\x05Query\x12\x17.parley.v1.QueryRequest\x1a\x17.parley.v1.MimiResponse\x12C\n" +
+	"\x05Query\x12\x17.parley.v1.QueryRequest\x1a\x17.parley.v1.MimiResponse\x12?\n" +
+	"\n" +
+	"SetProfile\x12\x12.parley.v1.Profile\x1a\x1d.parley.v1.SetProfileResponse\x12>\n" +
+	"\n" +
+	"GetProfile\x12\x1c.parley.v1.GetProfileRequest\x1a\x12.parley.v1.Profile\x12C\n" +
 	"\x10ClaimKeyPackages\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12F\n" +
 	"\tHubSender\x12\x1b.parley.v1.HubSenderRequest\x1a\x1c.parley.v1.HubSenderResponse\x12I\n" +
 	"\n" +
@@ -2472,7 +2688,7 @@ func file_parley_proto_rawDescGZIP() []byte {
 	return file_parley_proto_rawDescData
 }
 
-var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_parley_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                  // 0: parley.v1.ErrorInfo
 	(*EnrolRequest)(nil),               // 1: parley.v1.EnrolRequest
@@ -2489,97 +2705,106 @@ var file_parley_proto_goTypes = []any{
 	(*PublishKeyPackagesRequest)(nil),  // 12: parley.v1.PublishKeyPackagesRequest
 	(*PublishKeyPackagesResponse)(nil), // 13: parley.v1.PublishKeyPackagesResponse
 	(*QueryRequest)(nil),               // 14: parley.v1.QueryRequest
-	(*MimiRequest)(nil),                // 15: parley.v1.MimiRequest
-	(*ReportAbuseResponse)(nil),        // 16: parley.v1.ReportAbuseResponse
-	(*UpdateConsentRequest)(nil),       // 17: parley.v1.UpdateConsentRequest
-	(*UpdateConsentResponse)(nil),      // 18: parley.v1.UpdateConsentResponse
-	(*ConsentsRequest)(nil),            // 19: parley.v1.ConsentsRequest
-	(*ConsentsResponse)(nil),           // 20: parley.v1.ConsentsResponse
-	(*Consent)(nil),                    // 21: parley.v1.Consent
-	(*LastSentRequest)(nil),            // 22: parley.v1.LastSentRequest
-	(*LastSentResponse)(nil),           // 23: parley.v1.LastSentResponse
-	(*NoteSentRequest)(nil),            // 24: parley.v1.NoteSentRequest
-	(*NoteSentResponse)(nil),           // 25: parley.v1.NoteSentResponse
-	(*MimiResponse)(nil),               // 26: parley.v1.MimiResponse
-	(*HubSenderRequest)(nil),           // 27: parley.v1.HubSenderRequest
-	(*HubSenderResponse)(nil),          // 28: parley.v1.HubSenderResponse
-	(*CreateRoomRequest)(nil),          // 29: parley.v1.CreateRoomRequest
-	(*CreateRoomResponse)(nil),         // 30: parley.v1.CreateRoomResponse
-	(*RoomsRequest)(nil),               // 31: parley.v1.RoomsRequest
-	(*RoomsResponse)(nil),              // 32: parley.v1.RoomsResponse
-	(*Room)(nil),                       // 33: parley.v1.Room
-	(*Cursor)(nil),                     // 34: parley.v1.Cursor
-	(*SubscribeRequest)(nil),           // 35: parley.v1.SubscribeRequest
-	(*SubscribeResponse)(nil),          // 36: parley.v1.SubscribeResponse
-	(*Event)(nil),                      // 37: parley.v1.Event
-	(*LogEntry)(nil),                   // 38: parley.v1.LogEntry
-	(*Welcome)(nil),                    // 39: parley.v1.Welcome
-	(*TrustChange)(nil),                // 40: parley.v1.TrustChange
-	(*Live)(nil),                       // 41: parley.v1.Live
-	(*AcknowledgeRequest)(nil),         // 42: parley.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 43: parley.v1.AcknowledgeResponse
+	(*Profile)(nil),                    // 15: parley.v1.Profile
+	(*ProfileField)(nil),               // 16: parley.v1.ProfileField
+	(*SetProfileResponse)(nil),         // 17: parley.v1.SetProfileResponse
+	(*GetProfileRequest)(nil),          // 18: parley.v1.GetProfileRequest
+	(*MimiRequest)(nil),                // 19: parley.v1.MimiRequest
+	(*ReportAbuseResponse)(nil),        // 20: parley.v1.ReportAbuseResponse
+	(*UpdateConsentRequest)(nil),       // 21: parley.v1.UpdateConsentRequest
+	(*UpdateConsentResponse)(nil),      // 22: parley.v1.UpdateConsentResponse
+	(*ConsentsRequest)(nil),            // 23: parley.v1.ConsentsRequest
+	(*ConsentsResponse)(nil),           // 24: parley.v1.ConsentsResponse
+	(*Consent)(nil),                    // 25: parley.v1.Consent
+	(*LastSentRequest)(nil),            // 26: parley.v1.LastSentRequest
+	(*LastSentResponse)(nil),           // 27: parley.v1.LastSentResponse
+	(*NoteSentRequest)(nil),            // 28: parley.v1.NoteSentRequest
+	(*NoteSentResponse)(nil),           // 29: parley.v1.NoteSentResponse
+	(*MimiResponse)(nil),               // 30: parley.v1.MimiResponse
+	(*HubSenderRequest)(nil),           // 31: parley.v1.HubSenderRequest
+	(*HubSenderResponse)(nil),          // 32: parley.v1.HubSenderResponse
+	(*CreateRoomRequest)(nil),          // 33: parley.v1.CreateRoomRequest
+	(*CreateRoomResponse)(nil),         // 34: parley.v1.CreateRoomResponse
+	(*RoomsRequest)(nil),               // 35: parley.v1.RoomsRequest
+	(*RoomsResponse)(nil),              // 36: parley.v1.RoomsResponse
+	(*Room)(nil),                       // 37: parley.v1.Room
+	(*Cursor)(nil),                     // 38: parley.v1.Cursor
+	(*SubscribeRequest)(nil),           // 39: parley.v1.SubscribeRequest
+	(*SubscribeResponse)(nil),          // 40: parley.v1.SubscribeResponse
+	(*Event)(nil),                      // 41: parley.v1.Event
+	(*LogEntry)(nil),                   // 42: parley.v1.LogEntry
+	(*Welcome)(nil),                    // 43: parley.v1.Welcome
+	(*TrustChange)(nil),                // 44: parley.v1.TrustChange
+	(*Live)(nil),                       // 45: parley.v1.Live
+	(*AcknowledgeRequest)(nil),         // 46: parley.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 47: parley.v1.AcknowledgeResponse
 }
 var file_parley_proto_depIdxs = []int32{
-	21, // 0: parley.v1.ConsentsResponse.consents:type_name -> parley.v1.Consent
-	33, // 1: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
-	34, // 2: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
-	37, // 3: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
-	38, // 4: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
-	39, // 5: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
-	40, // 6: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
-	13, // 7: parley.v1.Event.key_packages:type_name -> parley.v1.PublishKeyPackagesResponse
-	21, // 8: parley.v1.Event.consent:type_name -> parley.v1.Consent
-	41, // 9: parley.v1.Event.live:type_name -> parley.v1.Live
-	34, // 10: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
-	1,  // 11: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
-	3,  // 12: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
-	5,  // 13: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
-	7,  // 14: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
-	9,  // 15: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
-	10, // 16: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
-	12, // 17: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
-	14, // 18: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
-	15, // 19: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	27, // 20: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	29, // 21: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	31, // 22: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
-	15, // 23: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
-	15, // 24: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
-	15, // 25: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
-	17, // 26: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
-	19, // 27: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
-	22, // 28: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
-	24, // 29: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
-	15, // 30: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
-	35, // 31: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	42, // 32: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 33: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 34: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 35: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 36: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 37: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 38: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 39: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	26, // 40: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	26, // 41: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	28, // 42: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	30, // 43: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	32, // 44: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	26, // 45: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	26, // 46: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	16, // 47: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
-	18, // 48: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
-	20, // 49: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
-	23, // 50: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
-	25, // 51: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
-	26, // 52: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	36, // 53: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	43, // 54: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	33, // [33:55] is the sub-list for method output_type
-	11, // [11:33] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	16, // 0: parley.v1.Profile.fields:type_name -> parley.v1.ProfileField
+	25, // 1: parley.v1.ConsentsResponse.consents:type_name -> parley.v1.Consent
+	37, // 2: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
+	38, // 3: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
+	41, // 4: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
+	42, // 5: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
+	43, // 6: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
+	44, // 7: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
+	13, // 8: parley.v1.Event.key_packages:type_name -> parley.v1.PublishKeyPackagesResponse
+	25, // 9: parley.v1.Event.consent:type_name -> parley.v1.Consent
+	45, // 10: parley.v1.Event.live:type_name -> parley.v1.Live
+	38, // 11: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	1,  // 12: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
+	3,  // 13: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
+	5,  // 14: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
+	7,  // 15: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
+	9,  // 16: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
+	10, // 17: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
+	12, // 18: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
+	14, // 19: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
+	15, // 20: parley.v1.ClientService.SetProfile:input_type -> parley.v1.Profile
+	18, // 21: parley.v1.ClientService.GetProfile:input_type -> parley.v1.GetProfileRequest
+	19, // 22: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
+	31, // 23: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	33, // 24: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	35, // 25: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	19, // 26: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
+	19, // 27: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
+	19, // 28: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
+	21, // 29: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
+	23, // 30: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
+	26, // 31: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
+	28, // 32: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
+	19, // 33: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
+	39, // 34: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	46, // 35: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 36: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 37: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 38: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 39: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 40: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	11, // 41: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	13, // 42: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	30, // 43: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	17, // 44: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
+	15, // 45: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
+	30, // 46: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	32, // 47: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	34, // 48: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	36, // 49: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	30, // 50: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	30, // 51: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	20, // 52: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
+	22, // 53: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
+	24, // 54: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
+	27, // 55: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	29, // 56: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
+	30, // 57: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	40, // 58: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	47, // 59: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	36, // [36:60] is the sub-list for method output_type
+	12, // [12:36] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_parley_proto_init() }
@@ -2587,8 +2812,8 @@ func file_parley_proto_init() {
 	if File_parley_proto != nil {
 		return
 	}
-	file_parley_proto_msgTypes[15].OneofWrappers = []any{}
-	file_parley_proto_msgTypes[37].OneofWrappers = []any{
+	file_parley_proto_msgTypes[19].OneofWrappers = []any{}
+	file_parley_proto_msgTypes[41].OneofWrappers = []any{
 		(*Event_Entry)(nil),
 		(*Event_Welcome)(nil),
 		(*Event_Trust)(nil),
@@ -2602,7 +2827,7 @@ func file_parley_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_proto_rawDesc), len(file_parley_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

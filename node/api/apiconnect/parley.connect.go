@@ -60,6 +60,12 @@ const (
 	ClientServicePublishKeyPackagesProcedure = "/parley.v1.ClientService/PublishKeyPackages"
 	// ClientServiceQueryProcedure is the fully-qualified name of the ClientService's Query RPC.
 	ClientServiceQueryProcedure = "/parley.v1.ClientService/Query"
+	// ClientServiceSetProfileProcedure is the fully-qualified name of the ClientService's SetProfile
+	// RPC.
+	ClientServiceSetProfileProcedure = "/parley.v1.ClientService/SetProfile"
+	// ClientServiceGetProfileProcedure is the fully-qualified name of the ClientService's GetProfile
+	// RPC.
+	ClientServiceGetProfileProcedure = "/parley.v1.ClientService/GetProfile"
 	// ClientServiceClaimKeyPackagesProcedure is the fully-qualified name of the ClientService's
 	// ClaimKeyPackages RPC.
 	ClientServiceClaimKeyPackagesProcedure = "/parley.v1.ClientService/ClaimKeyPackages"
@@ -264,6 +270,10 @@ type ClientServiceClient interface {
 	PublishKeyPackages(context.Context, *connect.Request[api.PublishKeyPackagesRequest]) (*connect.Response[api.PublishKeyPackagesResponse], error)
 	// Query asks a provider for a user (MIMI identifierQuery).
 	Query(context.Context, *connect.Request[api.QueryRequest]) (*connect.Response[api.MimiResponse], error)
+	// SetProfile replaces what this client's user is found by (MIMI identifierQuery), and what is shown then.
+	SetProfile(context.Context, *connect.Request[api.Profile]) (*connect.Response[api.SetProfileResponse], error)
+	// GetProfile returns the profile of this client's user.
+	GetProfile(context.Context, *connect.Request[api.GetProfileRequest]) (*connect.Response[api.Profile], error)
 	// ClaimKeyPackages claims a KeyPackage for each client of a user, through the room's hub (MIMI keyMaterial).
 	ClaimKeyPackages(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	// HubSender returns what a room hosted by this node must list in external_senders.
@@ -331,6 +341,18 @@ func NewClientServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			httpClient,
 			baseURL+ClientServiceQueryProcedure,
 			connect.WithSchema(clientServiceMethods.ByName("Query")),
+			connect.WithClientOptions(opts...),
+		),
+		setProfile: connect.NewClient[api.Profile, api.SetProfileResponse](
+			httpClient,
+			baseURL+ClientServiceSetProfileProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("SetProfile")),
+			connect.WithClientOptions(opts...),
+		),
+		getProfile: connect.NewClient[api.GetProfileRequest, api.Profile](
+			httpClient,
+			baseURL+ClientServiceGetProfileProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("GetProfile")),
 			connect.WithClientOptions(opts...),
 		),
 		claimKeyPackages: connect.NewClient[api.MimiRequest, api.MimiResponse](
@@ -426,6 +448,8 @@ type clientServiceClient struct {
 	bundles            *connect.Client[api.BundlesRequest, api.BundlesResponse]
 	publishKeyPackages *connect.Client[api.PublishKeyPackagesRequest, api.PublishKeyPackagesResponse]
 	query              *connect.Client[api.QueryRequest, api.MimiResponse]
+	setProfile         *connect.Client[api.Profile, api.SetProfileResponse]
+	getProfile         *connect.Client[api.GetProfileRequest, api.Profile]
 	claimKeyPackages   *connect.Client[api.MimiRequest, api.MimiResponse]
 	hubSender          *connect.Client[api.HubSenderRequest, api.HubSenderResponse]
 	createRoom         *connect.Client[api.CreateRoomRequest, api.CreateRoomResponse]
@@ -460,6 +484,16 @@ func (c *clientServiceClient) PublishKeyPackages(ctx context.Context, req *conne
 // Query calls parley.v1.ClientService.Query.
 func (c *clientServiceClient) Query(ctx context.Context, req *connect.Request[api.QueryRequest]) (*connect.Response[api.MimiResponse], error) {
 	return c.query.CallUnary(ctx, req)
+}
+
+// SetProfile calls parley.v1.ClientService.SetProfile.
+func (c *clientServiceClient) SetProfile(ctx context.Context, req *connect.Request[api.Profile]) (*connect.Response[api.SetProfileResponse], error) {
+	return c.setProfile.CallUnary(ctx, req)
+}
+
+// GetProfile calls parley.v1.ClientService.GetProfile.
+func (c *clientServiceClient) GetProfile(ctx context.Context, req *connect.Request[api.GetProfileRequest]) (*connect.Response[api.Profile], error) {
+	return c.getProfile.CallUnary(ctx, req)
 }
 
 // ClaimKeyPackages calls parley.v1.ClientService.ClaimKeyPackages.
@@ -542,6 +576,10 @@ type ClientServiceHandler interface {
 	PublishKeyPackages(context.Context, *connect.Request[api.PublishKeyPackagesRequest]) (*connect.Response[api.PublishKeyPackagesResponse], error)
 	// Query asks a provider for a user (MIMI identifierQuery).
 	Query(context.Context, *connect.Request[api.QueryRequest]) (*connect.Response[api.MimiResponse], error)
+	// SetProfile replaces what this client's user is found by (MIMI identifierQuery), and what is shown then.
+	SetProfile(context.Context, *connect.Request[api.Profile]) (*connect.Response[api.SetProfileResponse], error)
+	// GetProfile returns the profile of this client's user.
+	GetProfile(context.Context, *connect.Request[api.GetProfileRequest]) (*connect.Response[api.Profile], error)
 	// ClaimKeyPackages claims a KeyPackage for each client of a user, through the room's hub (MIMI keyMaterial).
 	ClaimKeyPackages(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	// HubSender returns what a room hosted by this node must list in external_senders.
@@ -605,6 +643,18 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 		ClientServiceQueryProcedure,
 		svc.Query,
 		connect.WithSchema(clientServiceMethods.ByName("Query")),
+		connect.WithHandlerOptions(opts...),
+	)
+	clientServiceSetProfileHandler := connect.NewUnaryHandler(
+		ClientServiceSetProfileProcedure,
+		svc.SetProfile,
+		connect.WithSchema(clientServiceMethods.ByName("SetProfile")),
+		connect.WithHandlerOptions(opts...),
+	)
+	clientServiceGetProfileHandler := connect.NewUnaryHandler(
+		ClientServiceGetProfileProcedure,
+		svc.GetProfile,
+		connect.WithSchema(clientServiceMethods.ByName("GetProfile")),
 		connect.WithHandlerOptions(opts...),
 	)
 	clientServiceClaimKeyPackagesHandler := connect.NewUnaryHandler(
@@ -701,6 +751,10 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 			clientServicePublishKeyPackagesHandler.ServeHTTP(w, r)
 		case ClientServiceQueryProcedure:
 			clientServiceQueryHandler.ServeHTTP(w, r)
+		case ClientServiceSetProfileProcedure:
+			clientServiceSetProfileHandler.ServeHTTP(w, r)
+		case ClientServiceGetProfileProcedure:
+			clientServiceGetProfileHandler.ServeHTTP(w, r)
 		case ClientServiceClaimKeyPackagesProcedure:
 			clientServiceClaimKeyPackagesHandler.ServeHTTP(w, r)
 		case ClientServiceHubSenderProcedure:
@@ -752,6 +806,14 @@ func (UnimplementedClientServiceHandler) PublishKeyPackages(context.Context, *co
 
 func (UnimplementedClientServiceHandler) Query(context.Context, *connect.Request[api.QueryRequest]) (*connect.Response[api.MimiResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.Query is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) SetProfile(context.Context, *connect.Request[api.Profile]) (*connect.Response[api.SetProfileResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.SetProfile is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) GetProfile(context.Context, *connect.Request[api.GetProfileRequest]) (*connect.Response[api.Profile], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.GetProfile is not implemented"))
 }
 
 func (UnimplementedClientServiceHandler) ClaimKeyPackages(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
