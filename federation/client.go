@@ -9,10 +9,12 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 )
 
@@ -24,6 +26,10 @@ const directoryLifetime = time.Hour
 type Client struct {
 	domain string
 	rt     func(ctx context.Context, peer string) (http.RoundTripper, error)
+
+	// OnHead, if not nil, gets the content of the HeadField in a hub's answer about a room, before the answer is returned.
+	// It is set before the Client is used.
+	OnHead func(peer string, room mimi.URI, head []byte)
 
 	mu          sync.Mutex
 	directories map[string]cachedDirectory // by peer; guarded by mu
@@ -47,6 +53,7 @@ type exchange struct {
 	contentType string
 	body        []byte
 	seqs        string
+	head        []byte
 	want        int   // status of success
 	max         int64 // bytes of the answer
 }
@@ -68,6 +75,9 @@ func (c *Client) do(ctx context.Context, peer string, x exchange) ([]byte, http.
 	}
 	if x.seqs != "" {
 		req.Header.Set(SeqField, x.seqs)
+	}
+	if len(x.head) > 0 {
+		req.Header.Set(HeadField, formatHead(x.head))
 	}
 	resp, err := rt.RoundTrip(req)
 	if err != nil {
@@ -156,6 +166,16 @@ func seqOf(peer string, header http.Header) (uint64, error) {
 	return seq, nil
 }
 
+// sawHead passes a hub's head on. One that can't be read is as good as none.
+func (c *Client) sawHead(peer string, room mimi.URI, header http.Header) {
+	if c.OnHead == nil {
+		return
+	}
+	if b, err := parseHead(header); err == nil && b != nil {
+		c.OnHead(peer, room, b)
+	}
+}
+
 // decodeAnswer reads the body of an answer.
 func decodeAnswer(peer string, body []byte, v codec.Unmarshaler) error {
 	if err := codec.Unmarshal(body, v); err != nil {
@@ -193,6 +213,7 @@ func (c *Client) Update(ctx context.Context, peer string, room mimi.URI, body []
 		return nil, 0, err
 	}
 	seq, err := seqOf(peer, header)
+	c.sawHead(peer, room, header)
 	return resp, seq, err
 }
 
@@ -207,6 +228,7 @@ func (c *Client) SubmitMessage(ctx context.Context, peer string, room mimi.URI, 
 		return nil, 0, err
 	}
 	seq, err := seqOf(peer, header)
+	c.sawHead(peer, room, header)
 	return resp, seq, err
 }
 
@@ -218,13 +240,13 @@ func (c *Client) Notify(ctx context.Context, peer string, room mimi.URI, msgs []
 		body = append(body, m.Fanout...)
 	}
 	_, _, err := c.post(ctx, peer, func(d *mimi.Directory) string { return d.Notify }, string(room),
-		exchange{body: body, seqs: formatSeqs(msgs), want: http.StatusCreated, max: maxAnswer})
+		exchange{body: body, seqs: formatSeqs(msgs), head: msgs[len(msgs)-1].Head, want: http.StatusCreated, max: maxAnswer})
 	return err
 }
 
 // GroupInfo asks the hub of a room for what an external commit needs.
 func (c *Client) GroupInfo(ctx context.Context, peer string, room mimi.URI, req *mimi.GroupInfoRequest) (*mimi.GroupInfoResponse, error) {
-	body, _, err := c.post(ctx, peer, func(d *mimi.Directory) string { return d.GroupInfo }, string(room),
+	body, header, err := c.post(ctx, peer, func(d *mimi.Directory) string { return d.GroupInfo }, string(room),
 		exchange{body: codec.Marshal(req), max: MaxGroupInfoResponse})
 	if err != nil {
 		return nil, err
@@ -236,6 +258,7 @@ func (c *Client) GroupInfo(ctx context.Context, peer string, room mimi.URI, req 
 	if resp.Room != room {
 		return nil, fmt.Errorf("federation: %s was asked about %s and answers about %s", peer, room, resp.Room)
 	}
+	c.sawHead(peer, room, header)
 	return resp, nil
 }
 
@@ -278,6 +301,18 @@ func (c *Client) Consent(ctx context.Context, peer string, entry *mimi.ConsentEn
 	}
 	_, _, err := c.post(ctx, peer, template, string(to), exchange{body: codec.Marshal(entry), want: http.StatusCreated, max: maxAnswer})
 	return err
+}
+
+// HubSender returns the key and credential with which a peer signs heads of rooms of a suite.
+func (c *Client) HubSender(ctx context.Context, peer string, suite mls.CipherSuite) (*mls.ExternalSender, error) {
+	body, _, err := c.do(ctx, peer, exchange{
+		method: http.MethodGet, url: "https://" + peer + HubPath + strconv.Itoa(int(suite)), want: http.StatusOK, max: maxAnswer,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := new(mls.ExternalSender)
+	return s, decodeAnswer(peer, body, s)
 }
 
 // FetchBundle returns a peer's trust bundle, JSON of at most MaxBundle bytes.

@@ -2,8 +2,10 @@ package federation
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"mime"
@@ -15,6 +17,7 @@ import (
 	"sync"
 
 	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 )
 
@@ -48,6 +51,19 @@ const (
 // provider that isn't Parley doesn't send the field.
 const SeqField = "Parley-Seq"
 
+// HeadField is the HTTP field with which a hub answers for a room's log: a Byte Sequence (RFC 9651, Section 3.3.5) of at
+// most MaxHead bytes, whose meaning is package chain's. In a request to notify it belongs to the messages of the body, in
+// an answer to an update, message or request for group info it tells how far the log is. A MIMI provider that isn't Parley
+// doesn't send the field.
+const HeadField = "Parley-Head"
+
+// MaxHead is the largest content of a HeadField in bytes.
+const MaxHead = 48 << 10
+
+// HubPath, followed by the number of a cipher suite, is where a node has the key of that suite with which it signs heads,
+// and its credential (GET): an ExternalSender (RFC 9420, Section 12.1.8.1).
+const HubPath = "/parley/v1/hub/"
+
 // MaxSeq is the largest number of an entry that is taken from a peer: far beyond what a hub can count to, and small
 // enough to count on from.
 const MaxSeq = 1<<62 - 1
@@ -64,6 +80,7 @@ const (
 type Sequenced struct {
 	Seq    uint64
 	Fanout []byte
+	Head   []byte // with the last one of a request: the content of its HeadField, nil if there was none
 }
 
 // Provider is what a node does for its peers. from is the domain that the peer's certificate proved. A method that
@@ -98,6 +115,13 @@ type Provider interface {
 	// UpdateConsent takes what a user of from grants one of the own domain, or revokes. It is as durable as that of
 	// RequestConsent.
 	UpdateConsent(ctx context.Context, from string, entry *mimi.ConsentEntry) error
+
+	// Head returns the content of the HeadField of answers about a room of the own domain to who takes part in it, nil if
+	// there is none.
+	Head(room mimi.URI) []byte
+
+	// HubSender returns the key and credential with which the hub signs in rooms of a suite, an ExternalSender.
+	HubSender(suite mls.CipherSuite) ([]byte, error)
 
 	// Bundle returns the own trust bundle, JSON.
 	Bundle() []byte
@@ -142,6 +166,7 @@ type answer struct {
 	contentType string
 	body        []byte
 	seq         uint64
+	head        []byte
 }
 
 // call is one request, as its endpoint sees it.
@@ -162,6 +187,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.observe(endpoint, "")
 		if a.seq > 0 {
 			w.Header().Set(SeqField, strconv.FormatUint(a.seq, 10))
+		}
+		if len(a.head) > 0 {
+			w.Header().Set(HeadField, formatHead(a.head))
 		}
 		if a.contentType != "" {
 			w.Header().Set("Content-Type", a.contentType)
@@ -195,6 +223,8 @@ func (h *handler) route(r *http.Request) (endpoint, param string, serve func(*ca
 		return "bundle", "", (*call).getBundle
 	case path == BundlePath && r.Method == http.MethodPost:
 		return "bundle", "", (*call).postBundle
+	case strings.HasPrefix(path, HubPath) && r.Method == http.MethodGet:
+		return "hub", strings.TrimPrefix(path, HubPath), (*call).getHub
 	}
 	rest, ok := strings.CutPrefix(path, apiPrefix)
 	endpoint, escaped, ok2 := strings.Cut(rest, "/")
@@ -314,12 +344,32 @@ func encoded(m codec.Marshaler, seq uint64) *answer {
 	return &answer{status: http.StatusOK, contentType: contentType, body: codec.Marshal(m), seq: seq}
 }
 
+// withHead adds the room's head to an answer, unless the answer is a refusal, which tells nothing of the room.
+func (c *call) withHead(a *answer, room mimi.URI, served bool) *answer {
+	if served {
+		a.head = c.h.provider.Head(room)
+	}
+	return a
+}
+
 func (c *call) getDirectory() (*answer, error) {
 	return &answer{status: http.StatusOK, contentType: "application/json", body: c.h.directory}, nil
 }
 
 func (c *call) getBundle() (*answer, error) {
 	return &answer{status: http.StatusOK, contentType: "application/json", body: c.h.provider.Bundle()}, nil
+}
+
+func (c *call) getHub() (*answer, error) {
+	suite, err := strconv.ParseUint(c.param, 10, 16)
+	if err != nil {
+		return nil, refusal(CodeMalformed, "the path names no cipher suite")
+	}
+	sender, err := c.h.provider.HubSender(mls.CipherSuite(suite))
+	if err != nil {
+		return nil, err
+	}
+	return &answer{status: http.StatusOK, contentType: contentType, body: sender}, nil
 }
 
 func (c *call) postBundle() (*answer, error) {
@@ -363,7 +413,7 @@ func (c *call) update() (*answer, error) {
 		if err != nil {
 			return nil, err
 		}
-		return encoded(resp, seq), nil
+		return c.withHead(encoded(resp, seq), room, resp.Code == mimi.UpdateSuccess || resp.Code == mimi.UpdateWrongEpoch), nil
 	})
 }
 
@@ -377,7 +427,7 @@ func (c *call) submitMessage() (*answer, error) {
 		if err != nil {
 			return nil, err
 		}
-		return encoded(resp, seq), nil
+		return c.withHead(encoded(resp, seq), room, resp.Code == mimi.SubmitAccepted || resp.Code == mimi.SubmitEpochTooOld), nil
 	})
 }
 
@@ -398,6 +448,9 @@ func (c *call) notify() (*answer, error) {
 		msgs := make([]Sequenced, len(list))
 		for i := range list {
 			msgs[i] = Sequenced{Seq: seqs[i], Fanout: list[i]}
+		}
+		if msgs[len(msgs)-1].Head, err = parseHead(c.r.Header); err != nil {
+			return nil, refusal(CodeMalformed, "%v", err)
 		}
 		if err := c.h.provider.Notify(c.r.Context(), c.from, room, msgs); err != nil {
 			return nil, err
@@ -420,7 +473,7 @@ func (c *call) groupInfo() (*answer, error) {
 		if err != nil {
 			return nil, err
 		}
-		return encoded(resp, 0), nil
+		return c.withHead(encoded(resp, 0), room, resp.Code == mimi.GroupInfoSuccess), nil
 	})
 }
 
@@ -525,6 +578,25 @@ func parseSeqs(header http.Header, n int) ([]uint64, error) {
 	}
 	return seqs, nil
 }
+
+// parseHead reads a HeadField, nil if there is none.
+func parseHead(header http.Header) ([]byte, error) {
+	values := header.Values(HeadField)
+	if len(values) == 0 {
+		return nil, nil
+	}
+	v := strings.Trim(values[0], " ")
+	if len(values) > 1 || len(v) < 2 || v[0] != ':' || v[len(v)-1] != ':' || base64.StdEncoding.DecodedLen(len(v)-2) > MaxHead+2 {
+		return nil, fmt.Errorf("%s isn't one sequence of at most %d bytes", HeadField, MaxHead)
+	}
+	b, err := base64.StdEncoding.Strict().DecodeString(v[1 : len(v)-1])
+	if err != nil || len(b) == 0 || len(b) > MaxHead {
+		return nil, fmt.Errorf("%s isn't one sequence of 1 to %d bytes", HeadField, MaxHead)
+	}
+	return b, nil
+}
+
+func formatHead(b []byte) string { return ":" + base64.StdEncoding.EncodeToString(b) + ":" }
 
 // parseSeq reads a number of at most MaxSeq.
 func parseSeq(s string) (uint64, error) {

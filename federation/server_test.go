@@ -91,6 +91,12 @@ func (p *testProvider) UpdateConsent(_ context.Context, from string, e *mimi.Con
 	return p.note("updateConsent", from, e.Scope.Requester)
 }
 
+func (p *testProvider) Head(room mimi.URI) []byte { return []byte("head of " + room) }
+
+func (p *testProvider) HubSender(suite mls.CipherSuite) ([]byte, error) {
+	return codec.Marshal(mls.ExternalSender{SignatureKey: []byte{byte(suite)}, Credential: mls.X509Credential([][]byte{{1}})}), nil
+}
+
 func (p *testProvider) Bundle() []byte { return []byte(`{"keys":[]}`) }
 
 func (p *testProvider) ReceiveBundle(_ context.Context, from string, bundle []byte) error {
@@ -166,6 +172,8 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 		}
 		return inProcess{h, "beta.example"}, nil
 	})
+	var heads []string
+	c.OnHead = func(peer string, room mimi.URI, head []byte) { heads = append(heads, peer+" "+string(head)) }
 	ctx := t.Context()
 	const peer = "alpha.example"
 
@@ -178,11 +186,11 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 	if resp, seq, err := c.SubmitMessage(ctx, peer, ownRoom, []byte("message")); err != nil || resp.CurrentEpoch != 9 || seq != 0 || string(p.body) != "message" {
 		t.Errorf("submit: %+v, %d, %v, body %q", resp, seq, err, p.body)
 	}
-	msgs := []Sequenced{{3, fanoutBytes(t, "a")}, {0, fanoutBytes(t, "bb")}, {MaxSeq, fanoutBytes(t, "c")}}
+	msgs := []Sequenced{{Seq: 3, Fanout: fanoutBytes(t, "a")}, {Fanout: fanoutBytes(t, "bb")}, {Seq: MaxSeq, Fanout: fanoutBytes(t, "c"), Head: []byte("head")}}
 	if err := c.Notify(ctx, peer, theirRoom, msgs); err != nil || !reflect.DeepEqual(p.msgs, msgs) {
 		t.Errorf("notify: %v, got %v", err, p.msgs)
 	}
-	unnumbered := []Sequenced{{0, fanoutBytes(t, "a")}}
+	unnumbered := []Sequenced{{Fanout: fanoutBytes(t, "a")}}
 	if err := c.Notify(ctx, peer, theirRoom, unnumbered); err != nil || !reflect.DeepEqual(p.msgs, unnumbered) {
 		t.Errorf("notify without numbers: %v, got %v", err, p.msgs)
 	}
@@ -202,6 +210,13 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 	if err := c.Consent(ctx, peer, consentEntry(mimi.ConsentGrant)); err != nil {
 		t.Errorf("grant: %v", err)
 	}
+	if sender, err := c.HubSender(ctx, peer, 3); err != nil || !bytes.Equal(sender.SignatureKey, []byte{3}) {
+		t.Errorf("key of the hub: %+v, %v", sender, err)
+	}
+	// A refusal of group info tells nothing of the room.
+	if want := []string{"alpha.example head of mimi://alpha.example/r/room", "alpha.example head of mimi://alpha.example/r/room"}; !reflect.DeepEqual(heads, want) {
+		t.Errorf("heads: %q, want %q", heads, want)
+	}
 	if b, err := c.FetchBundle(ctx, peer); err != nil || string(b) != `{"keys":[]}` {
 		t.Errorf("bundle: %s, %v", b, err)
 	}
@@ -218,7 +233,7 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 	if !reflect.DeepEqual(p.calls, want) {
 		t.Errorf("the provider was asked\n%s\nwant\n%s", strings.Join(p.calls, "\n"), strings.Join(want, "\n"))
 	}
-	wantSeen := []string{"directory:", "keyMaterial:", "update:", "submitMessage:", "notify:", "notify:", "groupInfo:", "identifierQuery:", "reportAbuse:", "requestConsent:", "updateConsent:", "bundle:", "bundle:"}
+	wantSeen := []string{"directory:", "keyMaterial:", "update:", "submitMessage:", "notify:", "notify:", "groupInfo:", "identifierQuery:", "reportAbuse:", "requestConsent:", "updateConsent:", "hub:", "bundle:", "bundle:"}
 	if !reflect.DeepEqual(o.list, wantSeen) {
 		t.Errorf("observed %v, want %v (the directory once)", o.list, wantSeen)
 	}
@@ -379,7 +394,7 @@ func TestRefusalsOfTheProviderReachThePeerAndFailuresDoNot(t *testing.T) {
 		t.Errorf("got %+v, %v", e, err)
 	}
 	p.err = errors.New("open /secret/path: no such file")
-	err = c.Notify(t.Context(), "alpha.example", theirRoom, []Sequenced{{1, fanoutBytes(t, "a")}})
+	err = c.Notify(t.Context(), "alpha.example", theirRoom, []Sequenced{{Seq: 1, Fanout: fanoutBytes(t, "a")}})
 	e, ok = errors.AsType[*Error](err)
 	if !ok || e.Status != 500 || e.Code != CodeInternal || strings.Contains(err.Error(), "secret") || permanent(err) {
 		t.Errorf("got %+v, %v", e, err)
@@ -570,7 +585,7 @@ func TestNewAddressesOfARestartedPeerAreLearnt(t *testing.T) {
 			return response(404, "", nil)
 		}), nil
 	})
-	msgs := []Sequenced{{1, fanoutBytes(t, "a")}}
+	msgs := []Sequenced{{Seq: 1, Fanout: fanoutBytes(t, "a")}}
 	for range 3 {
 		if err := client.Notify(t.Context(), "alpha.example", theirRoom, msgs); err != nil {
 			t.Fatal(err)
@@ -605,6 +620,39 @@ func FuzzHandler(f *testing.F) {
 		}
 		if w.Code >= 400 && len(p.calls) > 0 {
 			t.Fatalf("the provider was asked %v before status %d", p.calls, w.Code)
+		}
+	})
+}
+
+func TestHeadsAreOneBoundedByteSequence(t *testing.T) {
+	for _, b := range [][]byte{{1}, []byte("head"), make([]byte, MaxHead)} {
+		if got, err := parseHead(http.Header{HeadField: {formatHead(b)}}); err != nil || !bytes.Equal(got, b) {
+			t.Errorf("a head of %d bytes is read as one of %d, %v", len(b), len(got), err)
+		}
+	}
+	if b, err := parseHead(http.Header{}); b != nil || err != nil {
+		t.Errorf("no field: %q, %v", b, err)
+	}
+	for _, v := range [][]string{
+		{""}, {":"}, {"::"}, {"aGVhZA=="}, {":aGVhZA==:x"}, {":aGVhZA:"}, {":aGVhZB==:"}, {":a b:"}, {":aGVhZA==:", ":aGVhZA==:"},
+		{formatHead(make([]byte, MaxHead+1))}, {formatHead(make([]byte, 2*MaxHead))},
+	} {
+		if b, err := parseHead(http.Header{HeadField: v}); err == nil {
+			t.Errorf("%.40q is read as %d bytes", v, len(b))
+		}
+	}
+}
+
+func FuzzParseHead(f *testing.F) {
+	f.Add(":aGVhZA==:")
+	f.Add("::")
+	f.Fuzz(func(t *testing.T, s string) {
+		b, err := parseHead(http.Header{HeadField: {s}})
+		if err != nil {
+			return
+		}
+		if again, err := parseHead(http.Header{HeadField: {formatHead(b)}}); err != nil || !bytes.Equal(again, b) {
+			t.Errorf("%q is read as %x, then as %x, %v", s, b, again, err)
 		}
 	})
 }

@@ -276,7 +276,11 @@ func (a clientAPI) Update(ctx context.Context, req *connect.Request[api.MimiRequ
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&api.MimiResponse{Body: codec.Marshal(resp), Seq: seq}), nil
+	answer := &api.MimiResponse{Body: codec.Marshal(resp), Seq: seq}
+	if resp.Code == mimi.UpdateSuccess || resp.Code == mimi.UpdateWrongEpoch {
+		answer.Head = a.n.lastHead(room)
+	}
+	return connect.NewResponse(answer), nil
 }
 
 // SubmitMessage submits an application message to the room's hub.
@@ -297,7 +301,11 @@ func (a clientAPI) SubmitMessage(ctx context.Context, req *connect.Request[api.M
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&api.MimiResponse{Body: codec.Marshal(resp), Seq: seq}), nil
+	answer := &api.MimiResponse{Body: codec.Marshal(resp), Seq: seq}
+	if resp.Code == mimi.SubmitAccepted || resp.Code == mimi.SubmitEpochTooOld {
+		answer.Head = a.n.lastHead(room)
+	}
+	return connect.NewResponse(answer), nil
 }
 
 // ReportAbuse reports abuse to the room's hub.
@@ -391,7 +399,11 @@ func (a clientAPI) GroupInfo(ctx context.Context, req *connect.Request[api.MimiR
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&api.MimiResponse{Body: codec.Marshal(resp)}), nil
+	answer := &api.MimiResponse{Body: codec.Marshal(resp)}
+	if resp.Code == mimi.GroupInfoSuccess {
+		answer.Head = a.n.lastHead(room)
+	}
+	return connect.NewResponse(answer), nil
 }
 
 // Acknowledge deletes Welcomes that the client has, moves its cursors, and ends memberships.

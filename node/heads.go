@@ -228,9 +228,28 @@ func (n *Node) lastHead(uri mimi.URI) []byte {
 	return h.encoded
 }
 
+// headFor returns a head for a stream that is about to send the entries of a room up to seq: one at an entry of those, or
+// a later one, which goes with an entry to come. It is nil if there is none.
+func (n *Node) headFor(r *room, seq uint64) *head {
+	h := r.heads.last.Load()
+	if !r.hosted || h != nil && h.Seq >= seq {
+		return h
+	}
+	h, err := n.head(r, seq)
+	if err != nil {
+		n.log.Error("signing a head", "room", r.uri, "err", err)
+		return nil
+	}
+	return h
+}
+
 // notice returns what goes with entries of a hosted room's log, from first to last, to a peer; nil if the chain begins
 // later. contexts are computed from the links: commits are entries that change them.
-func (n *Node) notice(r *room, first uint64, fanouts [][]byte) ([]byte, error) {
+func (n *Node) notice(uri mimi.URI, first uint64, fanouts [][]byte) ([]byte, error) {
+	r, err := n.hostedRoom(uri)
+	if err != nil {
+		return nil, err
+	}
 	last := first + uint64(len(fanouts)) - 1
 	before, err := n.linkAt(r.uri, first-1)
 	if err != nil || before == nil {
@@ -240,6 +259,10 @@ func (n *Node) notice(r *room, first uint64, fanouts [][]byte) ([]byte, error) {
 		return nil, err
 	}
 	h, err := n.headAt(r, last)
+	if rf := reason(err); rf != nil { // there is no key any more for rooms of that suite
+		n.log.Warn("a head can't be signed", "room", r.uri, "reason", rf.detail)
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"testing"
 
+	"connectrpc.com/connect"
+
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/api"
 	"github.com/parley-mls/parley/node/chain"
 	"github.com/parley-mls/parley/node/store"
 )
@@ -69,5 +72,145 @@ func TestAnIncarnationLastsUntilItIsRenewed(t *testing.T) {
 	}
 	if next := must(renewIncarnation(s))(t); next != first+1<<50+1 || must(openIncarnation(s))(t) != next {
 		t.Errorf("incarnation %d after %d", next, first+1<<50)
+	}
+}
+
+// tracker computes the chain of a room as a client does, from what a stream gives, and verifies the heads in it.
+type tracker struct {
+	t     *testing.T
+	c     *testClient
+	key   []byte
+	seq   uint64
+	chain chain.Hash
+	heads []*chain.Signed
+}
+
+func (k *tracker) verified(b []byte) *chain.Signed {
+	k.t.Helper()
+	s := new(chain.Signed)
+	if err := codec.Unmarshal(b, s); err != nil {
+		k.t.Fatal(err)
+	}
+	if err := s.Verify(k.key); err != nil {
+		k.t.Fatal(err)
+	}
+	if s.Room != k.c.room || s.Suite != testSuite {
+		k.t.Errorf("a head of %s, %v", s.Room, s.Suite)
+	}
+	return s
+}
+
+// event is testClient.process with the chain.
+func (k *tracker) event(ev *api.Event) {
+	k.t.Helper()
+	k.c.process(ev)
+	e := ev.GetEntry()
+	if e == nil {
+		return
+	}
+	k.seq++
+	k.chain = k.chain.Next(e.Seq, chain.NewLink(e.Fanout, chain.ContextOf(k.c.group.Context())))
+	if e.Head == nil {
+		return
+	}
+	s := k.verified(e.Head)
+	k.heads = append(k.heads, s)
+	if s.Seq != k.seq || s.Chain != k.chain {
+		k.t.Errorf("head %d with %x, computed %d with %x", s.Seq, s.Chain, k.seq, k.chain)
+	}
+}
+
+func TestAHubSignsTheHeadOfItsLog(t *testing.T) {
+	n := newNode(t, "alpha")
+	alice := newClient(t, n, "alice", "alice-laptop")
+	room := alice.createRoom()
+	_, sender, err := n.keys.hub(testSuite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &tracker{t: t, c: alice, key: sender.SignatureKey, chain: chain.Start(room)}
+	stream := alice.subscribe()
+	until := func(seq uint64) {
+		for k.seq < seq {
+			k.event(stream.next())
+		}
+	}
+	submit := func(req *mimi.SubmitMessageRequest) (head *chain.Signed, seq uint64) {
+		resp, err := alice.api.SubmitMessage(t.Context(), connect.NewRequest(&api.MimiRequest{Room: string(room), Body: codec.Marshal(req)}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k.verified(resp.Msg.Head), resp.Msg.Seq
+	}
+	for range 3 {
+		sealed := alice.seal("text")
+		head, seq := submit(sealed)
+		until(seq)
+		if head.Seq != seq || head.Chain != k.chain || head.Incarnation != n.incarnation {
+			t.Errorf("the answer to message %d has head %+v", seq, head)
+		}
+		if again, _ := submit(sealed); again.Place != head.Place {
+			t.Errorf("the same message again has head %+v", again)
+		}
+	}
+	seq := alice.commit()
+	until(seq)
+	proposal := must(alice.group.Propose(nil, nil, listUpdate(mimi.ParticipantListUpdate{Added: []mimi.Participant{{User: "mimi://alpha.example/u/bob", Role: mimi.RoleMember}}})))(t)
+	resp, seq, err := alice.update(&mimi.UpdateRequest{Bundle: mimi.HandshakeBundle{Message: proposal}})
+	if err != nil || resp.Code != mimi.UpdateSuccess {
+		t.Fatal(resp, err)
+	}
+	until(seq)
+	if len(k.heads) != 5 || k.heads[4].Seq != seq {
+		t.Errorf("%d heads with %d entries", len(k.heads), seq)
+	}
+
+	// The chain goes on after a restart, in the same incarnation.
+	incarnation := n.incarnation
+	n.stop()
+	n.start()
+	if n.incarnation != incarnation {
+		t.Errorf("incarnation %d, then %d", incarnation, n.incarnation)
+	}
+	alice.authenticate()
+	stream = alice.subscribe()
+	seq = alice.commit()
+	until(seq)
+	if last := k.heads[len(k.heads)-1]; last.Seq != seq || last.Incarnation != incarnation {
+		t.Errorf("the last head is %+v", last)
+	}
+}
+
+func TestRefusalsHaveNoHead(t *testing.T) {
+	n, laptop, _, _, _ := twoDevices(t)
+	eve := newClient(t, n, "eve", "eve-laptop")
+	message := laptop.seal("x")
+	message.Sender = eve.user
+	resp, err := eve.api.SubmitMessage(t.Context(), connect.NewRequest(&api.MimiRequest{Room: string(laptop.room), Body: codec.Marshal(message)}))
+	if err != nil || resp.Msg.Head != nil {
+		t.Errorf("head %x, %v", resp.Msg.Head, err)
+	}
+}
+
+// TestRequestsOfOneSyncShareASignature: heads cost by syncs, not by messages.
+func TestRequestsOfOneSyncShareASignature(t *testing.T) {
+	n := newNode(t, "alpha")
+	alice := newClient(t, n, "alice", "alice-laptop")
+	alice.createRoom()
+	for range 5 {
+		alice.send("x")
+	}
+	r := must(n.hostedRoom(alice.room))(t)
+	first := must(n.head(r, 3))(t)
+	if first.Seq != 5 {
+		t.Errorf("the head for entry 3 is at %d, the log is on disk up to 5", first.Seq)
+	}
+	for seq := range uint64(5) {
+		if h := must(n.head(r, seq+1))(t); h != first {
+			t.Errorf("another signature for entry %d", seq+1)
+		}
+	}
+	if h := must(n.headAt(r, 2))(t); h.Seq != 2 {
+		t.Errorf("the head of entry 2 is at %d", h.Seq)
 	}
 }

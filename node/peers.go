@@ -276,7 +276,8 @@ func (n *Node) load(ref []byte) (federation.OutboxItem, error) {
 	return item, err
 }
 
-// send delivers items to a peer, in their order, the messages of one room together.
+// send delivers items to a peer, in their order, the messages of one room together as long as no entry is missing between
+// them: the room's head goes with them.
 func (n *Node) send(ctx context.Context, peer string, items []federation.OutboxItem) error {
 	for len(items) > 0 {
 		if items[0].Bundle {
@@ -288,9 +289,26 @@ func (n *Node) send(ctx context.Context, peer string, items []federation.OutboxI
 		}
 		room := items[0].Room
 		var msgs []federation.Sequenced
-		for len(items) > 0 && !items[0].Bundle && items[0].Room == room {
+		var entries [][]byte
+		var first, next uint64 // numbers of the entries
+		for ; len(items) > 0 && !items[0].Bundle && items[0].Room == room; items = items[1:] {
+			if items[0].Ref[0] == outboxKindEntry {
+				if len(entries) > 0 && items[0].Seq != next {
+					break // the peer took no part for a while
+				}
+				if len(entries) == 0 {
+					first = items[0].Seq
+				}
+				entries, next = append(entries, items[0].Fanout), items[0].Seq+1
+			}
 			msgs = append(msgs, federation.Sequenced{Seq: items[0].Seq, Fanout: items[0].Fanout})
-			items = items[1:]
+		}
+		if len(entries) > 0 {
+			head, err := n.notice(room, first, entries)
+			if err != nil {
+				return err
+			}
+			msgs[len(msgs)-1].Head = head
 		}
 		if err := n.federation.Notify(ctx, peer, room, msgs); err != nil {
 			return err

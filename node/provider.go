@@ -5,6 +5,8 @@ import (
 
 	"github.com/parley-mls/parley/federation"
 	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/mls/codec"
 )
 
 // provider implements federation.Provider: what the node does for its peers. from is the domain that the peer's
@@ -61,6 +63,18 @@ func (p provider) RequestConsent(_ context.Context, from string, e *mimi.Consent
 // UpdateConsent takes what a user of the peer has decided about one of this provider.
 func (p provider) UpdateConsent(_ context.Context, from string, e *mimi.ConsentEntry) error {
 	return peerError(p.n.updateConsent(from, e))
+}
+
+// Head returns how far a room hosted here is.
+func (p provider) Head(room mimi.URI) []byte { return p.n.lastHead(room) }
+
+// HubSender returns this hub's key and credential for rooms of a suite.
+func (p provider) HubSender(suite mls.CipherSuite) ([]byte, error) {
+	_, sender, err := p.n.keys.hub(suite)
+	if err != nil {
+		return nil, peerError(err)
+	}
+	return codec.Marshal(sender), nil
 }
 
 // Bundle returns the own trust bundle.

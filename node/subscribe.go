@@ -262,8 +262,13 @@ func (st *stream) sendRoom(ctx context.Context, uri mimi.URI) error {
 			c.next = last + 1
 			return nil
 		}
+		h := st.n.headFor(r, list[len(list)-1].seq)
 		for _, e := range list {
-			if err := st.add(&api.Event{Event: &api.Event_Entry{Entry: &api.LogEntry{Room: string(uri), Seq: e.seq, Fanout: e.fanout}}}, len(e.fanout)); err != nil {
+			entry := &api.LogEntry{Room: string(uri), Seq: e.seq, Fanout: e.fanout}
+			if h != nil && h.Seq == e.seq {
+				entry.Head = h.encoded
+			}
+			if err := st.add(&api.Event{Event: &api.Event_Entry{Entry: entry}}, len(e.fanout)); err != nil {
 				return err
 			}
 			c.next = e.seq + 1

@@ -1527,6 +1527,7 @@ type MimiResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"` // the endpoint's response struct
 	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`  // Update and SubmitMessage, if accepted: the number in the room's log
+	Head          []byte                 `protobuf:"bytes,3,opt,name=head,proto3" json:"head,omitempty"` // of the room, a Signed of package chain; none if the hub gives none, or nothing of the room is told
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1573,6 +1574,13 @@ func (x *MimiResponse) GetSeq() uint64 {
 		return x.Seq
 	}
 	return 0
+}
+
+func (x *MimiResponse) GetHead() []byte {
+	if x != nil {
+		return x.Head
+	}
+	return nil
 }
 
 type HubSenderRequest struct {
@@ -2199,6 +2207,7 @@ type LogEntry struct {
 	Room          string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"`
 	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
 	Fanout        []byte                 `protobuf:"bytes,3,opt,name=fanout,proto3" json:"fanout,omitempty"` // FanoutMessage: proposal, commit or application message
+	Head          []byte                 `protobuf:"bytes,4,opt,name=head,proto3" json:"head,omitempty"`     // the hub's signed head at this entry, a Signed of package chain; only some entries have one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2250,6 +2259,13 @@ func (x *LogEntry) GetSeq() uint64 {
 func (x *LogEntry) GetFanout() []byte {
 	if x != nil {
 		return x.Fanout
+	}
+	return nil
+}
+
+func (x *LogEntry) GetHead() []byte {
+	if x != nil {
+		return x.Head
 	}
 	return nil
 }
@@ -2591,10 +2607,11 @@ const file_parley_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x02 \x01(\rR\n" +
 	"generation\"\x12\n" +
-	"\x10NoteSentResponse\"4\n" +
+	"\x10NoteSentResponse\"H\n" +
 	"\fMimiResponse\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x10\n" +
-	"\x03seq\x18\x02 \x01(\x04R\x03seq\"5\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
+	"\x04head\x18\x03 \x01(\fR\x04head\"5\n" +
 	"\x10HubSenderRequest\x12!\n" +
 	"\fcipher_suite\x18\x01 \x01(\rR\vcipherSuite\"<\n" +
 	"\x11HubSenderResponse\x12'\n" +
@@ -2627,11 +2644,12 @@ const file_parley_proto_rawDesc = "" +
 	"\fkey_packages\x18\x06 \x01(\v2%.parley.v1.PublishKeyPackagesResponseH\x00R\vkeyPackages\x12.\n" +
 	"\aconsent\x18\x05 \x01(\v2\x12.parley.v1.ConsentH\x00R\aconsent\x12%\n" +
 	"\x04live\x18\x04 \x01(\v2\x0f.parley.v1.LiveH\x00R\x04liveB\a\n" +
-	"\x05event\"H\n" +
+	"\x05event\"\\\n" +
 	"\bLogEntry\x12\x12\n" +
 	"\x04room\x18\x01 \x01(\tR\x04room\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x16\n" +
-	"\x06fanout\x18\x03 \x01(\fR\x06fanout\"_\n" +
+	"\x06fanout\x18\x03 \x01(\fR\x06fanout\x12\x12\n" +
+	"\x04head\x18\x04 \x01(\fR\x04head\"_\n" +
 	"\aWelcome\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x12\n" +
 	"\x04room\x18\x02 \x01(\tR\x04room\x12\x10\n" +
