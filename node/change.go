@@ -21,6 +21,9 @@ type change struct {
 	peers  map[string]struct{} // the providers that get the entries, this one excepted
 	mark   *mark               // of the message that is logged, nil if there is none
 
+	head        *head             // of a room that is followed: the last one of its hub, nil if it is as before
+	accusations []*chain.Evidence // against the hub
+
 	welcomed map[mimi.URI]struct{} // local clients with a new Welcome
 	joined   map[mimi.URI]struct{} // local clients that joined by themselves
 	queued   map[string]struct{}   // peers with something new in the outbox
@@ -90,7 +93,14 @@ func (c *change) finish(wait func() error) error {
 		c.r.mu.Unlock()
 		return err
 	}
+	if c.head != nil {
+		c.r.heads.replace(c.head)
+	}
 	c.r.advance(c.record.last)
+	for _, e := range c.accusations {
+		c.n.metrics.evidence.Inc()
+		c.n.log.Error("a hub has signed two histories of a room", "room", c.r.uri, "first", e.First.Seq, "second", e.Second.Seq)
+	}
 	for client := range c.joined {
 		c.n.listeners.joined(client, c.r.uri)
 	}

@@ -38,6 +38,10 @@ func (n *Node) notify(from string, uri mimi.URI, msgs []federation.Sequenced) er
 		}
 		fanouts[i] = f
 	}
+	told, err := n.readNotice(n.ctx, uri, msgs, fanouts)
+	if err != nil {
+		return err
+	}
 	r, err := n.openRoom(uri)
 	if err != nil {
 		return err
@@ -55,16 +59,30 @@ func (n *Node) notify(from string, uri mimi.URI, msgs []federation.Sequenced) er
 	added := 0
 	err = n.run(r, func() (*change, error) {
 		c := n.begin(r, nil)
+		if told != nil {
+			if err := c.compare(told); err != nil {
+				return nil, err
+			}
+		}
 		for i, f := range fanouts {
 			ok, err := c.follow(msgs[i], f)
 			if err != nil {
 				return nil, err
 			}
-			if ok {
-				added++
+			if !ok {
+				continue
+			}
+			added++
+			if f.Message.Welcome != nil {
+				continue
+			}
+			if c.link = nil; told != nil {
+				c.extend(msgs[i].Seq, told.at(msgs[i].Seq), told.link(msgs[i].Seq).Context)
+			} else if r.heads.last.Load() != nil {
+				return nil, refuse("notAllowed", "%s has signed heads of %s and doesn't any more", from, uri)
 			}
 		}
-		if added == 0 {
+		if c.batch.Len() == 0 {
 			return nil, nil
 		}
 		return c, nil

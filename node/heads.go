@@ -21,19 +21,30 @@ import (
 
 // heads are the signed heads of a room that are at hand.
 type heads struct {
-	last atomic.Pointer[head] // the hub's last one, up to durable; nil if there is none
+	last atomic.Pointer[head] // the hub's last one of what is on disk; nil if there is none
 
 	signing sync.Mutex // held while the hub signs
 	ahead   *head      // guarded by room.mu; of a room that is followed: the head of an answer, beyond the log
+}
+
+// replace makes h the last head, unless it is an earlier one: changes that queue up for a sync end in any order.
+func (hs *heads) replace(h *head) {
+	for {
+		have := hs.last.Load()
+		if have != nil && (have.Incarnation > h.Incarnation || have.Incarnation == h.Incarnation && have.Seq > h.Seq) || hs.last.CompareAndSwap(have, h) {
+			return
+		}
+	}
 }
 
 // head is a signed head with its encoding.
 type head struct {
 	*chain.Signed
 	encoded []byte
+	from    uint64 // as in headRecord
 }
 
-func newHead(s *chain.Signed) *head { return &head{s, codec.Marshal(s)} }
+func newHead(s *chain.Signed) *head { return &head{Signed: s, encoded: codec.Marshal(s)} }
 
 func linkKey(room mimi.URI, seq uint64) []byte { return key(prefixLink, room, be64(seq)) }
 
@@ -132,11 +143,13 @@ func (n *Node) loadChain(r *room) (err error) {
 		if err != nil || b == nil {
 			return err
 		}
-		s := new(chain.Signed)
-		if err := decodeRecord(b, s, "head"); err != nil {
+		rec := new(headRecord)
+		if err := decodeRecord(b, rec, "head"); err != nil {
 			return err
 		}
-		r.heads.last.Store(newHead(s))
+		h := newHead(&rec.signed)
+		h.from = rec.from
+		r.heads.last.Store(h)
 	}
 	r.link, err = n.linkAt(r.uri, r.record.last)
 	if err == nil && r.link == nil && r.hosted {

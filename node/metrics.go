@@ -16,6 +16,7 @@ type metrics struct {
 	followed  prometheus.Counter       // entries received from hubs
 	requests  *prometheus.HistogramVec // procedure
 	delivered prometheus.Counter       // events sent to clients
+	evidence  prometheus.Counter       // contradictions of hubs
 }
 
 func newMetrics(n *Node) *metrics {
@@ -37,8 +38,11 @@ func newMetrics(n *Node) *metrics {
 		delivered: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "parley_events_total", Help: "Events sent to clients' streams.",
 		}),
+		evidence: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "parley_evidence_total", Help: "Times that a hub has contradicted a head that it has signed.",
+		}),
 	}
-	m.registry.MustRegister(m.refused, m.accepted, m.followed, m.requests, m.delivered,
+	m.registry.MustRegister(m.refused, m.accepted, m.followed, m.requests, m.delivered, m.evidence,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "parley_streams", Help: "Open event streams.",

@@ -63,6 +63,7 @@ type Node struct {
 	listeners      *listeners
 	welcomeNumbers numbers
 	claims         claims
+	hubKeys        hubKeys
 	reports        reports
 	marks          marks
 	consentMu      sync.Mutex // held from reading consents to applying what changes them
@@ -181,6 +182,7 @@ func (n *Node) listen() error {
 		return err
 	}
 	n.federation = federation.NewClient(n.cfg.Domain, n.roundTripper)
+	n.federation.OnHead = n.sawHead
 	n.outbox, err = federation.NewOutbox(federation.OutboxConfig{
 		Store: n.store, Prefix: prefixOutbox, Load: n.load, Send: n.send, Log: n.log,
 	})

@@ -37,7 +37,7 @@ func wires() map[string]wire {
 		"signed":   &s,
 		"notice":   &Notice{s, Hash{3}, []Hash{{4}, {5}}},
 		"claim":    &Claim{h.Place, []byte{}},
-		"evidence": &Evidence{First: s, Second: s, Start: Hash{6}, Links: []Link{{}}, Hub: mls.ExternalSender{SignatureKey: []byte("key"), Credential: mls.X509Credential([][]byte{{1}})}, Bundle: []byte("{}")},
+		"evidence": &Evidence{First: s, Second: s, Start: Hash{6}, Links: []Link{{}}, Hubs: []mls.ExternalSender{{SignatureKey: []byte("key"), Credential: mls.X509Credential([][]byte{{1}})}}, Bundle: []byte("{}")},
 	}
 }
 
@@ -191,7 +191,7 @@ func (h *hub) rewritten(t testing.TB) *Evidence {
 	if e == nil {
 		t.Fatal("no evidence")
 	}
-	e.Hub, e.Bundle = h.sender, h.bundle
+	e.Hubs, e.Bundle = []mls.ExternalSender{h.sender}, h.bundle
 	return e
 }
 
@@ -211,7 +211,7 @@ func TestEvidenceIsVerifiedFromItsFileAlone(t *testing.T) {
 	// Both heads at one number need no links.
 	at := func(c byte) *Signed { return h.sign(t, Place{7, 5, Hash{c}}) }
 	same := Contradict(at(1), at(2), Hash{2}, nil)
-	same.Hub, same.Bundle = h.sender, h.bundle
+	same.Hubs, same.Bundle = []mls.ExternalSender{h.sender}, h.bundle
 	if _, err := same.Verify(); err != nil {
 		t.Errorf("one number, two chains: %v", err)
 	}
@@ -255,16 +255,20 @@ func TestForgedEvidenceIsRefused(t *testing.T) {
 		"a head of another key":    func(e *Evidence) { e.First = *other.sign(t, e.First.Place) },
 		"no signature":             func(e *Evidence) { e.Second.Signature = nil },
 		"another key, certified by another root": func(e *Evidence) {
-			e.First, e.Second, e.Hub = *other.sign(t, e.First.Place), *other.sign(t, e.Second.Place), other.sender
+			e.First, e.Second, e.Hubs[0] = *other.sign(t, e.First.Place), *other.sign(t, e.Second.Place), other.sender
 		},
 		"another provider's hub": func(e *Evidence) {
 			e.First, e.Second = *beta.sign(t, e.First.Place), *beta.sign(t, e.Second.Place)
-			e.Hub, e.Bundle = beta.sender, beta.bundle
+			e.Hubs[0], e.Bundle = beta.sender, beta.bundle
 		},
 		"a key that isn't the certificate's": func(e *Evidence) {
 			e.First, e.Second = *other.sign(t, e.First.Place), *other.sign(t, e.Second.Place)
-			e.Hub.SignatureKey = other.sender.SignatureKey
+			e.Hubs[0].SignatureKey = other.sender.SignatureKey
 		},
+		"a forged key beside the hub's": func(e *Evidence) {
+			e.First, e.Hubs = *other.sign(t, e.First.Place), append(e.Hubs, other.sender)
+		},
+		"no key":    func(e *Evidence) { e.Hubs = nil },
 		"no bundle": func(e *Evidence) { e.Bundle = nil },
 	} {
 		e := h.rewritten(t)

@@ -5,6 +5,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/parley-mls/parley/authority"
@@ -30,19 +31,19 @@ var ErrNoEvidence = errors.New("this is no evidence")
 //	    Signed second;
 //	    uint8 start[32];
 //	    Link links<V>;
-//	    ExternalSender hub;
+//	    ExternalSender hubs<V>;
 //	    opaque bundle<V>;
 //	} Evidence;
 type Evidence struct {
 	First, Second Signed
-	Start         Hash   // chain(First.Seq) in the history of Second
-	Links         []Link // of the entries from First.Seq+1 to Second.Seq
-	Hub           mls.ExternalSender
-	Bundle        []byte // the trust bundle of the hub's provider, JSON
+	Start         Hash                 // chain(First.Seq) in the history of Second
+	Links         []Link               // of the entries from First.Seq+1 to Second.Seq
+	Hubs          []mls.ExternalSender // the hub's key, or the two keys that it signed with
+	Bundle        []byte               // the trust bundle of the hub's provider, JSON
 }
 
 // Contradict returns what shows that first can't be extended to second, nil if it doesn't: start and links lead from the
-// number of first to second. Both heads are verified. The caller adds the hub and its bundle.
+// number of first to second. Both heads are verified. The caller adds Hubs and Bundle.
 func Contradict(first, second *Signed, start Hash, links []Link) *Evidence {
 	e := &Evidence{First: *first, Second: *second, Start: start, Links: links}
 	if e.check() != nil {
@@ -70,7 +71,7 @@ func (e *Evidence) check() error {
 }
 
 // Verify says whether this proves what it says, with nothing but what is in it: the heads contradict one another, and are
-// signed by a key which the roots of the bundle had certified for the hub of the room. It returns the bundle; that its
+// signed by keys which the roots of the bundle had certified for the hub of the room. It returns the bundle; that its
 // roots are the provider's is for the reader to know, by their fingerprints. A certificate that has expired or was
 // revoked since counts, or a hub could take its word back. It fails with ErrNoEvidence.
 func (e *Evidence) Verify() (*authority.Bundle, error) {
@@ -81,9 +82,27 @@ func (e *Evidence) Verify() (*authority.Bundle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("chain: %w: %w", ErrNoEvidence, err)
 	}
-	id, err := authority.ParseIdentity(e.Hub.Credential.Certificates)
+	for _, hub := range e.Hubs {
+		if err := e.certified(hub, bundle); err != nil {
+			return nil, fmt.Errorf("chain: %w: the hub's credential: %w", ErrNoEvidence, err)
+		}
+	}
+	for _, s := range []*Signed{&e.First, &e.Second} {
+		if !slices.ContainsFunc(e.Hubs, func(hub mls.ExternalSender) bool { return s.Verify(hub.SignatureKey) == nil }) {
+			return nil, fmt.Errorf("chain: %w: the hub hasn't signed the head %d", ErrNoEvidence, s.Seq)
+		}
+	}
+	return bundle, nil
+}
+
+// certified says whether the roots of a bundle have certified a key for the hub of the room.
+func (e *Evidence) certified(hub mls.ExternalSender, bundle *authority.Bundle) error {
+	id, err := authority.ParseIdentity(hub.Credential.Certificates)
 	if err != nil {
-		return nil, fmt.Errorf("chain: %w: the hub's credential: %w", ErrNoEvidence, err)
+		return err
+	}
+	if id.Domain != e.First.Room.Domain() {
+		return fmt.Errorf("it is of %s, the room is of %s", id.Domain, e.First.Room.Domain())
 	}
 	v := authority.Verifier{
 		Bundles: func(domain string) *authority.Bundle {
@@ -95,19 +114,11 @@ func (e *Evidence) Verify() (*authority.Bundle, error) {
 		Time: func() time.Time { return id.NotBefore },
 	}
 	// That it is revoked is the last thing that is found.
-	_, err = v.VerifyKey(e.Hub.Credential.Certificates, e.First.Suite, e.Hub.SignatureKey, authority.PurposeHub)
-	if err != nil && !errors.Is(err, authority.ErrRevoked) {
-		return nil, fmt.Errorf("chain: %w: the hub's credential: %w", ErrNoEvidence, err)
+	_, err = v.VerifyKey(hub.Credential.Certificates, e.First.Suite, hub.SignatureKey, authority.PurposeHub)
+	if errors.Is(err, authority.ErrRevoked) {
+		return nil
 	}
-	if id.Domain != e.First.Room.Domain() {
-		return nil, fmt.Errorf("chain: %w: the credential is of %s, the room of %s", ErrNoEvidence, id.Domain, e.First.Room)
-	}
-	for _, s := range []*Signed{&e.First, &e.Second} {
-		if err := s.Verify(e.Hub.SignatureKey); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrNoEvidence, err)
-		}
-	}
-	return bundle, nil
+	return err
 }
 
 // MarshalMLS implements codec.Marshaler.
@@ -116,7 +127,7 @@ func (e Evidence) MarshalMLS(w *codec.Writer) {
 	e.Second.MarshalMLS(w)
 	w.Raw(e.Start[:])
 	codec.WriteVector(w, e.Links, func(w *codec.Writer, l Link) { l.MarshalMLS(w) })
-	e.Hub.MarshalMLS(w)
+	codec.WriteVector(w, e.Hubs, func(w *codec.Writer, s mls.ExternalSender) { s.MarshalMLS(w) })
 	w.Opaque(e.Bundle)
 }
 
@@ -126,9 +137,14 @@ func (e *Evidence) UnmarshalMLS(r *codec.Reader) {
 	e.Second.UnmarshalMLS(r)
 	e.Start = readHash(r)
 	e.Links = codec.ReadVector(r, func(r *codec.Reader) (l Link) { l.UnmarshalMLS(r); return l })
-	e.Hub.UnmarshalMLS(r)
+	e.Hubs = codec.ReadVector(r, func(r *codec.Reader) (s mls.ExternalSender) { s.UnmarshalMLS(r); return s })
+	if len(e.Hubs) > maxHubs {
+		r.Failf("%d hubs", len(e.Hubs))
+	}
 	e.Bundle = r.OpaqueMax(authority.MaxBundle)
 }
+
+const maxHubs = 2
 
 const pemType = "PARLEY EVIDENCE"
 
