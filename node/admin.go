@@ -26,6 +26,8 @@ const (
 	adminReports = "/node/reports"
 	adminDismiss = "/node/reports/remove"
 
+	adminEvidence = "/node/evidence"
+
 	maxAdminBody = 64 << 10
 	adminTimeout = 30 * time.Second
 )
@@ -120,6 +122,9 @@ func (n *Node) adminHandler() http.Handler {
 	})
 	mux.HandleFunc("GET "+adminReports, func(w http.ResponseWriter, _ *http.Request) {
 		n.reply(w, func() (any, error) { return n.listReports() })
+	})
+	mux.HandleFunc("GET "+adminEvidence, func(w http.ResponseWriter, _ *http.Request) {
+		n.reply(w, func() (any, error) { return n.listEvidence() })
 	})
 	mux.HandleFunc("POST "+adminDismiss, func(w http.ResponseWriter, r *http.Request) {
 		n.reply(w, func() (any, error) {

@@ -70,6 +70,13 @@ func (a *Admin) RemoveReport(ctx context.Context, id string) error {
 	return a.call(ctx, http.MethodPost, adminDismiss, dismissRequest{id}, nil)
 }
 
+// Evidence returns what the node has against hubs that have signed two histories of a room.
+func (a *Admin) Evidence(ctx context.Context) ([]EvidenceStatus, error) {
+	var list []EvidenceStatus
+	err := a.call(ctx, http.MethodGet, adminEvidence, nil, &list)
+	return list, err
+}
+
 // ApprovePeer approves a provider by the fingerprint of its root. The address may be empty if gossip will know it.
 func (a *Admin) ApprovePeer(ctx context.Context, domain string, f authority.Fingerprint, address string) error {
 	return a.call(ctx, http.MethodPost, adminApprove, approveRequest{domain, f, address}, nil)
