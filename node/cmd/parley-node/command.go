@@ -23,12 +23,15 @@ const usage = `parley-node is a provider's node.
   parley-node peers remove DOMAIN
   parley-node reports list            reports of abuse in its rooms
   parley-node reports remove ID
+  parley-node evidence list           hubs that have signed two histories of a room
+  parley-node evidence export ID      the proof, as a file
+  parley-node evidence verify [-fingerprint F] FILE
   parley-node version
   parley-node help [config]           this text, or the fields of the configuration
 
-Every command has -h. All but serve speak to the running node through its admin socket, in the node's data
-directory: -data DIR, else $PARLEY_DATA, else ./data. The peers commands also work while the node is down. -json
-prints JSON. Exit status: 0 done, 1 refused or failed, 2 wrong usage.
+Every command has -h. All but serve and evidence verify speak to the running node through its admin socket, in the
+node's data directory: -data DIR, else $PARLEY_DATA, else ./data. The peers commands also work while the node is
+down. -json prints JSON. Exit status: 0 done, 1 refused or failed, 2 wrong usage.
 `
 
 // The exit codes.
@@ -84,6 +87,8 @@ func (c *command) dispatch(ctx context.Context, args []string) error {
 		return c.peers(ctx, rest)
 	case "reports":
 		return c.reports(ctx, rest)
+	case "evidence":
+		return c.evidence(ctx, rest)
 	case "version", "-version", "--version":
 		fmt.Fprintln(c.out, "parley-node", node.Version())
 		return nil
