@@ -10,16 +10,22 @@ import (
 )
 
 // BenchmarkHubOrdersMessages measures the hub alone, without a network: checked, numbered and on disk, with and without a
-// frank. Submitters are as many as -cpu times 16, for the sync is shared.
+// frank, and with the signed head that goes with the answer. Submitters are as many as -cpu times 16, for the sync is shared.
 func BenchmarkHubOrdersMessages(b *testing.B) {
 	b.Run("bytes", func(b *testing.B) {
-		benchmarkOrder(b, func(alice *testClient) *mls.PrivateMessage {
+		benchmarkOrder(b, false, func(alice *testClient) *mls.PrivateMessage {
+			alice.createRoom()
+			return alice.seal(string(make([]byte, 1024))).Message.Private
+		})
+	})
+	b.Run("signed", func(b *testing.B) {
+		benchmarkOrder(b, true, func(alice *testClient) *mls.PrivateMessage {
 			alice.createRoom()
 			return alice.seal(string(make([]byte, 1024))).Message.Private
 		})
 	})
 	b.Run("franked", func(b *testing.B) {
-		benchmarkOrder(b, func(alice *testClient) *mls.PrivateMessage {
+		benchmarkOrder(b, false, func(alice *testClient) *mls.PrivateMessage {
 			alice.createFranked()
 			_, _, q := alice.sealContent(string(make([]byte, 1024)))
 			return q.Message.Private
@@ -27,7 +33,7 @@ func BenchmarkHubOrdersMessages(b *testing.B) {
 	})
 }
 
-func benchmarkOrder(b *testing.B, seal func(alice *testClient) *mls.PrivateMessage) {
+func benchmarkOrder(b *testing.B, heads bool, seal func(alice *testClient) *mls.PrivateMessage) {
 	n := newNode(b, "alpha")
 	alice := newClient(b, n, "alice", "alice-laptop")
 	sealed := seal(alice)
@@ -43,6 +49,10 @@ func benchmarkOrder(b *testing.B, seal func(alice *testClient) *mls.PrivateMessa
 			resp, _, err := n.submitMessage(by, alice.room, body)
 			if err != nil || resp.Code != mimi.SubmitAccepted {
 				b.Errorf("%+v, %v", resp, err)
+				return
+			}
+			if heads && n.lastHead(alice.room) == nil {
+				b.Error("no head")
 				return
 			}
 		}

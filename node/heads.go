@@ -41,10 +41,9 @@ func (hs *heads) replace(h *head) {
 type head struct {
 	*chain.Signed
 	encoded []byte
-	from    uint64 // as in headRecord
 }
 
-func newHead(s *chain.Signed) *head { return &head{Signed: s, encoded: codec.Marshal(s)} }
+func newHead(s *chain.Signed) *head { return &head{s, codec.Marshal(s)} }
 
 func linkKey(room mimi.URI, seq uint64) []byte { return key(prefixLink, room, be64(seq)) }
 
@@ -143,13 +142,11 @@ func (n *Node) loadChain(r *room) (err error) {
 		if err != nil || b == nil {
 			return err
 		}
-		rec := new(headRecord)
-		if err := decodeRecord(b, rec, "head"); err != nil {
+		s := new(chain.Signed)
+		if err := decodeRecord(b, s, "head"); err != nil {
 			return err
 		}
-		h := newHead(&rec.signed)
-		h.from = rec.from
-		r.heads.last.Store(h)
+		r.heads.last.Store(newHead(s))
 	}
 	r.link, err = n.linkAt(r.uri, r.record.last)
 	if err == nil && r.link == nil && r.hosted {

@@ -25,7 +25,7 @@ import (
 //	n/l/<room> 00 <seq>               log of a room: FanoutMessage of number seq
 //	n/L/<room> 00 <seq>               linkRecord: the hash chain at entry seq; none for entries from before format 2, but
 //	                                  for the last of them in a room hosted here, nor where another hub keeps no chain
-//	n/j/<room>                        headRecord: the last signed head of a room that another hub keeps a chain of
+//	n/j/<room>                        the last signed head, a chain.Signed, of a room that another hub keeps a chain of
 //	n/y/<room> 00 <SHA-256>           evidence against the room's hub, a chain.Evidence, by its hash
 //	n/z/<domain> 00 <SHA-256>         the key and credential with which a hub signs heads, an ExternalSender, by the key's hash
 //	n/i/<room> 00 <SHA-256>           answerRecord: the answer that the MLSMessage of that hash got (hosted rooms);

@@ -24,7 +24,6 @@ func records() map[string]record {
 		"welcome": &welcomeRecord{
 			room: "mimi://alpha.example/r/lunch", seq: 7, fanout: []byte("end of a key"),
 		},
-		"head":    &headRecord{from: 7, signed: chain.Signed{Head: chain.Head{Room: "mimi://alpha.example/r/lunch"}, Signature: []byte("x")}},
 		"link":    &linkRecord{context: chain.Hash{1}, chain: chain.Hash{2}},
 		"member":  &memberRecord{start: 7, end: 9},
 		"sent":    &sentRecord{epoch: 7, generation: 9, hash: messageHash(new(mls.MLSMessage))},

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -35,25 +34,6 @@ const (
 	hubKeyTimeout  = 5 * time.Second
 	hubKeyInterval = 10 * time.Second // between requests to a hub for a key that isn't known
 )
-
-// headRecord is the last head of a room that another node hosts.
-type headRecord struct {
-	// from is the first entry whose stored link is of the history that the head is of; none is if it is the greatest number
-	from   uint64
-	signed chain.Signed
-}
-
-const fromNowhere = math.MaxUint64
-
-func (h headRecord) MarshalMLS(w *codec.Writer) {
-	w.Uint64(h.from)
-	h.signed.MarshalMLS(w)
-}
-
-func (h *headRecord) UnmarshalMLS(r *codec.Reader) {
-	h.from = r.Uint64()
-	h.signed.UnmarshalMLS(r)
-}
 
 // hubKeys are the keys with which other hubs sign heads, as their certificates say. One that was good once stays known:
 // a hub can't take back what it has signed.
@@ -210,13 +190,14 @@ func (n *Node) readNotice(ctx context.Context, room mimi.URI, msgs []federation.
 // compare compares what a hub has told with what it had said before, notes what doesn't fit, and has the change end with
 // the new head. r.mu is held, and nothing of what was told is in the log yet that wasn't there before.
 func (c *change) compare(t *told) error {
-	own, last := c.r.heads.last.Load(), c.record.last
+	own := c.r.heads.last.Load()
 	if own != nil && t.Incarnation < own.Incarnation {
 		return refuse("notAllowed", "a head of an incarnation that has ended")
 	}
-	if own != nil && t.Incarnation == own.Incarnation && own.from <= own.Seq {
+	again := own != nil && t.Incarnation == own.Incarnation && t.Seq <= own.Seq
+	if own != nil && t.Incarnation == own.Incarnation {
 		switch {
-		case t.Seq <= own.Seq:
+		case again:
 			if err := c.contradicted(&t.Signed, own); err != nil {
 				return err
 			}
@@ -230,40 +211,20 @@ func (c *change) compare(t *told) error {
 		}
 		c.r.heads.ahead = nil
 	}
-
-	// Is what is in the log of the history that was told?
-	fits := false
-	if q := min(t.Seq, last); q >= t.first-1 {
-		l, err := c.n.linkAt(c.r.uri, q)
-		if err != nil {
-			return err
-		}
-		fits = l != nil && l.chain == t.at(q)
-	}
-	h := t.head
-	switch {
-	case own != nil && t.Incarnation == own.Incarnation && t.Seq <= own.Seq:
-		return nil // nothing new
-	case fits && own != nil:
-		h.from = min(own.from, min(t.Seq, last))
-	case t.Seq > last:
-		h.from = max(t.first, last+1)
-	default:
-		h.from = fromNowhere
+	if again {
+		return nil
 	}
 	if own != nil && t.Incarnation > own.Incarnation {
-		c.n.log.Warn("the hub was restored from an older copy", "room", c.r.uri, "incarnation", t.Incarnation, "before", own.Incarnation, "fits", fits)
+		c.n.log.Warn("the hub was restored from an older copy", "room", c.r.uri, "incarnation", t.Incarnation, "before", own.Incarnation)
 	}
-	c.head = h
-	c.batch.Set(headKey(c.r.uri), codec.Marshal(headRecord{h.from, *h.Signed}))
+	c.head = t.head
+	c.batch.Set(headKey(c.r.uri), c.head.encoded)
 	return nil
 }
 
-// contradicted accuses the hub if a head up to own, of the same incarnation, isn't of own's history. r.mu is held.
+// contradicted accuses the hub if a head up to own, of the same incarnation, isn't of own's history. Should the log have
+// another history there, from before the hub was restored, its links don't lead to own and show nothing. r.mu is held.
 func (c *change) contradicted(s *chain.Signed, own *head) error {
-	if s.Seq < own.from {
-		return nil // what is in the log there is of another one
-	}
 	l, err := c.n.linkAt(c.r.uri, s.Seq)
 	if err != nil || l == nil || l.chain == s.Chain {
 		return err

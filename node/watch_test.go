@@ -257,6 +257,8 @@ func TestARestoredHubIsNotAccused(t *testing.T) {
 	l.notified(second, end)
 	third, end := l.tell(l.last+2, end, l.invent())
 	l.notified(third, end)
+	// What the follower has of the time before isn't the new incarnation's.
+	l.beta.sawHead(l.alpha.cfg.Domain, l.room, codec.Marshal(l.sign(l.last, chain.Hash{1})))
 	if list := l.evidence(); len(list) != 0 {
 		t.Errorf("accused: %+v", list)
 	}
@@ -318,6 +320,11 @@ func TestHeadsThatDoNotFitTheirRequestAreRefused(t *testing.T) {
 		"an entry left out": {func() []federation.Sequenced {
 			msgs := notice(func(*chain.Notice) {})
 			msgs[0].Seq--
+			return msgs
+		}(), "malformed"},
+		"a number out of order": {func() []federation.Sequenced {
+			msgs := notice(func(*chain.Notice) {})
+			msgs[1].Seq += 3
 			return msgs
 		}(), "malformed"},
 		"entries without numbers": {func() []federation.Sequenced {
