@@ -27,6 +27,7 @@ const (
 	adminDismiss = "/node/reports/remove"
 
 	adminEvidence = "/node/evidence"
+	adminBackup   = "/node/backup"
 
 	maxAdminBody = 64 << 10
 	adminTimeout = 30 * time.Second
@@ -70,6 +71,10 @@ type approveRequest struct {
 
 type dismissRequest struct {
 	ID string `json:"id"`
+}
+
+type backupRequest struct {
+	Dir string `json:"dir"` // absolute
 }
 
 type adminError struct {
@@ -125,6 +130,15 @@ func (n *Node) adminHandler() http.Handler {
 	})
 	mux.HandleFunc("GET "+adminEvidence, func(w http.ResponseWriter, _ *http.Request) {
 		n.reply(w, func() (any, error) { return n.listEvidence() })
+	})
+	mux.HandleFunc("POST "+adminBackup, func(w http.ResponseWriter, r *http.Request) {
+		n.reply(w, func() (any, error) {
+			req, err := readAdmin[backupRequest](w, r)
+			if err != nil {
+				return nil, err
+			}
+			return n.backup(req.Dir)
+		})
 	})
 	mux.HandleFunc("POST "+adminDismiss, func(w http.ResponseWriter, r *http.Request) {
 		n.reply(w, func() (any, error) {

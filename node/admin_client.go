@@ -77,6 +77,17 @@ func (a *Admin) Evidence(ctx context.Context) ([]EvidenceStatus, error) {
 	return list, err
 }
 
+// Backup has the node write a backup to a directory, an absolute path, that doesn't exist yet. Only ctx bounds how long
+// that takes.
+func (a *Admin) Backup(ctx context.Context, dir string) (*Backup, error) {
+	patient := &Admin{socket: a.socket, client: http.Client{Transport: a.client.Transport}}
+	b := new(Backup)
+	if err := patient.call(ctx, http.MethodPost, adminBackup, backupRequest{dir}, b); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
 // ApprovePeer approves a provider by the fingerprint of its root. The address may be empty if gossip will know it.
 func (a *Admin) ApprovePeer(ctx context.Context, domain string, f authority.Fingerprint, address string) error {
 	return a.call(ctx, http.MethodPost, adminApprove, approveRequest{domain, f, address}, nil)

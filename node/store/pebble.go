@@ -24,6 +24,8 @@ type Options struct {
 	// Log gets Pebble's errors; nil discards them. An error on which Pebble can't go on, such as a write-ahead log that
 	// can't be written, ends the process: what was acknowledged is on disk, and the next start recovers it.
 	Log *slog.Logger
+	// ReadOnly opens a store that exists, and changes nothing of it. Commit and Apply fail.
+	ReadOnly bool
 }
 
 // Pebble is a Store in a local directory.
@@ -78,6 +80,7 @@ func OpenFS(fs vfs.FS, dir string, o Options) (*Pebble, error) {
 		CacheSize:          o.CacheBytes,
 		MemTableSize:       o.MemTableBytes,
 		Logger:             pebbleLog{o.Log},
+		ReadOnly:           o.ReadOnly,
 	}
 	for i := range options.Levels {
 		options.Levels[i].FilterPolicy = bloom.FilterPolicy(10)

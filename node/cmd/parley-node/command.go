@@ -26,10 +26,12 @@ const usage = `parley-node is a provider's node.
   parley-node evidence list           hubs that have signed two histories of a room
   parley-node evidence export ID      the proof, as a file
   parley-node evidence verify [-fingerprint F] FILE
+  parley-node backup DIR              a backup of the running node, to a new directory
+  parley-node backup verify DIR       whether a backup is whole
   parley-node version
   parley-node help [config]           this text, or the fields of the configuration
 
-Every command has -h. All but serve and evidence verify speak to the running node through its admin socket, in the
+Every command has -h. All but serve and the verify commands speak to the running node through its admin socket, in the
 node's data directory: -data DIR, else $PARLEY_DATA, else ./data. The peers commands also work while the node is
 down. -json prints JSON. Exit status: 0 done, 1 refused or failed, 2 wrong usage.
 `
@@ -89,6 +91,8 @@ func (c *command) dispatch(ctx context.Context, args []string) error {
 		return c.reports(ctx, rest)
 	case "evidence":
 		return c.evidence(ctx, rest)
+	case "backup":
+		return c.backup(ctx, rest)
 	case "version", "-version", "--version":
 		fmt.Fprintln(c.out, "parley-node", node.Version())
 		return nil
