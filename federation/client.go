@@ -58,15 +58,15 @@ type exchange struct {
 	max         int64 // bytes of the answer
 }
 
-// do sends a request and returns the answer's body and header.
-func (c *Client) do(ctx context.Context, peer string, x exchange) ([]byte, http.Header, error) {
+// send sends a request and returns the answer, which the caller closes, if its status is that of success.
+func (c *Client) send(ctx context.Context, peer string, x exchange) (*http.Response, error) {
 	rt, err := c.rt(ctx, peer)
 	if err != nil {
-		return nil, nil, &noAnswer{fmt.Errorf("reach %s: %w", peer, err)}
+		return nil, &noAnswer{fmt.Errorf("reach %s: %w", peer, err)}
 	}
 	req, err := http.NewRequestWithContext(ctx, x.method, x.url, bytes.NewReader(x.body))
 	if err != nil {
-		return nil, nil, fmt.Errorf("federation: request to %s: %w", peer, err)
+		return nil, fmt.Errorf("federation: request to %s: %w", peer, err)
 	}
 	req.Host = peer
 	req.Header.Set("From", "mimi@"+c.domain)
@@ -81,15 +81,25 @@ func (c *Client) do(ctx context.Context, peer string, x exchange) ([]byte, http.
 	}
 	resp, err := rt.RoundTrip(req)
 	if err != nil {
-		return nil, nil, &noAnswer{fmt.Errorf("ask %s: %w", peer, err)}
+		return nil, &noAnswer{fmt.Errorf("ask %s: %w", peer, err)}
+	}
+	if resp.StatusCode != x.want {
+		defer resp.Body.Close()
+		if resp.StatusCode >= 400 {
+			return nil, readError(resp)
+		}
+		return nil, fmt.Errorf("federation: %s answers with status %d, want %d", peer, resp.StatusCode, x.want)
+	}
+	return resp, nil
+}
+
+// do sends a request and returns the answer's body and header.
+func (c *Client) do(ctx context.Context, peer string, x exchange) ([]byte, http.Header, error) {
+	resp, err := c.send(ctx, peer, x)
+	if err != nil {
+		return nil, nil, err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != x.want {
-		if resp.StatusCode >= 400 {
-			return nil, nil, readError(resp)
-		}
-		return nil, nil, fmt.Errorf("federation: %s answers with status %d, want %d", peer, resp.StatusCode, x.want)
-	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, x.max+1))
 	if err != nil {
 		return nil, nil, &noAnswer{fmt.Errorf("answer of %s: %w", peer, err)}
@@ -123,32 +133,43 @@ func (c *Client) directory(ctx context.Context, peer string) (doc *mimi.Director
 	return doc, true, nil
 }
 
-// post sends a body to an endpoint of a peer's directory. If the address leads nowhere the directory is asked for
-// again, and a new address tried.
-func (c *Client) post(ctx context.Context, peer string, template func(*mimi.Directory) string, value string, x exchange) ([]byte, http.Header, error) {
+// post sends a body to an endpoint of a peer's directory.
+func (c *Client) post(ctx context.Context, peer string, template func(*mimi.Directory) string, value string, x exchange) (body []byte, header http.Header, err error) {
 	x.method, x.contentType, x.want = http.MethodPost, contentType, cmp.Or(x.want, http.StatusOK)
+	err = c.locate(ctx, peer, template, value, func(url string) (err error) {
+		x.url = url
+		body, header, err = c.do(ctx, peer, x)
+		return err
+	})
+	return body, header, err
+}
+
+// locate calls ask with the address of an endpoint of a peer's directory. If it leads nowhere the directory is asked for
+// again, and a new address tried.
+func (c *Client) locate(ctx context.Context, peer string, template func(*mimi.Directory) string, value string, ask func(url string) error) error {
 	d, fresh, err := c.directory(ctx, peer)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	for {
-		if x.url, err = mimi.Expand(template(d), value); err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", peer, err)
+		url, err := mimi.Expand(template(d), value)
+		if err != nil {
+			return fmt.Errorf("%s: %w", peer, err)
 		}
-		body, header, err := c.do(ctx, peer, x)
+		err = ask(url)
 		e, refused := errors.AsType[*Error](err)
 		if fresh || !refused || e.Status != http.StatusNotFound && e.Status != http.StatusMethodNotAllowed && e.Status != http.StatusGone {
-			return body, header, err
+			return err
 		}
 		c.mu.Lock()
 		delete(c.directories, peer)
 		c.mu.Unlock()
 		old := template(d)
 		if d, fresh, err = c.directory(ctx, peer); err != nil {
-			return nil, nil, err
+			return err
 		}
 		if template(d) == old {
-			return nil, nil, e
+			return e
 		}
 	}
 }

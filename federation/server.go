@@ -2,6 +2,7 @@ package federation
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -116,6 +117,13 @@ type Provider interface {
 	// RequestConsent.
 	UpdateConsent(ctx context.Context, from string, entry *mimi.ConsentEntry) error
 
+	// ProxyDownload fetches an asset for a peer, as the hub of some room: one of the own users', or of those of another
+	// peer. The caller closes it.
+	ProxyDownload(ctx context.Context, from, downloadURL string) (*Asset, error)
+
+	// Asset opens an asset of an own user. The caller closes it.
+	Asset(ctx context.Context, from string, hash [sha256.Size]byte) (*Asset, error)
+
 	// Head returns the content of the HeadField of answers about a room of the own domain to who takes part in it, nil if
 	// there is none.
 	Head(room mimi.URI) []byte
@@ -167,6 +175,7 @@ type answer struct {
 	body        []byte
 	seq         uint64
 	head        []byte
+	asset       *Asset // in the place of body
 }
 
 // call is one request, as its endpoint sees it.
@@ -194,8 +203,15 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if a.contentType != "" {
 			w.Header().Set("Content-Type", a.contentType)
 		}
+		if a.asset != nil {
+			w.Header().Set("Content-Length", strconv.FormatInt(a.asset.Size, 10))
+		}
 		w.WriteHeader(a.status)
-		w.Write(a.body)
+		if a.asset == nil {
+			w.Write(a.body)
+		} else if err := a.asset.stream(w); err != nil {
+			h.log.Info("an asset was cut off", "endpoint", endpoint, "peer", c.from, "err", err)
+		}
 		return
 	}
 	e, ok := errors.AsType[*Error](err)
@@ -225,11 +241,17 @@ func (h *handler) route(r *http.Request) (endpoint, param string, serve func(*ca
 		return "bundle", "", (*call).postBundle
 	case strings.HasPrefix(path, HubPath) && r.Method == http.MethodGet:
 		return "hub", strings.TrimPrefix(path, HubPath), (*call).getHub
+	case strings.HasPrefix(path, AssetPath) && r.Method == http.MethodGet:
+		return "asset", strings.TrimPrefix(path, AssetPath), (*call).getAsset
 	}
 	rest, ok := strings.CutPrefix(path, apiPrefix)
 	endpoint, escaped, ok2 := strings.Cut(rest, "/")
 	param, err := url.PathUnescape(escaped)
-	if !ok || !ok2 || err != nil || r.Method != http.MethodPost {
+	method := http.MethodPost
+	if endpoint == "proxyDownload" {
+		method = http.MethodGet
+	}
+	if !ok || !ok2 || err != nil || r.Method != method {
 		return "unknown", "", nil
 	}
 	switch endpoint {
@@ -251,6 +273,8 @@ func (h *handler) route(r *http.Request) (endpoint, param string, serve func(*ca
 		return endpoint, param, (*call).requestConsent
 	case "updateConsent":
 		return endpoint, param, (*call).updateConsent
+	case "proxyDownload":
+		return endpoint, param, (*call).proxyDownload
 	}
 	return "unknown", "", nil
 }

@@ -3,6 +3,7 @@ package federation
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -89,6 +90,19 @@ func (p *testProvider) RequestConsent(_ context.Context, from string, e *mimi.Co
 
 func (p *testProvider) UpdateConsent(_ context.Context, from string, e *mimi.ConsentEntry) error {
 	return p.note("updateConsent", from, e.Scope.Requester)
+}
+
+func (p *testProvider) ProxyDownload(_ context.Context, from, downloadURL string) (*Asset, error) {
+	return testAsset(5), p.note("proxyDownload", from, downloadURL)
+}
+
+func (p *testProvider) Asset(_ context.Context, from string, hash [sha256.Size]byte) (*Asset, error) {
+	return testAsset(int64(hash[0])), p.note("asset", from, hash[0])
+}
+
+// testAsset has five bytes, whatever it says.
+func testAsset(size int64) *Asset {
+	return &Asset{Size: size, ReadCloser: io.NopCloser(strings.NewReader("bytes"))}
 }
 
 func (p *testProvider) Head(room mimi.URI) []byte { return []byte("head of " + room) }
@@ -294,6 +308,8 @@ func TestBadRequestsAreRefusedWithTheirCause(t *testing.T) {
 		{name: "unknown endpoint", path: "/mimi/v1/reportSpam/x", status: 404, code: CodeNotFound},
 		{name: "unknown path", path: "/", status: 404, code: CodeNotFound},
 		{name: "wrong method", method: "GET", path: notify, status: 404, code: CodeNotFound},
+		{name: "download that is posted", path: path("proxyDownload", "https://gamma.example/x"), status: 404, code: CodeNotFound},
+		{name: "asset that has no such name", method: "GET", path: AssetPath + "..%2f..%2fstore", status: 404, code: CodeNotFound},
 		{name: "no room in the path", path: "/mimi/v1/notify/", body: one, status: 400, code: CodeMalformed},
 		{name: "room that isn't encoded", path: "/mimi/v1/notify/beta.example/r/room", body: one, status: 400, code: CodeMalformed},
 		{name: "a user as room", path: path("notify", string(theirUser)), body: one, status: 400, code: CodeMalformed},

@@ -3,12 +3,15 @@ package node
 import (
 	"context"
 	"crypto/sha256"
+	"io"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
 
+	"github.com/parley-mls/parley/federation"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
@@ -404,6 +407,52 @@ func (a clientAPI) GroupInfo(ctx context.Context, req *connect.Request[api.MimiR
 		answer.Head = a.n.lastHead(room)
 	}
 	return connect.NewResponse(answer), nil
+}
+
+// UploadAsset takes the next bytes of an asset.
+func (a clientAPI) UploadAsset(ctx context.Context, req *connect.Request[api.UploadAssetRequest]) (*connect.Response[api.UploadAssetResponse], error) {
+	u, err := a.n.uploadAsset(sessionOf(ctx).user, req.Msg.Hash, req.Msg.Size, req.Msg.Offset, req.Msg.Data)
+	if err != nil {
+		return nil, err
+	}
+	resp := &api.UploadAssetResponse{Offset: u.offset, ExpiresUnix: int64(u.expires)}
+	if u.whole {
+		resp.Url = federation.AssetURL(a.n.cfg.Domain, [sha256.Size]byte(req.Msg.Hash))
+	}
+	return connect.NewResponse(resp), nil
+}
+
+// DeleteAsset gives an asset up.
+func (a clientAPI) DeleteAsset(ctx context.Context, req *connect.Request[api.DeleteAssetRequest]) (*connect.Response[api.DeleteAssetResponse], error) {
+	if err := a.n.deleteAsset(sessionOf(ctx).user, req.Msg.Hash, math.MaxUint64); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(new(api.DeleteAssetResponse)), nil
+}
+
+// DownloadAsset streams an asset.
+func (a clientAPI) DownloadAsset(ctx context.Context, req *connect.Request[api.DownloadAssetRequest], out *connect.ServerStream[api.DownloadAssetResponse]) error {
+	room, err := roomURI(req.Msg.Room)
+	if err != nil {
+		return err
+	}
+	asset, err := a.n.downloadFor(ctx, sessionOf(ctx).user, room, req.Msg.Url)
+	if err != nil {
+		return err
+	}
+	defer asset.Close()
+	buf := make([]byte, downloadBuffer)
+	for left := asset.Size; left > 0; {
+		k, err := io.ReadFull(asset, buf[:min(left, int64(len(buf)))])
+		if err != nil {
+			return a.n.unreachable(room.Domain(), err)
+		}
+		if err := out.Send(&api.DownloadAssetResponse{Size: uint64(asset.Size), Data: buf[:k]}); err != nil {
+			return err
+		}
+		left -= int64(k)
+	}
+	return nil
 }
 
 // Acknowledge deletes Welcomes that the client has, moves its cursors, and ends memberships.

@@ -91,6 +91,15 @@ type Limits struct {
 	// Queries is how many identifier queries a user may make at once, and again within 1,000 seconds; 0 means 200. All
 	// users of a peer together may make a hundred times as many.
 	Queries int `yaml:"queries"`
+	// AssetMiB is the size of the largest asset that is taken from a client, or passed on, in MiB; 0 means 100.
+	AssetMiB int `yaml:"asset_mib"`
+	// AssetQuotaMiB is how much the assets of a user may take here together, in MiB; 0 means 1024.
+	AssetQuotaMiB int `yaml:"asset_quota_mib"`
+	// AssetDays is how long an asset is kept, in days; 0 means 90.
+	AssetDays int `yaml:"asset_days"`
+	// Downloads is how many assets a user may fetch at once, and again within 1,000 seconds; 0 means 1000. A peer may fetch
+	// a hundred times as many for its users.
+	Downloads int `yaml:"downloads"`
 }
 
 // LogConfig says what the node logs to standard error.
@@ -214,6 +223,10 @@ func (c *Config) complete() error {
 		{"streams", &c.Limits.Streams, 4, 1000},
 		{"queries", &c.Limits.Queries, 200, 1_000_000},
 		{"consents", &c.Limits.Consents, 100, 1_000_000},
+		{"asset_mib", &c.Limits.AssetMiB, 100, 65_535}, // what AES-GCM can encrypt
+		{"asset_quota_mib", &c.Limits.AssetQuotaMiB, 1024, 1 << 30},
+		{"asset_days", &c.Limits.AssetDays, 90, 36_500},
+		{"downloads", &c.Limits.Downloads, 1000, 1_000_000},
 	} {
 		if *l.value < 0 || *l.value > l.max {
 			return fmt.Errorf("limits.%s: %d is not between 0 and %d", l.name, *l.value, l.max)
@@ -259,6 +272,8 @@ func StoreDir(data string) string { return filepath.Join(data, "store") }
 // AuthorityDir returns the directory of the authority in that data directory.
 func AuthorityDir(data string) string { return filepath.Join(data, "authority") }
 
+func assetsDir(data string) string { return filepath.Join(data, "assets") }
+
 func keysDir(data string) string { return filepath.Join(data, "keys") }
 
 func (p PeerConfig) fingerprint() (authority.Fingerprint, error) {
@@ -296,7 +311,7 @@ func (l LogConfig) Logger(w io.Writer) *slog.Logger {
 const ConfigHelp = `The configuration is a YAML file. Only the first three fields are required.
 
 domain: alpha.example          # the provider's domain
-data: /var/lib/parley          # directory of the store, keys, authority and admin socket
+data: /var/lib/parley          # directory of the store, assets, keys, authority and admin socket
 listen: 0.0.0.0:7440           # UDP and TCP, the same port
 advertise: node.alpha.example:7440   # where peers and clients reach it; default: listen
 gossip: lan                    # local (one machine), lan or wan
@@ -318,6 +333,10 @@ limits:
   streams: 4                   # event streams of a client
   queries: 200                 # searches of a user, at once and per 1,000 s
   consents: 100                # requests for consent and decisions of a user, at once and per 1,000 s
+  asset_mib: 100               # of one asset, MiB
+  asset_quota_mib: 1024        # of the assets of a user, MiB
+  asset_days: 90               # that an asset is kept
+  downloads: 1000              # of assets by a user, at once and per 1,000 s
 log:
   level: info                  # debug, info, warn or error
   format: text                 # text or json

@@ -54,6 +54,7 @@ var statuses = map[string]struct {
 	"tokenExpired":    {connect.CodePermissionDenied, http.StatusForbidden},
 	"tokenName":       {connect.CodePermissionDenied, http.StatusForbidden},
 	"busy":            {connect.CodeResourceExhausted, http.StatusTooManyRequests},
+	"quotaExceeded":   {connect.CodeResourceExhausted, http.StatusInsufficientStorage},
 	"hubUnreachable":  {connect.CodeUnavailable, http.StatusBadGateway},
 	"unavailable":     {connect.CodeUnavailable, http.StatusServiceUnavailable},
 	"internal":        {connect.CodeInternal, http.StatusInternalServerError},

@@ -51,11 +51,14 @@ import (
 //	n/x/<requester> 00 <target> 00 <room>   grantedRecord: KeyPackages that came with a grant and nobody has claimed
 //	n/P/<user> 00                     profileRecord: what a user is found by, and shows
 //	n/t/<SHA-256><user>               index of profiles: a user with a searchable field, by the hash of its name and value
+//	n/A/<user> 00 <SHA-256>           assetRecord: a user's asset, or what is uploaded of it, by the hash of the whole
+//	n/R/<SHA-256><user>               index of whole assets by their hashes: who has it; the last one takes the file along
 //	n/e/…                             the outbox of ConsentEntries
 //	n/o/…                             the outbox
 //
 // Retention: logs, memberships and rooms are kept. Answers, Welcomes that were taken, reports and KeyPackage references
-// are deleted by the sweeper once they are older than retention, or expired.
+// are deleted by the sweeper once they are older than retention, or expired; assets after Limits.AssetDays. The bytes of
+// assets aren't in the store but in files, see assets.go.
 const (
 	prefixRoom       = "n/r/"
 	prefixGroup      = "n/g/"
@@ -83,6 +86,8 @@ const (
 	prefixConsentOut = "n/e/"
 	prefixProfile    = "n/P/"
 	prefixTerm       = "n/t/"
+	prefixAsset      = "n/A/"
+	prefixAssetRef   = "n/R/"
 	prefixOutbox     = "n/o/"
 	keyVersion       = "n/v"
 	keyIncarnation   = "n/t"
@@ -352,4 +357,23 @@ func (v *profileRecord) UnmarshalMLS(r *codec.Reader) {
 	v.fields = codec.ReadVector(r, func(r *codec.Reader) profileField {
 		return profileField{mimi.FieldSource(r.Uint8()), string(r.Opaque()), string(r.Opaque()), r.Uint8(), r.Optional()}
 	})
+}
+
+// assetRecord is an asset of a user.
+type assetRecord struct {
+	whole   bool   // false: it is being uploaded
+	size    uint64 // bytes, when it is whole
+	expires uint64 // s since 1970
+}
+
+func (v assetRecord) MarshalMLS(w *codec.Writer) {
+	w.Optional(v.whole)
+	w.Uint64(v.size)
+	w.Uint64(v.expires)
+}
+
+func (v *assetRecord) UnmarshalMLS(r *codec.Reader) {
+	v.whole = r.Optional()
+	v.size = r.Uint64()
+	v.expires = r.Uint64()
 }

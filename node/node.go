@@ -4,7 +4,8 @@
 // Open starts everything that a Config describes, Run serves until its context ends. The parts: a room's hub orders what
 // happens in it (hub.go), followers keep a copy of the log for their own clients (follower.go), clients read logs by
 // cursors (subscribe.go), peers get their share through a durable outbox (peers.go), and revocations are followed up
-// (revocation.go). All state is in one store, whose keys layout.go lists.
+// (revocation.go). All state is in one store, whose keys layout.go lists, but for users' assets, which are files (assets.go)
+// and leave through a proxy (downloads.go).
 package node
 
 import (
@@ -69,7 +70,9 @@ type Node struct {
 	consentMu      sync.Mutex // held from reading consents to applying what changes them
 	consentPace    pace[string]
 	queryPace      pace[string]
-	profileMu      sync.Mutex    // held from reading a profile to applying what changes it
+	profileMu      sync.Mutex // held from reading a profile to applying what changes it
+	assets         *assets
+	downloadPace   pace[string]
 	searching      chan struct{} // has a value while all profiles are searched
 	ownBundle      atomic.Pointer[authority.Bundle]
 	removals       chan struct{} // has a value if rooms are to be searched for revoked clients
@@ -151,6 +154,12 @@ func (n *Node) open() error {
 		}
 	}
 	if n.keys, err = openKeys(n.ctx, keysDir(n.cfg.Data), n.cfg.Suites, n.service); err != nil {
+		return err
+	}
+	if n.assets, err = openAssets(assetsDir(n.cfg.Data)); err != nil {
+		return err
+	}
+	if err := n.settleAssets(); err != nil {
 		return err
 	}
 	n.auth = newAuth(n.cfg.Domain, n.verifier, n.cfg.Limits)
@@ -299,6 +308,9 @@ func (n *Node) Close() error {
 		}
 		if n.embedded != nil {
 			errs = append(errs, n.embedded.Close())
+		}
+		if n.assets != nil {
+			errs = append(errs, n.assets.dir.Close())
 		}
 		if n.store != nil {
 			errs = append(errs, n.store.Close())

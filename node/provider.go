@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/sha256"
 
 	"github.com/parley-mls/parley/federation"
 	"github.com/parley-mls/parley/federation/mimi"
@@ -63,6 +64,18 @@ func (p provider) RequestConsent(_ context.Context, from string, e *mimi.Consent
 // UpdateConsent takes what a user of the peer has decided about one of this provider.
 func (p provider) UpdateConsent(_ context.Context, from string, e *mimi.ConsentEntry) error {
 	return peerError(p.n.updateConsent(from, e))
+}
+
+// ProxyDownload fetches an asset for the peer.
+func (p provider) ProxyDownload(ctx context.Context, from, downloadURL string) (*federation.Asset, error) {
+	a, err := p.n.proxyDownload(ctx, from, downloadURL)
+	return a, peerError(err)
+}
+
+// Asset opens an asset of an own user.
+func (p provider) Asset(_ context.Context, from string, hash [sha256.Size]byte) (*federation.Asset, error) {
+	a, err := p.n.download(from, maxPeerDownloads, 100*p.n.cfg.Limits.Downloads, func() (*federation.Asset, error) { return p.n.openAsset(hash) })
+	return a, peerError(err)
 }
 
 // Head returns how far a room hosted here is.

@@ -50,7 +50,7 @@ func (n *Node) sweep() error {
 		}
 	}
 	n.reports.recount()
-	return nil
+	return n.sweepAssets()
 }
 
 // sweepPrefix deletes the entries under a prefix that are old, a thousand at a time.

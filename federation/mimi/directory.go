@@ -39,6 +39,7 @@ func NewDirectory(domain string) *Directory {
 		SubmitMessage: base + "submitMessage/{roomId}", GroupInfo: base + "groupInfo/{roomId}",
 		IdentifierQuery: base + "identifierQuery/{domain}", ReportAbuse: base + "reportAbuse/{roomId}",
 		RequestConsent: base + "requestConsent/{targetUser}", UpdateConsent: base + "updateConsent/{requesterUser}",
+		ProxyDownload: base + "proxyDownload/{downloadUrl}",
 	}
 }
 

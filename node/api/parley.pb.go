@@ -1523,6 +1523,318 @@ func (*NoteSentResponse) Descriptor() ([]byte, []int) {
 	return file_parley_proto_rawDescGZIP(), []int{29}
 }
 
+type UploadAssetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hash          []byte                 `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`      // SHA-256 of the whole asset
+	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`     // bytes of the whole asset
+	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"` // of data in it; data that doesn't begin where the node's bytes end is ignored
+	Data          []byte                 `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`      // at most 1 MiB
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadAssetRequest) Reset() {
+	*x = UploadAssetRequest{}
+	mi := &file_parley_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadAssetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadAssetRequest) ProtoMessage() {}
+
+func (x *UploadAssetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadAssetRequest.ProtoReflect.Descriptor instead.
+func (*UploadAssetRequest) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *UploadAssetRequest) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *UploadAssetRequest) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *UploadAssetRequest) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *UploadAssetRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type UploadAssetResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offset        uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`                              // how many bytes the node has, from the asset's beginning
+	Url           string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`                                     // of the asset, once the node has all of it
+	ExpiresUnix   int64                  `protobuf:"varint,3,opt,name=expires_unix,json=expiresUnix,proto3" json:"expires_unix,omitempty"` // seconds: when the asset, or the upload, is deleted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadAssetResponse) Reset() {
+	*x = UploadAssetResponse{}
+	mi := &file_parley_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadAssetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadAssetResponse) ProtoMessage() {}
+
+func (x *UploadAssetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadAssetResponse.ProtoReflect.Descriptor instead.
+func (*UploadAssetResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *UploadAssetResponse) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *UploadAssetResponse) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *UploadAssetResponse) GetExpiresUnix() int64 {
+	if x != nil {
+		return x.ExpiresUnix
+	}
+	return 0
+}
+
+type DeleteAssetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hash          []byte                 `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteAssetRequest) Reset() {
+	*x = DeleteAssetRequest{}
+	mi := &file_parley_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteAssetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteAssetRequest) ProtoMessage() {}
+
+func (x *DeleteAssetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteAssetRequest.ProtoReflect.Descriptor instead.
+func (*DeleteAssetRequest) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DeleteAssetRequest) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+type DeleteAssetResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteAssetResponse) Reset() {
+	*x = DeleteAssetResponse{}
+	mi := &file_parley_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteAssetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteAssetResponse) ProtoMessage() {}
+
+func (x *DeleteAssetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteAssetResponse.ProtoReflect.Descriptor instead.
+func (*DeleteAssetResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{33}
+}
+
+type DownloadAssetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Room          string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"`
+	Url           string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DownloadAssetRequest) Reset() {
+	*x = DownloadAssetRequest{}
+	mi := &file_parley_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DownloadAssetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DownloadAssetRequest) ProtoMessage() {}
+
+func (x *DownloadAssetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DownloadAssetRequest.ProtoReflect.Descriptor instead.
+func (*DownloadAssetRequest) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *DownloadAssetRequest) GetRoom() string {
+	if x != nil {
+		return x.Room
+	}
+	return ""
+}
+
+func (x *DownloadAssetRequest) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+type DownloadAssetResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Size          uint64                 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"` // bytes of the whole asset
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`  // the next ones
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DownloadAssetResponse) Reset() {
+	*x = DownloadAssetResponse{}
+	mi := &file_parley_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DownloadAssetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DownloadAssetResponse) ProtoMessage() {}
+
+func (x *DownloadAssetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DownloadAssetResponse.ProtoReflect.Descriptor instead.
+func (*DownloadAssetResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DownloadAssetResponse) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *DownloadAssetResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type MimiResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"` // the endpoint's response struct
@@ -1534,7 +1846,7 @@ type MimiResponse struct {
 
 func (x *MimiResponse) Reset() {
 	*x = MimiResponse{}
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1858,7 @@ func (x *MimiResponse) String() string {
 func (*MimiResponse) ProtoMessage() {}
 
 func (x *MimiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1871,7 @@ func (x *MimiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MimiResponse.ProtoReflect.Descriptor instead.
 func (*MimiResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{30}
+	return file_parley_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *MimiResponse) GetBody() []byte {
@@ -1592,7 +1904,7 @@ type HubSenderRequest struct {
 
 func (x *HubSenderRequest) Reset() {
 	*x = HubSenderRequest{}
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +1916,7 @@ func (x *HubSenderRequest) String() string {
 func (*HubSenderRequest) ProtoMessage() {}
 
 func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1929,7 @@ func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderRequest.ProtoReflect.Descriptor instead.
 func (*HubSenderRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{31}
+	return file_parley_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *HubSenderRequest) GetCipherSuite() uint32 {
@@ -1636,7 +1948,7 @@ type HubSenderResponse struct {
 
 func (x *HubSenderResponse) Reset() {
 	*x = HubSenderResponse{}
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1648,7 +1960,7 @@ func (x *HubSenderResponse) String() string {
 func (*HubSenderResponse) ProtoMessage() {}
 
 func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1661,7 +1973,7 @@ func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderResponse.ProtoReflect.Descriptor instead.
 func (*HubSenderResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{32}
+	return file_parley_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *HubSenderResponse) GetExternalSender() []byte {
@@ -1682,7 +1994,7 @@ type CreateRoomRequest struct {
 
 func (x *CreateRoomRequest) Reset() {
 	*x = CreateRoomRequest{}
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +2006,7 @@ func (x *CreateRoomRequest) String() string {
 func (*CreateRoomRequest) ProtoMessage() {}
 
 func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +2019,7 @@ func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomRequest.ProtoReflect.Descriptor instead.
 func (*CreateRoomRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{33}
+	return file_parley_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CreateRoomRequest) GetRoom() string {
@@ -1739,7 +2051,7 @@ type CreateRoomResponse struct {
 
 func (x *CreateRoomResponse) Reset() {
 	*x = CreateRoomResponse{}
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +2063,7 @@ func (x *CreateRoomResponse) String() string {
 func (*CreateRoomResponse) ProtoMessage() {}
 
 func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +2076,7 @@ func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomResponse.ProtoReflect.Descriptor instead.
 func (*CreateRoomResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{34}
+	return file_parley_proto_rawDescGZIP(), []int{40}
 }
 
 type RoomsRequest struct {
@@ -1775,7 +2087,7 @@ type RoomsRequest struct {
 
 func (x *RoomsRequest) Reset() {
 	*x = RoomsRequest{}
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +2099,7 @@ func (x *RoomsRequest) String() string {
 func (*RoomsRequest) ProtoMessage() {}
 
 func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +2112,7 @@ func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsRequest.ProtoReflect.Descriptor instead.
 func (*RoomsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{35}
+	return file_parley_proto_rawDescGZIP(), []int{41}
 }
 
 type RoomsResponse struct {
@@ -1812,7 +2124,7 @@ type RoomsResponse struct {
 
 func (x *RoomsResponse) Reset() {
 	*x = RoomsResponse{}
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +2136,7 @@ func (x *RoomsResponse) String() string {
 func (*RoomsResponse) ProtoMessage() {}
 
 func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +2149,7 @@ func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsResponse.ProtoReflect.Descriptor instead.
 func (*RoomsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{36}
+	return file_parley_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RoomsResponse) GetRooms() []*Room {
@@ -1858,7 +2170,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2182,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2195,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{37}
+	return file_parley_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Room) GetRoom() string {
@@ -1917,7 +2229,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_parley_proto_msgTypes[38]
+	mi := &file_parley_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2241,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[38]
+	mi := &file_parley_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2254,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{38}
+	return file_parley_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Cursor) GetRoom() string {
@@ -1969,7 +2281,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_parley_proto_msgTypes[39]
+	mi := &file_parley_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2293,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[39]
+	mi := &file_parley_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2306,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{39}
+	return file_parley_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SubscribeRequest) GetCursors() []*Cursor {
@@ -2021,7 +2333,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_parley_proto_msgTypes[40]
+	mi := &file_parley_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +2345,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[40]
+	mi := &file_parley_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,7 +2358,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{40}
+	return file_parley_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SubscribeResponse) GetEvents() []*Event {
@@ -2073,7 +2385,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_parley_proto_msgTypes[41]
+	mi := &file_parley_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2085,7 +2397,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[41]
+	mi := &file_parley_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2098,7 +2410,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{41}
+	return file_parley_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -2214,7 +2526,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_parley_proto_msgTypes[42]
+	mi := &file_parley_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2538,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[42]
+	mi := &file_parley_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2551,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{42}
+	return file_parley_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *LogEntry) GetRoom() string {
@@ -2282,7 +2594,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_parley_proto_msgTypes[43]
+	mi := &file_parley_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2294,7 +2606,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[43]
+	mi := &file_parley_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2307,7 +2619,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{43}
+	return file_parley_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Welcome) GetNumber() uint64 {
@@ -2347,7 +2659,7 @@ type TrustChange struct {
 
 func (x *TrustChange) Reset() {
 	*x = TrustChange{}
-	mi := &file_parley_proto_msgTypes[44]
+	mi := &file_parley_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +2671,7 @@ func (x *TrustChange) String() string {
 func (*TrustChange) ProtoMessage() {}
 
 func (x *TrustChange) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[44]
+	mi := &file_parley_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2684,7 @@ func (x *TrustChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustChange.ProtoReflect.Descriptor instead.
 func (*TrustChange) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{44}
+	return file_parley_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *TrustChange) GetDomain() string {
@@ -2390,7 +2702,7 @@ type Live struct {
 
 func (x *Live) Reset() {
 	*x = Live{}
-	mi := &file_parley_proto_msgTypes[45]
+	mi := &file_parley_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +2714,7 @@ func (x *Live) String() string {
 func (*Live) ProtoMessage() {}
 
 func (x *Live) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[45]
+	mi := &file_parley_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +2727,7 @@ func (x *Live) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Live.ProtoReflect.Descriptor instead.
 func (*Live) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{45}
+	return file_parley_proto_rawDescGZIP(), []int{51}
 }
 
 type AcknowledgeRequest struct {
@@ -2429,7 +2741,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_parley_proto_msgTypes[46]
+	mi := &file_parley_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2441,7 +2753,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[46]
+	mi := &file_parley_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2454,7 +2766,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{46}
+	return file_parley_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *AcknowledgeRequest) GetCursors() []*Cursor {
@@ -2486,7 +2798,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_parley_proto_msgTypes[47]
+	mi := &file_parley_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2810,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[47]
+	mi := &file_parley_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2823,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{47}
+	return file_parley_proto_rawDescGZIP(), []int{53}
 }
 
 var File_parley_proto protoreflect.FileDescriptor
@@ -2607,7 +2919,25 @@ const file_parley_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x02 \x01(\rR\n" +
 	"generation\"\x12\n" +
-	"\x10NoteSentResponse\"H\n" +
+	"\x10NoteSentResponse\"h\n" +
+	"\x12UploadAssetRequest\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\"b\n" +
+	"\x13UploadAssetResponse\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12!\n" +
+	"\fexpires_unix\x18\x03 \x01(\x03R\vexpiresUnix\"(\n" +
+	"\x12DeleteAssetRequest\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\"\x15\n" +
+	"\x13DeleteAssetResponse\"<\n" +
+	"\x14DownloadAssetRequest\x12\x12\n" +
+	"\x04room\x18\x01 \x01(\tR\x04room\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\"?\n" +
+	"\x15DownloadAssetResponse\x12\x12\n" +
+	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"H\n" +
 	"\fMimiResponse\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
@@ -2667,8 +2997,7 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Enrol\x12\x17.parley.v1.EnrolRequest\x1a\x18.parley.v1.EnrolResponse\x12=\n" +
 	"\x06Bundle\x12\x18.parley.v1.BundleRequest\x1a\x19.parley.v1.BundleResponse\x12F\n" +
 	"\tChallenge\x12\x1b.parley.v1.ChallengeRequest\x1a\x1c.parley.v1.ChallengeResponse\x12O\n" +
-	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xfd\n" +
-	"\n" +
+	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xef\f\n" +
 	"\rClientService\x12:\n" +
 	"\x05Renew\x12\x17.parley.v1.RenewRequest\x1a\x18.parley.v1.EnrolResponse\x12@\n" +
 	"\aBundles\x12\x19.parley.v1.BundlesRequest\x1a\x1a.parley.v1.BundlesResponse\x12a\n" +
@@ -2690,7 +3019,10 @@ const file_parley_proto_rawDesc = "" +
 	"\bConsents\x12\x1a.parley.v1.ConsentsRequest\x1a\x1b.parley.v1.ConsentsResponse\x12C\n" +
 	"\bLastSent\x12\x1a.parley.v1.LastSentRequest\x1a\x1b.parley.v1.LastSentResponse\x12C\n" +
 	"\bNoteSent\x12\x1a.parley.v1.NoteSentRequest\x1a\x1b.parley.v1.NoteSentResponse\x12<\n" +
-	"\tGroupInfo\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12H\n" +
+	"\tGroupInfo\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12L\n" +
+	"\vUploadAsset\x12\x1d.parley.v1.UploadAssetRequest\x1a\x1e.parley.v1.UploadAssetResponse\x12L\n" +
+	"\vDeleteAsset\x12\x1d.parley.v1.DeleteAssetRequest\x1a\x1e.parley.v1.DeleteAssetResponse\x12T\n" +
+	"\rDownloadAsset\x12\x1f.parley.v1.DownloadAssetRequest\x1a .parley.v1.DownloadAssetResponse0\x01\x12H\n" +
 	"\tSubscribe\x12\x1b.parley.v1.SubscribeRequest\x1a\x1c.parley.v1.SubscribeResponse0\x01\x12L\n" +
 	"\vAcknowledge\x12\x1d.parley.v1.AcknowledgeRequest\x1a\x1e.parley.v1.AcknowledgeResponseB+Z)github.com/parley-mls/parley/node/api;apib\x06proto3"
 
@@ -2706,7 +3038,7 @@ func file_parley_proto_rawDescGZIP() []byte {
 	return file_parley_proto_rawDescData
 }
 
-var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_parley_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                  // 0: parley.v1.ErrorInfo
 	(*EnrolRequest)(nil),               // 1: parley.v1.EnrolRequest
@@ -2738,38 +3070,44 @@ var file_parley_proto_goTypes = []any{
 	(*LastSentResponse)(nil),           // 27: parley.v1.LastSentResponse
 	(*NoteSentRequest)(nil),            // 28: parley.v1.NoteSentRequest
 	(*NoteSentResponse)(nil),           // 29: parley.v1.NoteSentResponse
-	(*MimiResponse)(nil),               // 30: parley.v1.MimiResponse
-	(*HubSenderRequest)(nil),           // 31: parley.v1.HubSenderRequest
-	(*HubSenderResponse)(nil),          // 32: parley.v1.HubSenderResponse
-	(*CreateRoomRequest)(nil),          // 33: parley.v1.CreateRoomRequest
-	(*CreateRoomResponse)(nil),         // 34: parley.v1.CreateRoomResponse
-	(*RoomsRequest)(nil),               // 35: parley.v1.RoomsRequest
-	(*RoomsResponse)(nil),              // 36: parley.v1.RoomsResponse
-	(*Room)(nil),                       // 37: parley.v1.Room
-	(*Cursor)(nil),                     // 38: parley.v1.Cursor
-	(*SubscribeRequest)(nil),           // 39: parley.v1.SubscribeRequest
-	(*SubscribeResponse)(nil),          // 40: parley.v1.SubscribeResponse
-	(*Event)(nil),                      // 41: parley.v1.Event
-	(*LogEntry)(nil),                   // 42: parley.v1.LogEntry
-	(*Welcome)(nil),                    // 43: parley.v1.Welcome
-	(*TrustChange)(nil),                // 44: parley.v1.TrustChange
-	(*Live)(nil),                       // 45: parley.v1.Live
-	(*AcknowledgeRequest)(nil),         // 46: parley.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 47: parley.v1.AcknowledgeResponse
+	(*UploadAssetRequest)(nil),         // 30: parley.v1.UploadAssetRequest
+	(*UploadAssetResponse)(nil),        // 31: parley.v1.UploadAssetResponse
+	(*DeleteAssetRequest)(nil),         // 32: parley.v1.DeleteAssetRequest
+	(*DeleteAssetResponse)(nil),        // 33: parley.v1.DeleteAssetResponse
+	(*DownloadAssetRequest)(nil),       // 34: parley.v1.DownloadAssetRequest
+	(*DownloadAssetResponse)(nil),      // 35: parley.v1.DownloadAssetResponse
+	(*MimiResponse)(nil),               // 36: parley.v1.MimiResponse
+	(*HubSenderRequest)(nil),           // 37: parley.v1.HubSenderRequest
+	(*HubSenderResponse)(nil),          // 38: parley.v1.HubSenderResponse
+	(*CreateRoomRequest)(nil),          // 39: parley.v1.CreateRoomRequest
+	(*CreateRoomResponse)(nil),         // 40: parley.v1.CreateRoomResponse
+	(*RoomsRequest)(nil),               // 41: parley.v1.RoomsRequest
+	(*RoomsResponse)(nil),              // 42: parley.v1.RoomsResponse
+	(*Room)(nil),                       // 43: parley.v1.Room
+	(*Cursor)(nil),                     // 44: parley.v1.Cursor
+	(*SubscribeRequest)(nil),           // 45: parley.v1.SubscribeRequest
+	(*SubscribeResponse)(nil),          // 46: parley.v1.SubscribeResponse
+	(*Event)(nil),                      // 47: parley.v1.Event
+	(*LogEntry)(nil),                   // 48: parley.v1.LogEntry
+	(*Welcome)(nil),                    // 49: parley.v1.Welcome
+	(*TrustChange)(nil),                // 50: parley.v1.TrustChange
+	(*Live)(nil),                       // 51: parley.v1.Live
+	(*AcknowledgeRequest)(nil),         // 52: parley.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 53: parley.v1.AcknowledgeResponse
 }
 var file_parley_proto_depIdxs = []int32{
 	16, // 0: parley.v1.Profile.fields:type_name -> parley.v1.ProfileField
 	25, // 1: parley.v1.ConsentsResponse.consents:type_name -> parley.v1.Consent
-	37, // 2: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
-	38, // 3: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
-	41, // 4: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
-	42, // 5: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
-	43, // 6: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
-	44, // 7: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
+	43, // 2: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
+	44, // 3: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
+	47, // 4: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
+	48, // 5: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
+	49, // 6: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
+	50, // 7: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
 	13, // 8: parley.v1.Event.key_packages:type_name -> parley.v1.PublishKeyPackagesResponse
 	25, // 9: parley.v1.Event.consent:type_name -> parley.v1.Consent
-	45, // 10: parley.v1.Event.live:type_name -> parley.v1.Live
-	38, // 11: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	51, // 10: parley.v1.Event.live:type_name -> parley.v1.Live
+	44, // 11: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
 	1,  // 12: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
 	3,  // 13: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
 	5,  // 14: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
@@ -2781,9 +3119,9 @@ var file_parley_proto_depIdxs = []int32{
 	15, // 20: parley.v1.ClientService.SetProfile:input_type -> parley.v1.Profile
 	18, // 21: parley.v1.ClientService.GetProfile:input_type -> parley.v1.GetProfileRequest
 	19, // 22: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	31, // 23: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	33, // 24: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	35, // 25: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	37, // 23: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	39, // 24: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	41, // 25: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
 	19, // 26: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
 	19, // 27: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
 	19, // 28: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
@@ -2792,34 +3130,40 @@ var file_parley_proto_depIdxs = []int32{
 	26, // 31: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
 	28, // 32: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
 	19, // 33: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
-	39, // 34: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	46, // 35: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 36: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 37: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 38: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 39: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 40: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 41: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 42: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	30, // 43: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	17, // 44: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
-	15, // 45: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
-	30, // 46: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	32, // 47: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	34, // 48: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	36, // 49: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	30, // 50: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	30, // 51: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	20, // 52: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
-	22, // 53: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
-	24, // 54: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
-	27, // 55: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
-	29, // 56: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
-	30, // 57: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	40, // 58: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	47, // 59: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	36, // [36:60] is the sub-list for method output_type
-	12, // [12:36] is the sub-list for method input_type
+	30, // 34: parley.v1.ClientService.UploadAsset:input_type -> parley.v1.UploadAssetRequest
+	32, // 35: parley.v1.ClientService.DeleteAsset:input_type -> parley.v1.DeleteAssetRequest
+	34, // 36: parley.v1.ClientService.DownloadAsset:input_type -> parley.v1.DownloadAssetRequest
+	45, // 37: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	52, // 38: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 39: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 40: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 41: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 42: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 43: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	11, // 44: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	13, // 45: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	36, // 46: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	17, // 47: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
+	15, // 48: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
+	36, // 49: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	38, // 50: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	40, // 51: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	42, // 52: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	36, // 53: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	36, // 54: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	20, // 55: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
+	22, // 56: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
+	24, // 57: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
+	27, // 58: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	29, // 59: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
+	36, // 60: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	31, // 61: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
+	33, // 62: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
+	35, // 63: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
+	46, // 64: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	53, // 65: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	39, // [39:66] is the sub-list for method output_type
+	12, // [12:39] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -2831,7 +3175,7 @@ func file_parley_proto_init() {
 		return
 	}
 	file_parley_proto_msgTypes[19].OneofWrappers = []any{}
-	file_parley_proto_msgTypes[41].OneofWrappers = []any{
+	file_parley_proto_msgTypes[47].OneofWrappers = []any{
 		(*Event_Entry)(nil),
 		(*Event_Welcome)(nil),
 		(*Event_Trust)(nil),
@@ -2845,7 +3189,7 @@ func file_parley_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_proto_rawDesc), len(file_parley_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

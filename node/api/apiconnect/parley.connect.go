@@ -95,6 +95,15 @@ const (
 	ClientServiceNoteSentProcedure = "/parley.v1.ClientService/NoteSent"
 	// ClientServiceGroupInfoProcedure is the fully-qualified name of the ClientService's GroupInfo RPC.
 	ClientServiceGroupInfoProcedure = "/parley.v1.ClientService/GroupInfo"
+	// ClientServiceUploadAssetProcedure is the fully-qualified name of the ClientService's UploadAsset
+	// RPC.
+	ClientServiceUploadAssetProcedure = "/parley.v1.ClientService/UploadAsset"
+	// ClientServiceDeleteAssetProcedure is the fully-qualified name of the ClientService's DeleteAsset
+	// RPC.
+	ClientServiceDeleteAssetProcedure = "/parley.v1.ClientService/DeleteAsset"
+	// ClientServiceDownloadAssetProcedure is the fully-qualified name of the ClientService's
+	// DownloadAsset RPC.
+	ClientServiceDownloadAssetProcedure = "/parley.v1.ClientService/DownloadAsset"
 	// ClientServiceSubscribeProcedure is the fully-qualified name of the ClientService's Subscribe RPC.
 	ClientServiceSubscribeProcedure = "/parley.v1.ClientService/Subscribe"
 	// ClientServiceAcknowledgeProcedure is the fully-qualified name of the ClientService's Acknowledge
@@ -302,6 +311,16 @@ type ClientServiceClient interface {
 	NoteSent(context.Context, *connect.Request[api.NoteSentRequest]) (*connect.Response[api.NoteSentResponse], error)
 	// GroupInfo fetches what an external join needs (MIMI groupInfo).
 	GroupInfo(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
+	// UploadAsset takes the next bytes of an asset, which is known by its hash, and tells how many the node has durably. A
+	// request without data begins an upload, or tells how far it is. It fails with "quotaExceeded", with "tooLarge", with
+	// "busy" while another request for the same upload is under way, and with "malformed" if all the bytes haven't the hash:
+	// then they are gone.
+	UploadAsset(context.Context, *connect.Request[api.UploadAssetRequest]) (*connect.Response[api.UploadAssetResponse], error)
+	// DeleteAsset gives up an asset of this client's user, or an upload of one. Others' uploads of the same bytes stay.
+	DeleteAsset(context.Context, *connect.Request[api.DeleteAssetRequest]) (*connect.Response[api.DeleteAssetResponse], error)
+	// DownloadAsset fetches an asset, one of another provider through the hub of a room (MIMI proxyDownload). Nothing proves
+	// that the bytes are the right ones.
+	DownloadAsset(context.Context, *connect.Request[api.DownloadAssetRequest]) (*connect.ServerStreamForClient[api.DownloadAssetResponse], error)
 	// Subscribe streams what is new for this client, in order per room, from the cursors given. It ends only on error.
 	Subscribe(context.Context, *connect.Request[api.SubscribeRequest]) (*connect.ServerStreamForClient[api.SubscribeResponse], error)
 	// Acknowledge tells how far the client has stored what it got: Welcomes up to the number are deleted, room cursors move.
@@ -427,6 +446,24 @@ func NewClientServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(clientServiceMethods.ByName("GroupInfo")),
 			connect.WithClientOptions(opts...),
 		),
+		uploadAsset: connect.NewClient[api.UploadAssetRequest, api.UploadAssetResponse](
+			httpClient,
+			baseURL+ClientServiceUploadAssetProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("UploadAsset")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteAsset: connect.NewClient[api.DeleteAssetRequest, api.DeleteAssetResponse](
+			httpClient,
+			baseURL+ClientServiceDeleteAssetProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("DeleteAsset")),
+			connect.WithClientOptions(opts...),
+		),
+		downloadAsset: connect.NewClient[api.DownloadAssetRequest, api.DownloadAssetResponse](
+			httpClient,
+			baseURL+ClientServiceDownloadAssetProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("DownloadAsset")),
+			connect.WithClientOptions(opts...),
+		),
 		subscribe: connect.NewClient[api.SubscribeRequest, api.SubscribeResponse](
 			httpClient,
 			baseURL+ClientServiceSubscribeProcedure,
@@ -462,6 +499,9 @@ type clientServiceClient struct {
 	lastSent           *connect.Client[api.LastSentRequest, api.LastSentResponse]
 	noteSent           *connect.Client[api.NoteSentRequest, api.NoteSentResponse]
 	groupInfo          *connect.Client[api.MimiRequest, api.MimiResponse]
+	uploadAsset        *connect.Client[api.UploadAssetRequest, api.UploadAssetResponse]
+	deleteAsset        *connect.Client[api.DeleteAssetRequest, api.DeleteAssetResponse]
+	downloadAsset      *connect.Client[api.DownloadAssetRequest, api.DownloadAssetResponse]
 	subscribe          *connect.Client[api.SubscribeRequest, api.SubscribeResponse]
 	acknowledge        *connect.Client[api.AcknowledgeRequest, api.AcknowledgeResponse]
 }
@@ -556,6 +596,21 @@ func (c *clientServiceClient) GroupInfo(ctx context.Context, req *connect.Reques
 	return c.groupInfo.CallUnary(ctx, req)
 }
 
+// UploadAsset calls parley.v1.ClientService.UploadAsset.
+func (c *clientServiceClient) UploadAsset(ctx context.Context, req *connect.Request[api.UploadAssetRequest]) (*connect.Response[api.UploadAssetResponse], error) {
+	return c.uploadAsset.CallUnary(ctx, req)
+}
+
+// DeleteAsset calls parley.v1.ClientService.DeleteAsset.
+func (c *clientServiceClient) DeleteAsset(ctx context.Context, req *connect.Request[api.DeleteAssetRequest]) (*connect.Response[api.DeleteAssetResponse], error) {
+	return c.deleteAsset.CallUnary(ctx, req)
+}
+
+// DownloadAsset calls parley.v1.ClientService.DownloadAsset.
+func (c *clientServiceClient) DownloadAsset(ctx context.Context, req *connect.Request[api.DownloadAssetRequest]) (*connect.ServerStreamForClient[api.DownloadAssetResponse], error) {
+	return c.downloadAsset.CallServerStream(ctx, req)
+}
+
 // Subscribe calls parley.v1.ClientService.Subscribe.
 func (c *clientServiceClient) Subscribe(ctx context.Context, req *connect.Request[api.SubscribeRequest]) (*connect.ServerStreamForClient[api.SubscribeResponse], error) {
 	return c.subscribe.CallServerStream(ctx, req)
@@ -608,6 +663,16 @@ type ClientServiceHandler interface {
 	NoteSent(context.Context, *connect.Request[api.NoteSentRequest]) (*connect.Response[api.NoteSentResponse], error)
 	// GroupInfo fetches what an external join needs (MIMI groupInfo).
 	GroupInfo(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
+	// UploadAsset takes the next bytes of an asset, which is known by its hash, and tells how many the node has durably. A
+	// request without data begins an upload, or tells how far it is. It fails with "quotaExceeded", with "tooLarge", with
+	// "busy" while another request for the same upload is under way, and with "malformed" if all the bytes haven't the hash:
+	// then they are gone.
+	UploadAsset(context.Context, *connect.Request[api.UploadAssetRequest]) (*connect.Response[api.UploadAssetResponse], error)
+	// DeleteAsset gives up an asset of this client's user, or an upload of one. Others' uploads of the same bytes stay.
+	DeleteAsset(context.Context, *connect.Request[api.DeleteAssetRequest]) (*connect.Response[api.DeleteAssetResponse], error)
+	// DownloadAsset fetches an asset, one of another provider through the hub of a room (MIMI proxyDownload). Nothing proves
+	// that the bytes are the right ones.
+	DownloadAsset(context.Context, *connect.Request[api.DownloadAssetRequest], *connect.ServerStream[api.DownloadAssetResponse]) error
 	// Subscribe streams what is new for this client, in order per room, from the cursors given. It ends only on error.
 	Subscribe(context.Context, *connect.Request[api.SubscribeRequest], *connect.ServerStream[api.SubscribeResponse]) error
 	// Acknowledge tells how far the client has stored what it got: Welcomes up to the number are deleted, room cursors move.
@@ -729,6 +794,24 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(clientServiceMethods.ByName("GroupInfo")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clientServiceUploadAssetHandler := connect.NewUnaryHandler(
+		ClientServiceUploadAssetProcedure,
+		svc.UploadAsset,
+		connect.WithSchema(clientServiceMethods.ByName("UploadAsset")),
+		connect.WithHandlerOptions(opts...),
+	)
+	clientServiceDeleteAssetHandler := connect.NewUnaryHandler(
+		ClientServiceDeleteAssetProcedure,
+		svc.DeleteAsset,
+		connect.WithSchema(clientServiceMethods.ByName("DeleteAsset")),
+		connect.WithHandlerOptions(opts...),
+	)
+	clientServiceDownloadAssetHandler := connect.NewServerStreamHandler(
+		ClientServiceDownloadAssetProcedure,
+		svc.DownloadAsset,
+		connect.WithSchema(clientServiceMethods.ByName("DownloadAsset")),
+		connect.WithHandlerOptions(opts...),
+	)
 	clientServiceSubscribeHandler := connect.NewServerStreamHandler(
 		ClientServiceSubscribeProcedure,
 		svc.Subscribe,
@@ -779,6 +862,12 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 			clientServiceNoteSentHandler.ServeHTTP(w, r)
 		case ClientServiceGroupInfoProcedure:
 			clientServiceGroupInfoHandler.ServeHTTP(w, r)
+		case ClientServiceUploadAssetProcedure:
+			clientServiceUploadAssetHandler.ServeHTTP(w, r)
+		case ClientServiceDeleteAssetProcedure:
+			clientServiceDeleteAssetHandler.ServeHTTP(w, r)
+		case ClientServiceDownloadAssetProcedure:
+			clientServiceDownloadAssetHandler.ServeHTTP(w, r)
 		case ClientServiceSubscribeProcedure:
 			clientServiceSubscribeHandler.ServeHTTP(w, r)
 		case ClientServiceAcknowledgeProcedure:
@@ -862,6 +951,18 @@ func (UnimplementedClientServiceHandler) NoteSent(context.Context, *connect.Requ
 
 func (UnimplementedClientServiceHandler) GroupInfo(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.GroupInfo is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) UploadAsset(context.Context, *connect.Request[api.UploadAssetRequest]) (*connect.Response[api.UploadAssetResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.UploadAsset is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) DeleteAsset(context.Context, *connect.Request[api.DeleteAssetRequest]) (*connect.Response[api.DeleteAssetResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.DeleteAsset is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) DownloadAsset(context.Context, *connect.Request[api.DownloadAssetRequest], *connect.ServerStream[api.DownloadAssetResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.DownloadAsset is not implemented"))
 }
 
 func (UnimplementedClientServiceHandler) Subscribe(context.Context, *connect.Request[api.SubscribeRequest], *connect.ServerStream[api.SubscribeResponse]) error {
