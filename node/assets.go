@@ -20,10 +20,10 @@ import (
 	"github.com/parley-mls/parley/node/store"
 )
 
-// Assets (draft-ietf-mimi-protocol-06, Section 5.10) are files that users have encrypted. The bytes are in files below
-// the data directory, beside the store: a whole asset under the hexadecimal SHA-256 of its bytes, however many users
-// have uploaded it, and what is uploaded of one under the hash of user and asset, below "partial". The store has a
-// record for each user's asset; a file is there as long as a record refers to it.
+// Assets (draft-ietf-mimi-protocol-06, Section 5.10) are files that users have encrypted. The bytes are in files in the
+// data directory, beside the store: a whole asset in "assets" under the hexadecimal SHA-256 of its bytes, however many
+// users have uploaded it, and never written to again; what is uploaded of one in "uploads" under the hash of its record's
+// key. The store has a record for each user's asset; a file is there as long as a record refers to it.
 //
 // The order in which both change: the bytes are on disk before the file gets the name of a whole asset, which is on disk
 // before the upload is acknowledged. What a crash leaves of either without the other is deleted at the start.
@@ -32,28 +32,28 @@ const (
 	maxChunk       = 1 << 20        // bytes of one request
 	maxUserAssets  = 10_000         // of a user, uploads included
 	uploadLifetime = 24 * time.Hour // how long an upload may take
-	partialDir     = "partial"
+	wholeDir       = "assets"
+	partialDir     = "uploads"
 )
 
 // assets are the files.
 type assets struct {
-	dir *os.Root
+	dir *os.Root // the data directory
 
 	mu        sync.Mutex      // held while whole assets come and go, from reading the references to applying what changes them
 	busy      map[string]bool // guarded by mu; uploads, by their records' keys, that a request is writing to
 	downloads map[string]int  // guarded by mu; under way, by user or peer
 }
 
-func openAssets(path string) (*assets, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, fmt.Errorf("making the directory of assets: %w", err)
-	}
-	dir, err := os.OpenRoot(path)
+func openAssets(data string) (*assets, error) {
+	dir, err := os.OpenRoot(data)
 	if err != nil {
-		return nil, fmt.Errorf("opening the directory of assets: %w", err)
+		return nil, fmt.Errorf("opening the data directory: %w", err)
 	}
-	if err := dir.Mkdir(partialDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, errors.Join(fmt.Errorf("making the directory of uploads: %w", err), dir.Close())
+	for _, name := range []string{wholeDir, partialDir} {
+		if err := dir.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, errors.Join(fmt.Errorf("making the directory of %s: %w", name, err), dir.Close())
+		}
 	}
 	return &assets{dir: dir, busy: make(map[string]bool), downloads: make(map[string]int)}, nil
 }
@@ -79,6 +79,8 @@ func partialName(k []byte) string {
 	sum := sha256.Sum256(k)
 	return partialDir + "/" + hex.EncodeToString(sum[:])
 }
+
+func wholeName(hash []byte) string { return wholeDir + "/" + hex.EncodeToString(hash) }
 
 func assetRefKey(hash []byte, user mimi.URI) []byte {
 	return append(append([]byte(prefixAssetRef), hash...), user...)
@@ -262,12 +264,12 @@ func (n *Node) finishAsset(user mimi.URI, hash []byte, size uint64) (*upload, er
 	b.Set(assetRefKey(hash, user), []byte{})
 	a.mu.Lock()
 	var wait func() error
-	if err = a.dir.Rename(partialName(k), hex.EncodeToString(hash)); err == nil {
+	if err = a.dir.Rename(partialName(k), wholeName(hash)); err == nil {
 		wait, err = n.store.Apply(&b)
 	}
 	a.mu.Unlock()
 	if err == nil {
-		err = errors.Join(a.sync("."), wait())
+		err = errors.Join(a.sync(wholeDir), wait())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("keeping an asset: %w", err)
@@ -318,7 +320,7 @@ func (n *Node) dropAsset(user mimi.URI, hash []byte) error {
 			return false
 		})
 		if err == nil && !kept {
-			err = a.remove(hex.EncodeToString(hash))
+			err = a.remove(wholeName(hash))
 		}
 		err = errors.Join(err, a.remove(partialName(k)))
 	}
@@ -360,7 +362,7 @@ func (n *Node) sweepAssets() error {
 func (n *Node) settleAssets() error {
 	a := n.assets
 	names := make(map[string]bool) // of files; true: nobody's
-	for _, dir := range []string{".", partialDir} {
+	for _, dir := range []string{wholeDir, partialDir} {
 		if err := a.list(dir, names); err != nil {
 			return fmt.Errorf("reading the directory of assets: %w", err)
 		}
@@ -373,7 +375,7 @@ func (n *Node) settleAssets() error {
 		if bad = decodeRecord(v, &rec, "asset"); bad != nil {
 			return false
 		}
-		name := hex.EncodeToString([]byte(hash))
+		name := wholeName([]byte(hash))
 		if !rec.whole {
 			name = partialName(append([]byte(prefixAsset), k...))
 		}

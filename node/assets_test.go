@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,27 +64,17 @@ func (c *testClient) fetch(room mimi.URI, url string) ([]byte, error) {
 	return b, s.Err()
 }
 
-// files returns the names in the directory of assets, with what they are of.
+// files returns the names of the files of assets and uploads.
 func (n *testNode) files() []string {
 	n.t.Helper()
 	var names []string
-	dir := assetsDir(n.cfg.Data)
-	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
+	for _, dir := range []string{wholeDir, partialDir} {
+		for _, e := range must(os.ReadDir(filepath.Join(n.cfg.Data, dir)))(n.t) {
+			if mode := must(e.Info())(n.t).Mode(); mode.Perm() != 0o600 {
+				n.t.Errorf("%s has mode %o", e.Name(), mode)
+			}
+			names = append(names, e.Name())
 		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		if info.Mode().Perm() != 0o600 {
-			n.t.Errorf("%s has mode %o", p, info.Mode())
-		}
-		names = append(names, strings.TrimPrefix(p, dir+"/"))
-		return nil
-	})
-	if err != nil {
-		n.t.Fatal(err)
 	}
 	return names
 }
@@ -261,12 +250,12 @@ func TestWhatACrashLeavesOfAssetsIsDeleted(t *testing.T) {
 	must(alice.upload(begunHash[:], 100, 0, begun[:50]))(t)
 	want := n.files()
 	n.stop()
-	dir := assetsDir(n.cfg.Data)
-	if err := os.Remove(filepath.Join(dir, hex.EncodeToString(lostHash[:]))); err != nil {
+	if err := os.Remove(filepath.Join(n.cfg.Data, wholeName(lostHash[:]))); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{strings.Repeat("0", 64), "partial/" + strings.Repeat("0", 64), "partial/" + hex.EncodeToString(hash[:])} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o600); err != nil {
+	nobodys := strings.Repeat("0", 64)
+	for _, name := range []string{wholeDir + "/" + nobodys, partialDir + "/" + nobodys, partialDir + "/" + hex.EncodeToString(hash[:])} {
+		if err := os.WriteFile(filepath.Join(n.cfg.Data, name), []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -28,7 +28,7 @@ import (
 // backupFile says what a backup is of.
 const backupFile = "backup.json"
 
-func assetsDir(data string) string { return filepath.Join(data, "assets") }
+func assetsDir(data string) string { return filepath.Join(data, wholeDir) }
 
 // Backup is what a backup says of itself, and what VerifyBackup has counted in it.
 type Backup struct {
@@ -372,6 +372,10 @@ func checkRecord(k, v []byte) error {
 		u = new(grantedRecord)
 	case prefixProfile:
 		u = new(profileRecord)
+	case prefixAsset:
+		u = new(assetRecord)
+	case prefixAssetRef:
+		return checkLength(k, v, 0)
 	case prefixOutbox:
 		if len(v) == 1 && v[0] == outboxKindBundle {
 			return nil

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,13 +29,7 @@ func (n *testNode) backUp() (dir string, b *Backup) {
 
 func TestABackupHasWhatWasAcknowledgedBefore(t *testing.T) {
 	alpha, beta, alice, bob, alices, bobs := twoNodes(t)
-	asset := filepath.Join(assetsDir(alpha.cfg.Data), "ab", "cd")
-	if err := os.MkdirAll(filepath.Dir(asset), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(asset, []byte("a picture"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	asset := path.Base(alice.uploadAll([]byte("a picture")))
 	alice.send("before")
 	seq := alice.commit()
 	alices.until(func() bool { return alice.seq >= seq })
@@ -70,7 +65,7 @@ func TestABackupHasWhatWasAcknowledgedBefore(t *testing.T) {
 	if b.Rooms != 1 || b.Entries < int(seq) || b.Domain != "alpha.example" || b.Incarnation != alpha.incarnation {
 		t.Errorf("the backup has %+v after %d entries", b, seq)
 	}
-	if got, err := os.ReadFile(filepath.Join(assetsDir(dir), "ab", "cd")); err != nil || string(got) != "a picture" {
+	if got, err := os.ReadFile(filepath.Join(assetsDir(dir), asset)); err != nil || string(got) != "a picture" {
 		t.Errorf("the asset is %q (%v)", got, err)
 	}
 	if err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

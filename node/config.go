@@ -272,8 +272,6 @@ func StoreDir(data string) string { return filepath.Join(data, "store") }
 // AuthorityDir returns the directory of the authority in that data directory.
 func AuthorityDir(data string) string { return filepath.Join(data, "authority") }
 
-func assetsDir(data string) string { return filepath.Join(data, "assets") }
-
 func keysDir(data string) string { return filepath.Join(data, "keys") }
 
 func (p PeerConfig) fingerprint() (authority.Fingerprint, error) {

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -77,7 +76,7 @@ func (c *counted) Close() error {
 
 // openAsset opens an asset of an own user.
 func (n *Node) openAsset(hash [sha256.Size]byte) (*federation.Asset, error) {
-	f, err := n.assets.dir.Open(hex.EncodeToString(hash[:]))
+	f, err := n.assets.dir.Open(wholeName(hash[:]))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, refuse("notFound", "there is no such asset, or not any more")
 	}

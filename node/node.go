@@ -156,7 +156,7 @@ func (n *Node) open() error {
 	if n.keys, err = openKeys(n.ctx, keysDir(n.cfg.Data), n.cfg.Suites, n.service); err != nil {
 		return err
 	}
-	if n.assets, err = openAssets(assetsDir(n.cfg.Data)); err != nil {
+	if n.assets, err = openAssets(n.cfg.Data); err != nil {
 		return err
 	}
 	if err := n.settleAssets(); err != nil {
