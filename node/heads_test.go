@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -83,6 +84,7 @@ type tracker struct {
 	seq   uint64
 	chain chain.Hash
 	heads []*chain.Signed
+	begun []uint64 // entries with the chain before them
 }
 
 func (k *tracker) verified(b []byte) *chain.Signed {
@@ -107,6 +109,11 @@ func (k *tracker) event(ev *api.Event) {
 	e := ev.GetEntry()
 	if e == nil {
 		return
+	}
+	if e.Previous != nil {
+		if k.begun = append(k.begun, e.Seq); !bytes.Equal(e.Previous, k.chain[:]) {
+			k.t.Errorf("before entry %d the chain is %x, not %x", e.Seq, k.chain, e.Previous)
+		}
 	}
 	k.seq++
 	k.chain = k.chain.Next(e.Seq, chain.NewLink(e.Fanout, chain.ContextOf(k.c.group.Context())))
@@ -176,6 +183,9 @@ func TestAHubSignsTheHeadOfItsLog(t *testing.T) {
 	stream = alice.subscribe()
 	seq = alice.commit()
 	until(seq)
+	if !slices.Equal(k.begun, []uint64{1, seq}) {
+		t.Errorf("the chain before the entries %v", k.begun)
+	}
 	if last := k.heads[len(k.heads)-1]; last.Seq != seq || last.Incarnation != incarnation {
 		t.Errorf("the last head is %+v", last)
 	}
@@ -212,5 +222,32 @@ func TestRequestsOfOneSyncShareASignature(t *testing.T) {
 	}
 	if h := must(n.headAt(r, 2))(t); h.Seq != 2 {
 		t.Errorf("the head of entry 2 is at %d", h.Seq)
+	}
+}
+
+// TestAStreamKeepsAHeadUntilItsEntryIsSent: under load there is always a later one.
+func TestAStreamKeepsAHeadUntilItsEntryIsSent(t *testing.T) {
+	n := newNode(t, "alpha")
+	alice := newClient(t, n, "alice", "alice-laptop")
+	alice.createRoom()
+	for range 5 {
+		alice.send("x")
+	}
+	st := &stream{n: n.Node, cursors: map[mimi.URI]*cursor{alice.room: {next: 1, end: 3}}}
+	for range 2 { // the second time with more entries, and a head at the last of them
+		if err := st.sendRoom(t.Context(), alice.room); err != nil {
+			t.Fatal(err)
+		}
+		alice.send("y")
+		st.cursors[alice.room].end = 6
+	}
+	var headed []uint64
+	for _, ev := range st.batch {
+		if e := ev.GetEntry(); e.Head != nil {
+			headed = append(headed, e.Seq)
+		}
+	}
+	if len(st.batch) != 6 || !slices.Equal(headed, []uint64{5}) {
+		t.Errorf("%d entries, heads with %v", len(st.batch), headed)
 	}
 }

@@ -38,8 +38,10 @@ type stream struct {
 
 // cursor is where a stream is in a room's log.
 type cursor struct {
-	next uint64 // the first entry that wasn't sent
-	end  uint64 // the last entry that the client gets, 0 if there is no end yet
+	next    uint64 // the first entry that wasn't sent
+	end     uint64 // the last entry that the client gets, 0 if there is no end yet
+	chained bool   // the client knows the chain at the entry before next
+	head    *head  // goes with an entry to come, or went with one
 }
 
 // Subscribe streams what is new for the client until an error ends it.
@@ -211,6 +213,9 @@ func (st *stream) sendWelcomes() error {
 		if err := st.refreshCursor(w.rec.room); err != nil {
 			return err
 		}
+		if c := st.cursors[w.rec.room]; c != nil {
+			c.chained = false // the client begins anew
+		}
 		st.l.tell(func(n *news) { n.addRoom(w.rec.room) })
 	}
 	return nil
@@ -262,11 +267,23 @@ func (st *stream) sendRoom(ctx context.Context, uri mimi.URI) error {
 			c.next = last + 1
 			return nil
 		}
-		h := st.n.headFor(r, list[len(list)-1].seq)
+		// A head beyond the list is kept until its entry is sent, however many later ones are signed meanwhile.
+		if c.head == nil || c.head.Seq < list[0].seq {
+			c.head = st.n.headFor(r, list[len(list)-1].seq)
+		}
 		for _, e := range list {
 			entry := &api.LogEntry{Room: string(uri), Seq: e.seq, Fanout: e.fanout}
-			if h != nil && h.Seq == e.seq {
-				entry.Head = h.encoded
+			if c.head != nil && c.head.Seq == e.seq {
+				entry.Head = c.head.encoded
+			}
+			if !c.chained && c.head != nil {
+				l, err := st.n.linkAt(uri, e.seq-1)
+				if err != nil {
+					return err
+				}
+				if c.chained = l != nil; c.chained {
+					entry.Previous = l.chain[:]
+				}
 			}
 			if err := st.add(&api.Event{Event: &api.Event_Entry{Entry: entry}}, len(e.fanout)); err != nil {
 				return err

@@ -2515,11 +2515,14 @@ func (*Event_Consent) isEvent_Event() {}
 func (*Event_Live) isEvent_Event() {}
 
 type LogEntry struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Room          string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"`
-	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
-	Fanout        []byte                 `protobuf:"bytes,3,opt,name=fanout,proto3" json:"fanout,omitempty"` // FanoutMessage: proposal, commit or application message
-	Head          []byte                 `protobuf:"bytes,4,opt,name=head,proto3" json:"head,omitempty"`     // the hub's signed head at this entry, a Signed of package chain; only some entries have one
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Room   string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"`
+	Seq    uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	Fanout []byte                 `protobuf:"bytes,3,opt,name=fanout,proto3" json:"fanout,omitempty"` // FanoutMessage: proposal, commit or application message
+	Head   []byte                 `protobuf:"bytes,4,opt,name=head,proto3" json:"head,omitempty"`     // the hub's signed head at this entry, a Signed of package chain; only some entries have one
+	// The hash chain before this entry (package chain): with the first entry of a room in a stream, or the first one before
+	// which the node knows it. Signed by nobody, it is proven by the next head.
+	Previous      []byte `protobuf:"bytes,5,opt,name=previous,proto3" json:"previous,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2578,6 +2581,13 @@ func (x *LogEntry) GetFanout() []byte {
 func (x *LogEntry) GetHead() []byte {
 	if x != nil {
 		return x.Head
+	}
+	return nil
+}
+
+func (x *LogEntry) GetPrevious() []byte {
+	if x != nil {
+		return x.Previous
 	}
 	return nil
 }
@@ -2974,12 +2984,13 @@ const file_parley_proto_rawDesc = "" +
 	"\fkey_packages\x18\x06 \x01(\v2%.parley.v1.PublishKeyPackagesResponseH\x00R\vkeyPackages\x12.\n" +
 	"\aconsent\x18\x05 \x01(\v2\x12.parley.v1.ConsentH\x00R\aconsent\x12%\n" +
 	"\x04live\x18\x04 \x01(\v2\x0f.parley.v1.LiveH\x00R\x04liveB\a\n" +
-	"\x05event\"\\\n" +
+	"\x05event\"x\n" +
 	"\bLogEntry\x12\x12\n" +
 	"\x04room\x18\x01 \x01(\tR\x04room\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x16\n" +
 	"\x06fanout\x18\x03 \x01(\fR\x06fanout\x12\x12\n" +
-	"\x04head\x18\x04 \x01(\fR\x04head\"_\n" +
+	"\x04head\x18\x04 \x01(\fR\x04head\x12\x1a\n" +
+	"\bprevious\x18\x05 \x01(\fR\bprevious\"_\n" +
 	"\aWelcome\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x12\n" +
 	"\x04room\x18\x02 \x01(\tR\x04room\x12\x10\n" +

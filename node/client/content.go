@@ -100,14 +100,15 @@ func (r *Room) seqOf(id content.MessageID) (uint64, error) {
 }
 
 // applicationData is what is encrypted of a message, and the authenticated data that goes with it: a franking tag if the
-// room has an agent. mu is held.
+// room has an agent, and a claim of the log's head. mu is held.
 func (r *Room) applicationData(o *outgoing) (data, aad []byte, err error) {
 	types := r.group.MediaTypes()
 	switch {
 	case len(types) == 0 && o.content != nil:
 		return nil, nil, ErrPlain
 	case len(types) == 0:
-		return o.text, nil, nil
+		aad, err = r.claimed(nil)
+		return o.text, aad, err
 	case !types.Has(mimi.ContentType()):
 		return nil, nil, errors.New("the room doesn't have the messages of this client")
 	}
@@ -118,13 +119,15 @@ func (r *Room) applicationData(o *outgoing) (data, aad []byte, err error) {
 	}
 	data = codec.Marshal(mls.ApplicationFraming{MediaType: mimi.ContentType(), Content: o.content})
 	if r.frankingAgent() == nil {
-		return data, nil, nil
+		aad, err = r.claimed(nil)
+		return data, aad, err
 	}
 	m, err := content.Parse(o.content)
 	if err != nil {
 		return nil, nil, err
 	}
-	return data, mimi.TaggedAAD(mimi.FrankingTag(m.Salt[:], data)), nil
+	aad, err = r.claimed(mimi.TaggedAAD(mimi.FrankingTag(m.Salt[:], data)))
+	return data, aad, err
 }
 
 // The forms of application data.

@@ -237,7 +237,7 @@ func TestUnacceptableCommitFreezesTheRoom(t *testing.T) {
 	events := bob.Events()
 	fanout := forgedCommit(t, room, theirs)
 	var w waits
-	told, err := theirs.receive(&w, theirs.Seq()+1, fanout)
+	told, err := theirs.receive(&w, &api.LogEntry{Seq: theirs.Seq() + 1, Fanout: fanout})
 	if err != nil || w.wait() != nil {
 		t.Fatal(err)
 	}
@@ -277,14 +277,14 @@ func TestEntriesThatRepeatOrSkipChangeNothing(t *testing.T) {
 	sees(t, room.URI(), []string{"alice-laptop: once"}, bob)
 	theirs := bob.room(room.URI())
 	var w waits
-	if told, err := theirs.receive(&w, theirs.Seq(), []byte("anything")); err != nil || len(told) > 0 {
+	if told, err := theirs.receive(&w, &api.LogEntry{Seq: theirs.Seq(), Fanout: []byte("anything")}); err != nil || len(told) > 0 {
 		t.Errorf("a repeated entry: %v, %v", told, err)
 	}
-	if told, err := theirs.receive(&w, theirs.Seq()+2, []byte("anything")); !errors.Is(err, errGap) || len(told) > 0 {
+	if told, err := theirs.receive(&w, &api.LogEntry{Seq: theirs.Seq() + 2, Fanout: []byte("anything")}); !errors.Is(err, errGap) || len(told) > 0 {
 		t.Errorf("an entry too far: %v, %v", told, err)
 	}
 	seq := theirs.Seq()
-	told, err := theirs.receive(&w, seq+1, []byte("not a FanoutMessage"))
+	told, err := theirs.receive(&w, &api.LogEntry{Seq: seq + 1, Fanout: []byte("not a FanoutMessage")})
 	if err != nil || len(told) != 1 {
 		t.Fatalf("a malformed entry: %v, %v", told, err)
 	}

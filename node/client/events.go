@@ -9,7 +9,7 @@ import (
 )
 
 // Event is what a program learns from its client as it happens: Message, MemberAdded, MemberRemoved, Joined, Removed,
-// Discarded, Frozen, TrustChanged or ConsentChanged. What it tells is durable.
+// Discarded, Frozen, HubFault, HubRestored, TrustChanged or ConsentChanged. What it tells is durable.
 type Event interface{ event() }
 
 // Message is an application message of a room.
@@ -70,6 +70,23 @@ type Frozen struct {
 	Err  error
 }
 
+// HubFault says that a room's hub contradicts itself, or that a node on the way to this client has changed what the hub
+// has ordered: what people see of the room may differ from one to the other. Nothing is held up by it.
+type HubFault struct {
+	Room     mimi.URI
+	Seq      uint64   // number of the entry up to which something was signed that isn't what came here
+	Client   mimi.URI // whose message shows it, empty if the node's own words do
+	Reason   string
+	Evidence []byte // a file that proves it to anybody, see Client.Evidence; nil if there is no proof of it
+}
+
+// HubRestored says that the node that hosts a room goes on from an older copy of its store.
+type HubRestored struct {
+	Room mimi.URI
+	Seq  uint64
+	Lost bool // entries that this client has aren't in the room's log any more, or are others
+}
+
 // TrustChanged says that the trust bundle of a provider changed: revocations, for example.
 type TrustChanged struct{ Domain string }
 
@@ -84,6 +101,8 @@ func (Joined) event()         {}
 func (Removed) event()        {}
 func (Discarded) event()      {}
 func (Frozen) event()         {}
+func (HubFault) event()       {}
+func (HubRestored) event()    {}
 func (TrustChanged) event()   {}
 func (ConsentChanged) event() {}
 

@@ -14,6 +14,7 @@ import (
 	"github.com/parley-mls/parley/federation/mimi/content"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/api"
 	"github.com/parley-mls/parley/node/store"
 )
 
@@ -79,7 +80,7 @@ func (d *device) paused(room mimi.URI) *Room {
 func (r *Room) take(t *testing.T, f *mimi.FanoutMessage) Event {
 	t.Helper()
 	var w waits
-	events, err := r.receive(&w, r.Seq()+1, codec.Marshal(f))
+	events, err := r.receive(&w, &api.LogEntry{Seq: r.Seq() + 1, Fanout: codec.Marshal(f)})
 	if err := errors.Join(err, w.wait()); err != nil || len(events) != 1 {
 		t.Fatalf("%v, %v", events, err)
 	}

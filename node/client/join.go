@@ -19,6 +19,7 @@ import (
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/node/api"
+	"github.com/parley-mls/parley/node/chain"
 	"github.com/parley-mls/parley/node/store"
 )
 
@@ -71,6 +72,7 @@ func (c *Client) createRoom(ctx context.Context, name string) (*Room, error) {
 		return nil, err
 	}
 	r.saveHeader(b)
+	r.ledger.known, r.ledger.chain = true, chain.Start(uri)
 	req := &api.CreateRoomRequest{
 		Room: string(uri), GroupInfo: codec.Marshal(gi), RatchetTree: codec.Marshal(mimi.FullRatchetTree(r.group.Tree())),
 	}
@@ -272,6 +274,7 @@ func (r *Room) become(w *waits, b *store.Batch, g *mls.Group, seq uint64) error 
 	}
 	r.group, r.header, r.frozen, r.staged, r.leaving, r.stray = g, header{cursor: seq}, nil, nil, nil, 0
 	r.fresh, r.behind = false, false
+	r.forgetChain()
 	r.saveHeader(b)
 	r.commitAt = time.Time{}
 	r.judgeLocked()

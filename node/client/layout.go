@@ -20,6 +20,7 @@ import (
 //	b<domain>            trust bundle of a provider, JSON
 //	k<KeyPackageRef>     a KeyPackage of this client and its private keys; sealed, see sealedStore
 //	j<room URI>          an external commit whose answer isn't known; sealed
+//	e<room><SHA-256>     evidence against a room's hub, a chain.Evidence, by its hash
 //	r<room>h             header of a room
 //	r<room>g...          MLS state; what mls.Erasable names is sealed
 //	r<room>m<seq>        a message, by its number in the room's log
@@ -30,6 +31,8 @@ import (
 //	r<room>o<number>     a message in the outbox
 //	r<room>i             the staged own commit as it is sent
 //	r<room>l             the proposals to leave as they are sent
+//	r<room>n<seq>        linkRecord: the hash chain at an entry of the log, of the last ones
+//	r<room>v             hubRecord: how far the hub's signatures of the log were verified
 var (
 	keyProfile = []byte("p")
 	keyWelcome = []byte("w")
@@ -42,6 +45,7 @@ const (
 	prefixKeyPackage = "k"
 	prefixJoin       = "j"
 	prefixRoom       = "r"
+	prefixEvidence   = "e"
 
 	roomHeader    = 'h'
 	roomGroup     = 'g'
@@ -52,6 +56,8 @@ const (
 	roomOutbox    = 'o'
 	roomStaged    = 'i'
 	roomLeave     = 'l'
+	roomLink      = 'n'
+	roomHub       = 'v'
 )
 
 // storeDir is the store's place below Options.Dir.
@@ -72,6 +78,8 @@ func openStore(o Options) (*sealedStore, error) {
 }
 
 func roomPrefix(uri mimi.URI) []byte { return []byte(prefixRoom + string(uri) + "\x00") }
+
+func evidencePrefix(uri mimi.URI) []byte { return []byte(prefixEvidence + string(uri) + "\x00") }
 
 // key returns the key of one of the room's entries.
 func (r *Room) key(kind byte, rest ...byte) []byte {
@@ -146,7 +154,7 @@ func (r *Room) groupState() (iter.Seq2[[]byte, []byte], error) {
 
 // clearGroup deletes the state of a group that the room had before.
 func (r *Room) clearGroup(b *store.Batch) error {
-	for _, kind := range []byte{roomGroup, roomStaged, roomLeave} {
+	for _, kind := range []byte{roomGroup, roomStaged, roomLeave, roomLink} {
 		err := store.ScanPrefix(r.c.db, r.key(kind), func(key, _ []byte) bool {
 			b.Delete(r.key(kind, key...))
 			return true

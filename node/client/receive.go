@@ -9,6 +9,7 @@ import (
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/api"
 	"github.com/parley-mls/parley/node/store"
 )
 
@@ -17,7 +18,8 @@ var errGap = errors.New("an entry of the room's log is missing")
 
 // receive processes one entry of the room's log: its effects, the cursor and what it settles are one atomic batch.
 // Entries that were processed before change nothing. What it returns may be told once w is durable.
-func (r *Room) receive(w *waits, seq uint64, fanout []byte) ([]Event, error) {
+func (r *Room) receive(w *waits, x *api.LogEntry) ([]Event, error) {
+	seq := x.Seq
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.usable() != nil || seq <= r.header.cursor {
@@ -33,12 +35,13 @@ func (r *Room) receive(w *waits, seq uint64, fanout []byte) ([]Event, error) {
 	e := entry{room: r, seq: seq, state: new(store.Batch)}
 	e.group = e.state.Prefixed(r.key(roomGroup))
 	var f mimi.FanoutMessage
-	if err := codec.Unmarshal(fanout, &f); err != nil {
+	if err := codec.Unmarshal(x.Fanout, &f); err != nil {
 		e.discard("", fmt.Errorf("malformed: %w", err))
 	} else if err := e.process(&f); err != nil {
 		return r.freeze(seq, err), nil
 	}
 	r.header.cursor = seq
+	e.extend(x)
 	r.saveHeader(e.state)
 	if err := w.apply(r.c, e.state); err != nil {
 		return nil, err
@@ -64,6 +67,8 @@ type entry struct {
 	state  *store.Batch
 	group  store.PrefixedBatch
 	events []Event
+
+	elsewhere bool // it led to an epoch that this client wasn't in
 }
 
 func (e *entry) discard(client mimi.URI, reason error) {
@@ -114,6 +119,7 @@ func (e *entry) commit(m *mls.MLSMessage) error {
 	received, err := r.group.Receive(e.group, m)
 	if errors.Is(err, mls.ErrEpoch) && m.Public.Content.Epoch < r.group.Epoch() {
 		e.discard("", err) // of an epoch that this client joined after
+		e.elsewhere = true
 		return nil
 	}
 	if err != nil {
@@ -219,6 +225,7 @@ func (e *entry) application(f *mimi.FanoutMessage) error {
 		e.discard(msg.Client, errors.New("the sender is revoked"))
 		return nil
 	}
+	r.hear(msg.Client, x.AAD, e.seq)
 	e.deliver(msg, f, x.AAD, x.Data)
 	return nil
 }

@@ -31,6 +31,7 @@ type Room struct {
 	behind  bool                // guarded by mu: this state is an old copy; the room is frozen and entered anew
 	bare    bool                // guarded by mu: the state was never sealed
 	agent   agent               // guarded by mu
+	ledger  ledger              // guarded by mu
 	spent   bool                // guarded by mu: keys may have been used since the state was last resealed
 	wake    chan struct{}       // has room for one; tells the worker to look again
 
@@ -95,6 +96,9 @@ func loadRoom(c *Client, uri mimi.URI) (*Room, error) {
 		return nil, err
 	}
 	if r.group, err = mls.LoadGroup(r.c.config, r.c.signer, state); err != nil {
+		return nil, err
+	}
+	if err := r.loadLedger(); err != nil {
 		return nil, err
 	}
 	r.spent, r.bare = true, true

@@ -104,6 +104,18 @@ func (c *Client) connect(ctx context.Context) (again bool, err error) {
 	return false, c.subscribe(stream)
 }
 
+// isLive says whether the subscription has given all that there was when it began.
+func (c *Client) isLive() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.live:
+		return true
+	default:
+		return false
+	}
+}
+
 // resubscribe ends the present stream; Run begins another one at once.
 func (c *Client) resubscribe() {
 	c.mu.Lock()
@@ -157,6 +169,7 @@ func (c *Client) reseal() error {
 func (c *Client) subscribe(ctx context.Context) error {
 	req := &api.SubscribeRequest{}
 	for _, r := range c.Rooms() {
+		r.newStream()
 		r.mu.Lock()
 		if !r.header.left {
 			req.Cursors = append(req.Cursors, &api.Cursor{Room: string(r.uri), Seq: r.header.cursor})
@@ -207,6 +220,9 @@ func (c *Client) handle(ctx context.Context, events []*api.Event) error {
 	var w waits
 	var told []Event
 	err := c.process(ctx, &w, events, &told)
+	if e := c.check(&w, events, &told); err == nil {
+		err = e
+	}
 	if e := w.wait(); e != nil {
 		return e
 	}
@@ -259,6 +275,29 @@ func (c *Client) process(ctx context.Context, w *waits, events []*api.Event, tol
 	return nil
 }
 
+// check compares what a batch of events has brought with what the rooms' hubs have signed.
+func (c *Client) check(w *waits, events []*api.Event, told *[]Event) error {
+	rooms := make(map[mimi.URI]bool)
+	live := false
+	for _, ev := range events {
+		if x := ev.GetEntry(); x != nil {
+			rooms[mimi.URI(x.Room)] = true
+		}
+		live = live || ev.GetLive() != nil
+	}
+	for _, r := range c.Rooms() {
+		if !live && !rooms[r.uri] {
+			continue
+		}
+		more, err := r.check(w, live)
+		*told = append(*told, more...)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // publishMore fills KeyPackages up in the background.
 func (c *Client) publishMore(ctx context.Context) {
 	c.workers.Go(func() {
@@ -274,7 +313,7 @@ func (c *Client) entry(w *waits, x *api.LogEntry) ([]Event, error) {
 		c.log.Debug("entry of an unknown room", "room", x.Room, "seq", x.Seq) // one that is being joined
 		return nil, nil
 	}
-	return r.receive(w, x.Seq, x.Fanout)
+	return r.receive(w, x)
 }
 
 // acks is what the node is to be told next.

@@ -173,7 +173,7 @@ func TestDevicesOfReleasesGoOn(t *testing.T) {
 		for _, c := range all {
 			var w waits
 			r := room(c)
-			if _, err := r.receive(&w, r.Seq()+1, codec.Marshal(&mimi.FanoutMessage{Timestamp: 1, Message: m})); err != nil {
+			if _, err := r.receive(&w, &api.LogEntry{Seq: r.Seq() + 1, Fanout: codec.Marshal(&mimi.FanoutMessage{Timestamp: 1, Message: m})}); err != nil {
 				t.Fatal(err)
 			}
 			if err := w.wait(); err != nil {

@@ -282,6 +282,7 @@ func (c *Client) submit(ctx context.Context, room mimi.URI, request []byte, gene
 	if err := codec.Unmarshal(res.Body, answer); err != nil {
 		return nil, 0, fmt.Errorf("client: the hub's answer to a message to %s: %w", room, err)
 	}
+	c.hearAnswer(room, answer.Code == mimi.SubmitAccepted, res.Head)
 	return answer, res.Seq, nil
 }
 

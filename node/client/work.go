@@ -407,5 +407,6 @@ func (c *Client) update(ctx context.Context, room mimi.URI, request []byte) (*mi
 	if err := codec.Unmarshal(res.Body, answer); err != nil {
 		return nil, 0, fmt.Errorf("client: the hub's answer to an update of %s: %w", room, err)
 	}
+	c.hearAnswer(room, answer.Code == mimi.UpdateSuccess, res.Head)
 	return answer, res.Seq, nil
 }
