@@ -84,9 +84,9 @@ func Unavailable(err error) bool {
 	return ok
 }
 
-// permanent says whether sending the same again has no prospect: the peer understood the request and refused it, for a
+// Permanent says whether sending the same again has no prospect: the peer understood the request and refused it, for a
 // reason that doesn't lie in the peer's state or opinion of this node.
-func permanent(err error) bool {
+func Permanent(err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	if !ok || e.Status < 400 || e.Status > 499 {
 		return false

@@ -64,6 +64,15 @@ func (s *memStore) Commit(changes, expect map[string][]byte) (bool, error) {
 	return true, nil
 }
 
+func (s *memStore) Delete(keys ...[]byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range keys {
+		delete(s.m, string(k))
+	}
+	return nil
+}
+
 // testCA issues the node certificates of one domain.
 type testCA struct {
 	domain string

@@ -28,9 +28,10 @@ type OutboxConfig struct {
 	// error other than ErrNoItem it is called again later.
 	Load func(ref []byte) (OutboxItem, error)
 
-	// Send delivers items to a peer in their order; the peer has them durably when it returns nil. Items may be sent
-	// again that were delivered before. It heeds ctx.
-	Send func(ctx context.Context, peer string, items []OutboxItem) error
+	// Send delivers items to a peer and returns what became of each: nil if the peer has it durably. Those of one room
+	// arrive in their order, and none after one that failed; rooms don't wait for each other. Items may be sent again
+	// that were delivered before. It heeds ctx.
+	Send func(ctx context.Context, peer string, items []OutboxItem) []error
 
 	MinBackoff    time.Duration // pause after the first failure, doubled with each; 100 ms
 	MaxBackoff    time.Duration // longest pause; 30 s
@@ -52,8 +53,9 @@ type OutboxItem struct {
 }
 
 // Outbox holds what has to reach peers, durably, in one queue per peer. What is in a queue is sent again and again, with
-// growing pauses, until the peer takes it; an unreachable peer delays nothing but its own queue. An item that the peer
-// refuses for good is dropped, with a log line, so that it doesn't block those after it.
+// growing pauses, until the peer takes it; an unreachable peer delays nothing but its own queue, and a room that it doesn't
+// take delays no other. An item that the peer refuses for good is dropped, with a log line, so that it doesn't block those
+// after it.
 //
 // A key is the prefix, the peer, a zero byte and the item's number in the queue, eight bytes big-endian; the value is the
 // reference.
@@ -74,7 +76,7 @@ type queue struct {
 	next    uint64              // number of the next entry
 	from    uint64              // below it there are only numbers in missing
 	known   uint64              // numbers below it that aren't in the store never will be
-	missing map[uint64]struct{} // handed out, below from, and not seen in the store
+	missing map[uint64]struct{} // handed out, below from, and not delivered: of a batch that isn't in the store yet, or failed
 	depth   int
 	dirty   bool // Wake was called since the last look into the store
 	working bool // a goroutine serves the queue
@@ -253,59 +255,40 @@ type stored struct {
 	ref    []byte
 }
 
-// drain sends a queue until it is empty or ctx ends.
+// round is one way through a queue, from its first entry to its last.
+type round struct {
+	held map[mimi.URI]struct{} // rooms that the peer didn't take something of
+	kept map[uint64]struct{}   // that, and what comes after it in these rooms: entries that wait for the next round
+	err  error                 // why, for the first of them
+}
+
+// drain sends a queue until it is empty or ctx ends. A peer that can't be reached, or serve, gets a pause, and so does one
+// that hasn't taken everything in a round.
 func (o *Outbox) drain(ctx context.Context, q *queue) {
-	failures, single := 0, 0 // single: so many items are still sent one by one
+	failures := 0
+	r := new(round)
 	for ctx.Err() == nil {
-		limit := o.cfg.MaxBatchItems
-		if single > 0 {
-			limit = 1
-		}
-		list, err := o.read(q, limit)
-		var items []OutboxItem
-		if err == nil {
-			if len(list) == 0 {
-				if o.rest(q) {
-					return
-				}
-				continue
-			}
-			var gone []stored
-			items, list, gone, err = o.load(list)
-			for _, s := range gone {
-				o.dropped(q.peer, s.ref, ErrNoItem)
-			}
-			if len(gone) > 0 {
-				if e := o.remove(q, gone); e != nil {
-					err = e
-				} else if len(items) == 0 && err == nil {
-					continue
-				}
-			}
-		}
-		if err == nil {
-			sending, cancel := context.WithTimeout(ctx, o.cfg.SendTimeout)
-			err = o.cfg.Send(sending, q.peer, items)
-			cancel()
-			switch {
-			case err == nil:
-				err = o.remove(q, list)
-			case permanent(err) && len(items) > 1:
-				o.cfg.Log.Info("peer refuses a batch, sending one by one", "peer", q.peer, "items", len(items), "err", err)
-				single = len(items)
-				continue
-			case permanent(err):
-				o.dropped(q.peer, list[0].ref, err)
-				err = o.remove(q, list)
+		list, err := o.read(q, r.kept)
+		if err == nil && len(list) > 0 {
+			var sent bool
+			if sent, err = o.deliver(ctx, q, r, list); sent {
+				failures = 0
 			}
 			if err == nil {
-				failures, single = 0, max(0, single-len(list))
 				continue
 			}
 		}
-		if ctx.Err() != nil {
-			return
+		if err == nil && r.err == nil {
+			if o.rest(q) {
+				return
+			}
+			continue
 		}
+		if ctx.Err() != nil {
+			break
+		}
+		err = cmp.Or(err, r.err)
+		r = new(round)
 		pause := o.backoff(failures, err)
 		failures++
 		o.cfg.Log.Debug("sending to a peer failed", "peer", q.peer, "failures", failures, "pause", pause, "err", err)
@@ -316,6 +299,86 @@ func (o *Outbox) drain(ctx context.Context, q *queue) {
 	o.mu.Lock()
 	q.working = false
 	o.mu.Unlock()
+}
+
+// deliver sends the first items of list, as many as fit in a batch, and says whether anything was delivered. The error is
+// one that keeps the peer from getting anything now.
+func (o *Outbox) deliver(ctx context.Context, q *queue, r *round, list []stored) (sent bool, err error) {
+	items, loaded, gone, err := o.load(list)
+	for _, s := range gone {
+		o.dropped(q.peer, s.ref, ErrNoItem)
+	}
+	done, kept := gone, []stored(nil)
+	if err == nil {
+		var sending []OutboxItem
+		var entries []stored
+		for i, item := range items {
+			if _, held := r.held[item.Room]; held {
+				kept = append(kept, loaded[i])
+			} else {
+				sending, entries = append(sending, item), append(entries, loaded[i])
+			}
+		}
+		for i, e := range o.send(ctx, q.peer, sending) {
+			switch {
+			case e == nil:
+				done, sent = append(done, entries[i]), true
+			case Permanent(e):
+				o.dropped(q.peer, entries[i].ref, e)
+				done = append(done, entries[i])
+			default:
+				kept = append(kept, entries[i])
+				if r.held == nil {
+					r.held, r.kept, r.err = make(map[mimi.URI]struct{}), make(map[uint64]struct{}), e
+				}
+				r.held[sending[i].Room] = struct{}{}
+				if refused, ok := errors.AsType[*Error](e); !ok || Unavailable(e) || refused.Code == CodeUnapproved {
+					err = cmp.Or(err, e)
+				}
+			}
+		}
+	}
+	for _, s := range kept {
+		r.kept[s.number] = struct{}{}
+	}
+	return sent, cmp.Or(o.remove(q, done, kept), err)
+}
+
+func (o *Outbox) send(ctx context.Context, peer string, items []OutboxItem) []error {
+	if len(items) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.cfg.SendTimeout)
+	defer cancel()
+	return o.cfg.Send(ctx, peer, items)
+}
+
+// SendRuns delivers items, all of one room or of none, as OutboxConfig.Send has to: one run after the other, length says
+// how many items the next run has. A run that the peer refuses for good is sent again item by item, so that it costs no
+// other than the one that is refused.
+func SendRuns(items []OutboxItem, length func([]OutboxItem) int, send func([]OutboxItem) error) []error {
+	errs := make([]error, len(items))
+	single := 0 // so many items are still sent one by one
+	for i := 0; i < len(items); {
+		n := 1
+		if single == 0 {
+			n = length(items[i:])
+		}
+		err := send(items[i : i+n])
+		if Permanent(err) && n > 1 {
+			single = n
+			continue
+		}
+		if err != nil && !Permanent(err) {
+			for ; i < len(errs); i++ {
+				errs[i] = err
+			}
+			return errs
+		}
+		errs[i] = err // of a run of several it is nil
+		i, single = i+n, max(0, single-n)
+	}
+	return errs
 }
 
 func (o *Outbox) dropped(peer string, ref []byte, err error) {
@@ -336,8 +399,8 @@ func (o *Outbox) rest(q *queue) bool {
 	return true
 }
 
-// read returns the first items of a queue.
-func (o *Outbox) read(q *queue, limit int) ([]stored, error) {
+// read returns the first items of a queue but those in skip, as many as a batch may have.
+func (o *Outbox) read(q *queue, skip map[uint64]struct{}) ([]stored, error) {
 	o.mu.Lock()
 	q.dirty = false
 	first := q.from
@@ -347,8 +410,11 @@ func (o *Outbox) read(q *queue, limit int) ([]stored, error) {
 	o.mu.Unlock()
 	var list []stored
 	err := o.cfg.Store.Scan(o.key(q.peer, first), after([]byte(o.cfg.Prefix+q.peer+"\x00")), func(key, value []byte) bool {
-		list = append(list, stored{binary.BigEndian.Uint64(key[len(key)-8:]), append([]byte(nil), value...)})
-		return len(list) < limit
+		n := binary.BigEndian.Uint64(key[len(key)-8:])
+		if _, ok := skip[n]; !ok {
+			list = append(list, stored{n, append([]byte(nil), value...)})
+		}
+		return len(list) < o.cfg.MaxBatchItems
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the outbox: %w", err)
@@ -378,18 +444,21 @@ func (o *Outbox) load(list []stored) (items []OutboxItem, done, gone []stored, e
 	return items, done, gone, nil
 }
 
-// remove deletes entries, durably, after they were delivered or dropped.
-func (o *Outbox) remove(q *queue, list []stored) error {
-	changes := make(map[string][]byte, len(list))
-	for _, s := range list {
-		changes[string(o.key(q.peer, s.number))] = nil
-	}
-	if _, err := o.cfg.Store.Commit(changes, nil); err != nil {
-		return fmt.Errorf("clear the outbox: %w", err)
+// remove deletes entries that were delivered or dropped, and has those that are kept read again. Should the machine fail
+// before the next sync, they are sent again.
+func (o *Outbox) remove(q *queue, done, kept []stored) error {
+	if len(done) > 0 {
+		keys := make([][]byte, len(done))
+		for i, s := range done {
+			keys[i] = o.key(q.peer, s.number)
+		}
+		if err := o.cfg.Store.Delete(keys...); err != nil {
+			return fmt.Errorf("clear the outbox: %w", err)
+		}
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for _, s := range list {
+	for _, s := range done {
 		delete(q.missing, s.number)
 		for q.from < s.number {
 			if q.from >= q.known {
@@ -399,7 +468,12 @@ func (o *Outbox) remove(q *queue, list []stored) error {
 		}
 		q.from = max(q.from, s.number+1)
 	}
-	q.depth = max(0, q.depth-len(list))
+	for _, s := range kept {
+		if s.number < q.from {
+			q.missing[s.number] = struct{}{}
+		}
+	}
+	q.depth = max(0, q.depth-len(done))
 	return nil
 }
 

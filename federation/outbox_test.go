@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/parley-mls/parley/federation/mimi"
 )
 
 // outboxWorld is a store, an outbox on it, and peers that take or refuse what it sends. Tests run it in a bubble, so
@@ -80,23 +84,45 @@ func (w *outboxWorld) load(ref []byte) (OutboxItem, error) {
 	if w.gone[string(ref)] {
 		return OutboxItem{}, fmt.Errorf("%w: %s", ErrNoItem, ref)
 	}
-	return OutboxItem{Ref: ref, Fanout: bytes.Repeat([]byte("x"), 10)}, nil
+	item := OutboxItem{Ref: ref, Fanout: bytes.Repeat([]byte("x"), 10)}
+	if room, _, ok := strings.Cut(string(ref), "/"); ok {
+		item.Room = mimi.URI(room)
+	}
+	return item, nil
 }
 
-func (w *outboxWorld) send(_ context.Context, peer string, items []OutboxItem) error {
+// send takes each room's items in one run.
+func (w *outboxWorld) send(_ context.Context, peer string, items []OutboxItem) []error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.tries = append(w.tries, time.Since(w.begin))
-	if w.refuse != nil {
-		if err := w.refuse(peer, items); err != nil {
-			return err
+	errs := make([]error, len(items))
+	rooms := make(map[mimi.URI][]int)
+	for i, item := range items {
+		rooms[item.Room] = append(rooms[item.Room], i)
+	}
+	for _, room := range slices.Sorted(maps.Keys(rooms)) {
+		list := rooms[room]
+		var own []OutboxItem
+		for _, i := range list {
+			own = append(own, items[i])
+		}
+		for i, err := range SendRuns(own, func(items []OutboxItem) int { return len(items) }, func(run []OutboxItem) error {
+			if w.refuse != nil {
+				if err := w.refuse(peer, run); err != nil {
+					return err
+				}
+			}
+			for _, item := range run {
+				w.got[peer] = append(w.got[peer], string(item.Ref))
+			}
+			w.batches[peer] = append(w.batches[peer], len(run))
+			return nil
+		}) {
+			errs[list[i]] = err
 		}
 	}
-	for _, i := range items {
-		w.got[peer] = append(w.got[peer], string(i.Ref))
-	}
-	w.batches[peer] = append(w.batches[peer], len(items))
-	return nil
+	return errs
 }
 
 // put queues refs for a peer, as a caller does in its own batch.
@@ -292,19 +318,17 @@ func TestOutboxResumesAfterRestart(t *testing.T) {
 	})
 }
 
-// failingStore loses the commits that delete, as a crash between sending and deleting does.
+// failingStore doesn't delete, as a crash between sending and deleting doesn't.
 type failingStore struct {
 	*memStore
 	fail bool
 }
 
-func (s *failingStore) Commit(changes, expect map[string][]byte) (bool, error) {
-	for _, v := range changes {
-		if s.fail && v == nil {
-			return false, errors.New("disk failed")
-		}
+func (s *failingStore) Delete(keys ...[]byte) error {
+	if s.fail {
+		return errors.New("disk failed")
 	}
-	return s.memStore.Commit(changes, expect)
+	return s.memStore.Delete(keys...)
 }
 
 func TestWhatWasSentAndNotDeletedIsSentAgain(t *testing.T) {
@@ -346,6 +370,35 @@ func TestPoisonItemIsDroppedAndDoesNotBlock(t *testing.T) {
 		if want := []int{4, 1, 1, 1, 4}; !reflect.DeepEqual(w.batches["beta.example"], want) {
 			t.Errorf("batches of %v, want %v: one by one around the bad item only", w.batches["beta.example"], want)
 		}
+		w.wantEmpty()
+		w.stop()
+	})
+}
+
+func TestARoomThatIsNotTakenDelaysNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newOutboxWorld(t)
+		bad := true
+		w.setRefuse(func(_ string, items []OutboxItem) error {
+			for _, i := range items {
+				if bad && (string(i.Ref) == "b/1" || string(i.Ref) == "b/3") {
+					return &Error{Status: 500, Code: CodeInternal}
+				}
+			}
+			return nil
+		})
+		w.put("beta.example", "a/1", "b/1", "b/2", "c/1", "b/3", "a/2", "b/4", "c/2", "a/3", "c/3")
+		w.run()
+		time.Sleep(time.Minute)
+		w.wantGot("beta.example", "a/1", "c/1", "a/2", "c/2", "a/3", "c/3")
+		if d := w.box.Depth("beta.example"); d != 4 || len(w.dropped) > 0 {
+			t.Errorf("depth %d, want 4; dropped %v", d, w.dropped)
+		}
+		w.put("beta.example", "b/5", "a/4")
+		time.Sleep(time.Minute)
+		w.setRefuse(nil)
+		time.Sleep(time.Minute)
+		w.wantGot("beta.example", "a/1", "c/1", "a/2", "c/2", "a/3", "c/3", "a/4", "b/1", "b/2", "b/3", "b/4", "b/5")
 		w.wantEmpty()
 		w.stop()
 	})
@@ -428,7 +481,7 @@ func TestOutboxRefusesForeignKeysAndBadConfiguration(t *testing.T) {
 	ok := OutboxConfig{
 		Store: &memStore{m: map[string][]byte{"o/beta.example": nil}}, Prefix: "o/",
 		Load: func([]byte) (OutboxItem, error) { return OutboxItem{}, nil },
-		Send: func(context.Context, string, []OutboxItem) error { return nil },
+		Send: func(context.Context, string, []OutboxItem) []error { return nil },
 	}
 	if _, err := NewOutbox(ok); err == nil || !strings.Contains(err.Error(), "isn't one of the outbox") {
 		t.Errorf("foreign key: %v", err)

@@ -412,7 +412,7 @@ func TestRefusalsOfTheProviderReachThePeerAndFailuresDoNot(t *testing.T) {
 	p.err = errors.New("open /secret/path: no such file")
 	err = c.Notify(t.Context(), "alpha.example", theirRoom, []Sequenced{{Seq: 1, Fanout: fanoutBytes(t, "a")}})
 	e, ok = errors.AsType[*Error](err)
-	if !ok || e.Status != 500 || e.Code != CodeInternal || strings.Contains(err.Error(), "secret") || permanent(err) {
+	if !ok || e.Status != 500 || e.Code != CodeInternal || strings.Contains(err.Error(), "secret") || Permanent(err) {
 		t.Errorf("got %+v, %v", e, err)
 	}
 	if want := []string{"directory:", "update:busy", "notify:internal"}; !reflect.DeepEqual(o.list, want) {
@@ -532,8 +532,8 @@ func TestClientTellsRefusalsFromUnreachablePeersAndBadAnswers(t *testing.T) {
 			if ok != (c.code != "") || ok && e.Code != c.code {
 				t.Errorf("got %v, want code %q", err, c.code)
 			}
-			if Unavailable(err) != c.unavailable || permanent(err) != c.permanent {
-				t.Errorf("%v: unavailable %v, permanent %v", err, Unavailable(err), permanent(err))
+			if Unavailable(err) != c.unavailable || Permanent(err) != c.permanent {
+				t.Errorf("%v: unavailable %v, permanent %v", err, Unavailable(err), Permanent(err))
 			}
 		})
 	}

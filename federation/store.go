@@ -19,4 +19,7 @@ type Store interface {
 	// Commit writes changes as one batch, durable on return; a nil value deletes. If a key of expect has another
 	// value (nil: if it is present), nothing is done and ok is false.
 	Commit(changes, expect map[string][]byte) (ok bool, err error)
+
+	// Delete removes keys, visibly on return; after a crash they may be there again.
+	Delete(keys ...[]byte) error
 }

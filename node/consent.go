@@ -575,21 +575,18 @@ func (n *Node) loadConsent(ref []byte) (federation.OutboxItem, error) {
 
 // sendConsents delivers entries to a peer, in their order. They have a queue of their own: what a peer takes or not
 // doesn't keep its rooms waiting.
-func (n *Node) sendConsents(ctx context.Context, peer string, items []federation.OutboxItem) error {
-	for _, item := range items {
+func (n *Node) sendConsents(ctx context.Context, peer string, items []federation.OutboxItem) []error {
+	return federation.SendRuns(items, func([]federation.OutboxItem) int { return 1 }, func(item []federation.OutboxItem) error {
 		var e mimi.ConsentEntry
-		if err := decodeRecord(item.Fanout, &e, "consent in the outbox"); err != nil {
+		if err := decodeRecord(item[0].Fanout, &e, "consent in the outbox"); err != nil {
 			return &federation.Error{Status: http.StatusBadRequest, Code: federation.CodeMalformed, Detail: err.Error()}
 		}
 		err := n.federation.Consent(ctx, peer, &e)
 		if errors.Is(err, mimi.ErrNoEndpoint) {
 			return &federation.Error{Status: http.StatusNotFound, Code: federation.CodeNotFound, Detail: err.Error()}
 		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+		return err
+	})
 }
 
 // consents lists what a user was asked, has asked, and what was decided.

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation"
 	"github.com/parley-mls/parley/federation/mimi"
@@ -276,45 +278,87 @@ func (n *Node) load(ref []byte) (federation.OutboxItem, error) {
 	return item, err
 }
 
-// send delivers items to a peer, in their order, the messages of one room together as long as no entry is missing between
-// them: the room's head goes with them.
-func (n *Node) send(ctx context.Context, peer string, items []federation.OutboxItem) error {
-	for len(items) > 0 {
-		if items[0].Bundle {
-			if err := n.federation.PushBundle(ctx, peer, items[0].Fanout); err != nil {
-				return err
+// maxNotifies bounds the requests to notify that a peer gets at once, each of another room.
+const maxNotifies = 32
+
+// send delivers items to a peer: rooms at the same time, what is of one room in its order. What comes after a trust bundle
+// may need it, and waits.
+func (n *Node) send(ctx context.Context, peer string, items []federation.OutboxItem) []error {
+	errs := make([]error, len(items))
+	for at := 0; at < len(items); {
+		if items[at].Bundle {
+			if errs[at] = n.federation.PushBundle(ctx, peer, items[at].Fanout); errs[at] != nil && !federation.Permanent(errs[at]) {
+				for i := at + 1; i < len(errs); i++ {
+					errs[i] = errs[at]
+				}
+				return errs
 			}
-			items = items[1:]
+			at++
 			continue
 		}
-		room := items[0].Room
-		var msgs []federation.Sequenced
-		var entries [][]byte
-		var first, next uint64 // numbers of the entries
-		for ; len(items) > 0 && !items[0].Bundle && items[0].Room == room; items = items[1:] {
-			if items[0].Ref[0] == outboxKindEntry {
-				if len(entries) > 0 && items[0].Seq != next {
-					break // the peer took no part for a while
-				}
-				if len(entries) == 0 {
-					first = items[0].Seq
-				}
-				entries, next = append(entries, items[0].Fanout), items[0].Seq+1
-			}
-			msgs = append(msgs, federation.Sequenced{Seq: items[0].Seq, Fanout: items[0].Fanout})
+		rooms := make(map[mimi.URI][]int) // positions in items
+		for ; at < len(items) && !items[at].Bundle; at++ {
+			rooms[items[at].Room] = append(rooms[items[at].Room], at)
 		}
-		if len(entries) > 0 {
-			head, err := n.notice(room, first, entries)
-			if err != nil {
-				return err
-			}
-			msgs[len(msgs)-1].Head = head
+		var g errgroup.Group
+		g.SetLimit(maxNotifies)
+		for room, list := range rooms {
+			g.Go(func() error {
+				own := make([]federation.OutboxItem, len(list))
+				for i, k := range list {
+					own[i] = items[k]
+				}
+				for i, err := range federation.SendRuns(own, notifyLength, func(run []federation.OutboxItem) error {
+					return n.sendRun(ctx, peer, room, run)
+				}) {
+					errs[list[i]] = err
+				}
+				return nil
+			})
 		}
-		if err := n.federation.Notify(ctx, peer, room, msgs); err != nil {
-			return err
+		g.Wait()
+	}
+	return errs
+}
+
+// notifyLength says how many of a room's items go into one request: as long as no entry is missing between them, for the
+// room's head goes with them. After a gap the peer took no part for a while.
+func notifyLength(items []federation.OutboxItem) int {
+	var next uint64
+	for i, item := range items {
+		if item.Ref[0] != outboxKindEntry {
+			continue
+		}
+		if next != 0 && item.Seq != next {
+			return i
+		}
+		next = item.Seq + 1
+	}
+	return len(items)
+}
+
+// sendRun sends items of a room in one request.
+func (n *Node) sendRun(ctx context.Context, peer string, room mimi.URI, items []federation.OutboxItem) error {
+	msgs := make([]federation.Sequenced, len(items))
+	var entries [][]byte
+	var first uint64
+	for i, item := range items {
+		msgs[i] = federation.Sequenced{Seq: item.Seq, Fanout: item.Fanout}
+		if item.Ref[0] == outboxKindEntry {
+			if len(entries) == 0 {
+				first = item.Seq
+			}
+			entries = append(entries, item.Fanout)
 		}
 	}
-	return nil
+	if len(entries) > 0 {
+		head, err := n.notice(room, first, entries)
+		if err != nil {
+			return err
+		}
+		msgs[len(msgs)-1].Head = head
+	}
+	return n.federation.Notify(ctx, peer, room, msgs)
 }
 
 // pushBundle puts the own bundle into every peer's outbox.

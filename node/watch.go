@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -86,6 +87,9 @@ func (n *Node) verifyHead(ctx context.Context, room mimi.URI, s *chain.Signed) e
 	if !s.Suite.Supported() {
 		return refuse("malformed", "a head of cipher suite %d, which isn't supported", s.Suite)
 	}
+	if known, err := n.knowsHead(room, s); err != nil || known {
+		return err
+	}
 	k := &n.hubKeys
 	k.mu.Lock()
 	list, err := k.of(n.store, domain)
@@ -126,6 +130,24 @@ func (n *Node) verifyHead(ctx context.Context, room mimi.URI, s *chain.Signed) e
 		return unsigned
 	}
 	return nil
+}
+
+// knowsHead says whether a head was verified before: the same goes with the answer to a message and with the request to
+// notify of it.
+func (n *Node) knowsHead(room mimi.URI, s *chain.Signed) (bool, error) {
+	r, err := n.openRoom(room)
+	if err != nil || r == nil {
+		return false, err
+	}
+	r.mu.Lock()
+	ahead := r.heads.ahead
+	r.mu.Unlock()
+	for _, h := range []*head{ahead, r.heads.last.Load()} {
+		if h != nil && h.Head == s.Head && bytes.Equal(h.Signature, s.Signature) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // told is what came with one request to notify: the links of its entries from first on, and the head that they lead to.

@@ -240,6 +240,28 @@ func (p *Pebble) Apply(b *Batch) (func() error, error) {
 	return func() error { return p.sync(batch) }, nil
 }
 
+// Delete is as in Store.
+func (p *Pebble) Delete(keys ...[]byte) error {
+	p.closing.RLock()
+	defer p.closing.RUnlock()
+	if p.closed {
+		return ErrClosed
+	}
+	batch := p.db.NewBatch()
+	for _, k := range keys {
+		if err := batch.Delete(k, nil); err != nil {
+			return errors.Join(fmt.Errorf("filling a batch: %w", err), batch.Close())
+		}
+	}
+	p.order.RLock()
+	err := p.db.Apply(batch, pebble.NoSync)
+	p.order.RUnlock()
+	if err != nil {
+		return errors.Join(fmt.Errorf("writing to the store: %w", err), batch.Close())
+	}
+	return batch.Close()
+}
+
 // sync waits until an applied batch is on disk.
 func (p *Pebble) sync(batch *pebble.Batch) error {
 	if err := batch.SyncWait(); err != nil {

@@ -32,6 +32,8 @@ type Store interface {
 	// may be called once at most, from any goroutine, and never while holding a lock: a sync takes long. The batch
 	// may be used again after Apply.
 	Apply(b *Batch) (wait func() error, err error)
+	// Delete removes keys, visibly when it returns, and durably once anything is durable that was applied later.
+	Delete(keys ...[]byte) error
 	// Checkpoint writes a consistent copy of the whole store to a directory that doesn't exist yet.
 	Checkpoint(dir string) error
 	// Close waits for calls under way and releases the store.

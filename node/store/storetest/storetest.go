@@ -28,6 +28,7 @@ func Test(t *testing.T, open func(t *testing.T, dir string) store.Store) {
 		{"OneOfManyConcurrentSwapsWins", testContention},
 		{"SwapsDoNotLoseIncrements", testIncrements},
 		{"ApplyIsVisibleBeforeWait", testApply},
+		{"DeletedKeysStayDeleted", testDelete},
 		{"LaterChangeInABatchWins", testBatchOrder},
 		{"ArgumentsAreNotKept", testAliasing},
 		{"AcknowledgedSurvivesReopen", testReopen},
@@ -235,6 +236,25 @@ func testIncrements(t *testing.T, open func(string) store.Store) {
 	group.Wait()
 	if n := len(get(t, s, "n")); n != workers*each {
 		t.Errorf("%d of %d increments are there", n, workers*each)
+	}
+}
+
+func testDelete(t *testing.T, open func(string) store.Store) {
+	dir := t.TempDir()
+	s := open(dir)
+	commit(t, s, map[string][]byte{"a": []byte("1"), "b": []byte("2"), "c": []byte("3")}, nil)
+	if err := s.Delete([]byte("a"), []byte("c"), []byte("never")); err != nil {
+		t.Fatal(err)
+	}
+	if got := keys(t, s, nil, nil); got != "b=2 " {
+		t.Errorf("after Delete there is %q", got)
+	}
+	commit(t, s, map[string][]byte{"d": []byte("4")}, map[string][]byte{"a": nil}) // later, and durable
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := keys(t, open(dir), nil, nil); got != "b=2 d=4 " {
+		t.Errorf("after a restart there is %q", got)
 	}
 }
 
