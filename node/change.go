@@ -24,6 +24,8 @@ type change struct {
 	head        *head             // of a room that is followed: the last one of its hub, nil if it is as before
 	accusations []*chain.Evidence // against the hub
 
+	entries  []logged              // what the log gets
+	members  map[mimi.URI]struct{} // local clients whose membership changes
 	welcomed map[mimi.URI]struct{} // local clients with a new Welcome
 	joined   map[mimi.URI]struct{} // local clients that joined by themselves
 	queued   map[string]struct{}   // peers with something new in the outbox
@@ -33,20 +35,26 @@ type change struct {
 func (n *Node) begin(r *room, peers map[string]struct{}) *change {
 	return &change{
 		n: n, r: r, record: r.record, link: r.link, peers: peers,
-		welcomed: make(map[mimi.URI]struct{}), joined: make(map[mimi.URI]struct{}), queued: make(map[string]struct{}),
+		members: make(map[mimi.URI]struct{}), welcomed: make(map[mimi.URI]struct{}), joined: make(map[mimi.URI]struct{}), queued: make(map[string]struct{}),
 	}
 }
 
 // log appends an entry to the room's log, and to the outbox of every peer that takes part.
 func (c *change) log(fanout []byte) (seq uint64) {
 	c.record.last++
-	c.batch.Set(key(prefixLog, c.r.uri, be64(c.record.last)), fanout)
+	c.append(fanout)
 	context := c.r.contextHash()
 	c.extend(c.record.last, c.link.chain.Next(c.record.last, chain.NewLink(fanout, context)), context)
 	for _, p := range slices.Sorted(maps.Keys(c.peers)) {
 		c.send(p, outboxEntry(c.r.uri, c.record.last))
 	}
 	return c.record.last
+}
+
+// append puts an entry into the log, as its last.
+func (c *change) append(fanout []byte) {
+	c.batch.Set(key(prefixLog, c.r.uri, be64(c.record.last)), fanout)
+	c.entries = append(c.entries, logged{c.record.last, fanout})
 }
 
 // extend notes the chain at the log's last entry.
@@ -82,6 +90,9 @@ func (c *change) apply() (wait func() error, err error) {
 		return nil, err
 	}
 	c.r.record, c.r.link = c.record, c.link
+	for client := range c.members { // before there is another entry
+		c.n.listeners.member(client, c.r.uri)
+	}
 	return wait, nil
 }
 
@@ -96,6 +107,7 @@ func (c *change) finish(wait func() error) error {
 	if c.head != nil {
 		c.r.heads.replace(c.head)
 	}
+	c.n.recent.add(c.r.uri, c.entries)
 	c.r.advance(c.record.last)
 	for _, e := range c.accusations {
 		c.n.metrics.evidence.Inc()

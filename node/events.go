@@ -36,7 +36,7 @@ type listener struct {
 
 // news is what may be new for a stream.
 type news struct {
-	rooms    map[mimi.URI]struct{}
+	rooms    map[mimi.URI]bool // true: the client's membership may have changed
 	welcomes bool
 	trust    map[string]struct{}
 	consents map[string]string // prefixes, by the keys of records
@@ -82,7 +82,16 @@ func (ls *listeners) joined(client, room mimi.URI) {
 	for l := range ls.byClient[client] {
 		l.rooms[room] = struct{}{}
 		insert(ls.byRoom, room, l)
-		l.tell(func(n *news) { n.addRoom(room) })
+		l.tell(func(n *news) { n.addRoom(room, true) })
+	}
+}
+
+// member has all streams of a client look at its membership of a room anew before they send anything more of it.
+func (ls *listeners) member(client, room mimi.URI) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	for l := range ls.byClient[client] {
+		l.tell(func(n *news) { n.addRoom(room, true) })
 	}
 }
 
@@ -91,7 +100,7 @@ func (ls *listeners) room(room mimi.URI) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	for l := range ls.byRoom[room] {
-		l.tell(func(n *news) { n.addRoom(room) })
+		l.tell(func(n *news) { n.addRoom(room, false) })
 	}
 }
 
@@ -195,11 +204,11 @@ func (l *listener) take() news {
 	return n
 }
 
-func (n *news) addRoom(room mimi.URI) {
+func (n *news) addRoom(room mimi.URI, membership bool) {
 	if n.rooms == nil {
-		n.rooms = make(map[mimi.URI]struct{})
+		n.rooms = make(map[mimi.URI]bool)
 	}
-	n.rooms[room] = struct{}{}
+	n.rooms[room] = n.rooms[room] || membership
 }
 
 // sortedRooms returns the rooms in a stable order.

@@ -159,7 +159,7 @@ func (c *change) follow(s federation.Sequenced, f *mimi.FanoutMessage) (bool, er
 		c.record.last++
 		c.batch.Set(k, codec.Marshal(answerRecord{seq: c.record.last, time: now()}))
 	}
-	c.batch.Set(key(prefixLog, c.r.uri, be64(c.record.last)), s.Fanout)
+	c.append(slices.Clone(s.Fanout)) // the request that it came with may be large
 	return true, nil
 }
 
@@ -217,6 +217,7 @@ func (c *change) queueWelcome(to *refRecord, seq uint64, rest []byte) {
 	number := c.n.welcomeNumbers.next(to.client)
 	c.batch.Set(key(prefixWelcome, to.client, be64(number)), codec.Marshal(welcomeRecord{room: c.r.uri, seq: seq, fanout: slices.Clone(rest)}))
 	setMember(&c.batch, to.client, to.user, c.r.uri, seq)
+	c.members[to.client] = struct{}{}
 	c.welcomed[to.client] = struct{}{}
 }
 

@@ -495,11 +495,12 @@ func (n *Node) noteMembers(c *change, info *mls.StagedInfo, before, after mimi.P
 		}
 		rec.end = seq
 		c.batch.Set(key(prefixMember, client, []byte(c.r.uri)), codec.Marshal(rec))
+		c.members[client] = struct{}{}
 	}
 	if info.External {
 		if user, client, err := n.verifier.IdentityOf(info.PathLeaf.Credential); err == nil && client.Domain() == n.cfg.Domain {
 			setMember(&c.batch, client, user, c.r.uri, seq)
-			c.joined[client] = struct{}{}
+			c.members[client], c.joined[client] = struct{}{}, struct{}{}
 		}
 	}
 	for _, p := range before {

@@ -67,6 +67,7 @@ type Node struct {
 	hubKeys        hubKeys
 	reports        reports
 	marks          marks
+	recent         recent
 	consentMu      sync.Mutex // held from reading consents to applying what changes them
 	consentPace    pace[string]
 	queryPace      pace[string]

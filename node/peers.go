@@ -267,9 +267,13 @@ func (n *Node) load(ref []byte) (federation.OutboxItem, error) {
 	if err := n.settle(r, item.Seq); err != nil {
 		return item, err
 	}
-	prefix := prefixLog
-	if kind == outboxKindWelcome {
-		prefix = prefixFanout
+	prefix := prefixFanout
+	if kind == outboxKindEntry {
+		if list := n.recent.get(room, seq, seq); list != nil {
+			item.Fanout = list[0].fanout
+			return item, nil
+		}
+		prefix = prefixLog
 	}
 	item.Fanout, err = n.store.Get(key(prefix, item.Room, rest))
 	if err == nil && item.Fanout == nil {

@@ -7,7 +7,9 @@ import (
 )
 
 func TestARequestToNotifyEndsWhereAnEntryIsMissing(t *testing.T) {
-	entry := func(seq uint64) federation.OutboxItem { return federation.OutboxItem{Ref: outboxEntry("", seq), Seq: seq} }
+	entry := func(seq uint64) federation.OutboxItem {
+		return federation.OutboxItem{Ref: outboxEntry("", seq), Seq: seq}
+	}
 	welcome := func(seq uint64) federation.OutboxItem {
 		return federation.OutboxItem{Ref: outboxWelcome("", be64(seq)), Seq: seq}
 	}

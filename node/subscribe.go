@@ -133,8 +133,10 @@ func (st *stream) run(ctx context.Context) error {
 			}
 		}
 		for _, uri := range news.sortedRooms() {
-			if err := st.refreshCursor(uri); err != nil {
-				return err
+			if news.rooms[uri] || st.cursors[uri] == nil {
+				if err := st.refreshCursor(uri); err != nil {
+					return err
+				}
 			}
 			if err := st.sendRoom(ctx, uri); err != nil {
 				return err
@@ -216,7 +218,7 @@ func (st *stream) sendWelcomes() error {
 		if c := st.cursors[w.rec.room]; c != nil {
 			c.chained = false // the client begins anew
 		}
-		st.l.tell(func(n *news) { n.addRoom(w.rec.room) })
+		st.l.tell(func(n *news) { n.addRoom(w.rec.room, true) })
 	}
 	return nil
 }
@@ -248,18 +250,7 @@ func (st *stream) sendRoom(ctx context.Context, uri mimi.URI) error {
 		if c.next > last {
 			return nil
 		}
-		// Some entries at a time: no iterator stays open while a slow client reads.
-		type logged struct {
-			seq    uint64
-			fanout []byte
-		}
-		var list []logged
-		size := 0
-		err := st.n.store.Scan(key(prefixLog, uri, be64(c.next)), key(prefixLog, uri, be64(last+1)), func(k, v []byte) bool {
-			list = append(list, logged{binary.BigEndian.Uint64(k[len(k)-8:]), slices.Clone(v)})
-			size += len(v)
-			return len(list) < maxEvents && size < maxEventBytes
-		})
+		list, err := st.n.entries(uri, c.next, last)
 		if err != nil {
 			return err
 		}
@@ -294,6 +285,22 @@ func (st *stream) sendRoom(ctx context.Context, uri mimi.URI) error {
 			return err
 		}
 	}
+}
+
+// entries returns the entries of a room's log from one number to another, or the first of them: what goes into one
+// response. No iterator stays open while a slow client reads.
+func (n *Node) entries(room mimi.URI, from, to uint64) ([]logged, error) {
+	if list := n.recent.get(room, from, to); list != nil {
+		return list, nil
+	}
+	var list []logged
+	size := 0
+	err := n.store.Scan(key(prefixLog, room, be64(from)), key(prefixLog, room, be64(to+1)), func(k, v []byte) bool {
+		list = append(list, logged{binary.BigEndian.Uint64(k[len(k)-8:]), slices.Clone(v)})
+		size += len(v)
+		return len(list) < maxEvents && size < maxEventBytes
+	})
+	return list, err
 }
 
 // add puts an event into the batch, which is sent before it grows past its bounds.
@@ -422,5 +429,6 @@ func (n *Node) leave(s *session, uri mimi.URI) error {
 		}
 	}
 	_, err = n.store.Commit(changes, map[string][]byte{k: have})
+	n.listeners.member(s.client, uri)
 	return err
 }
