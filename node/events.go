@@ -14,6 +14,7 @@ type listeners struct {
 	byClient map[mimi.URI]map[*listener]struct{} // guarded by mu
 	byUser   map[mimi.URI]map[*listener]struct{} // guarded by mu
 	byRoom   map[mimi.URI]map[*listener]struct{} // guarded by mu
+	over     error                               // guarded by mu: why there are no more streams, nil while there are
 }
 
 func newListeners() *listeners {
@@ -49,6 +50,9 @@ func (ls *listeners) add(client, user mimi.URI, max int) *listener {
 	l := &listener{client: client, user: user, wake: make(chan struct{}, 1), rooms: make(map[mimi.URI]struct{})}
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
+	if ls.over != nil {
+		l.tell(func(n *news) { n.ended = ls.over })
+	}
 	if len(ls.byClient[client]) >= max {
 		return nil
 	}
@@ -152,10 +156,13 @@ func (ls *listeners) trust(domain string) {
 	}
 }
 
-// end ends all streams of a client with err, or everybody's if client is empty.
+// end ends all streams of a client with err, or everybody's if client is empty, those that are yet to begin too.
 func (ls *listeners) end(client mimi.URI, err error) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
+	if client == "" {
+		ls.over = err
+	}
 	for c, set := range ls.byClient {
 		if client == "" || c == client {
 			for l := range set {

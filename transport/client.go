@@ -36,7 +36,7 @@ type ClientOptions struct {
 	TCPOnly   bool          // never try QUIC
 	QUICBound time.Duration // how long QUIC may take to connect before TCP is used (2 s)
 	QUICRetry time.Duration // how long TCP is then used before QUIC is tried again (5 min)
-	KeepAlive time.Duration // how often an idle connection is probed, and so how soon a restarted node is noticed (5 s)
+	KeepAlive time.Duration // how often a connection is probed, and so how soon a restarted node is noticed (5 s)
 }
 
 // ClientRoundTripper returns what carries a client's requests to its node, whatever host their URLs name: HTTP/3 if
@@ -247,6 +247,7 @@ func (q *clientQUIC) connect(ctx context.Context) (*quic.Conn, error) {
 		HandshakeIdleTimeout: o.QUICBound,
 		MaxIdleTimeout:       max(DefaultIdleTimeout, 2*o.KeepAlive),
 		KeepAlivePeriod:      o.KeepAlive,
+		EnableDatagrams:      true,
 	}
 	var refusal error // written during the handshake, read after it
 	tlsConf := q.endpoint.tls(ALPNHTTP3)
@@ -259,7 +260,25 @@ func (q *clientQUIC) connect(ctx context.Context) (*quic.Conn, error) {
 	if err != nil && ctx.Err() == nil && refusal != nil {
 		err = refusal
 	}
+	if err == nil {
+		go probe(c, o.KeepAlive)
+	}
 	return c, err
+}
+
+// probe pokes a connection from time to time until it ends. The packets that keep a QUIC connection alive are too small
+// to be answered with a stateless reset, so that a client that only listens wouldn't learn of a restart from them.
+func probe(c *quic.Conn, every time.Duration) {
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			poke(c)
+		case <-c.Context().Done():
+			return
+		}
+	}
 }
 
 func (q *clientQUIC) socket() (*quic.Transport, error) {

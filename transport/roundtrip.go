@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 
 	"github.com/quic-go/quic-go"
@@ -110,11 +111,14 @@ func (e *Endpoint) Poke(domain string) {
 	c := p.quic
 	p.mu.Unlock()
 	if c != nil {
-		// HTTP/3 ignores datagrams unless both sides have said otherwise (RFC 9297). Very small packets aren't answered
-		// with a reset (RFC 9000, Section 10.3.3). Sending waits if many are queued.
-		go c.SendDatagram(make([]byte, 64))
+		go poke(c)
 	}
 }
+
+// poke sends a packet that is large enough to be answered with a stateless reset if the peer doesn't know the connection
+// any more (RFC 9000, Section 10.3.3). HTTP/3 ignores datagrams unless both sides have said otherwise (RFC 9297). Sending
+// waits if many are queued.
+func poke(c *quic.Conn) { _ = c.SendDatagram(make([]byte, 64)) }
 
 // drop closes the connection; requests that hold the peer still dial again.
 func (p *peer) drop() {
@@ -159,9 +163,16 @@ func (p *peer) forget(c *http3.ClientConn) {
 	}
 }
 
+// unusable is how http3 begins the error of a request that it hasn't sent because the connection takes no more, above all
+// after GOAWAY. It exports no error for that.
+const unusable = "http3: conn unusable: "
+
 // goneAway says whether a request failed because the process at the other end of its connection has ended or is
-// ending.
+// ending. The connection may still carry requests that were there before.
 func goneAway(err error) bool {
+	if strings.HasPrefix(err.Error(), unusable) {
+		return true
+	}
 	if _, ok := errors.AsType[*quic.StatelessResetError](err); ok {
 		return true
 	}

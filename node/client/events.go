@@ -8,8 +8,8 @@ import (
 	"github.com/parley-mls/parley/federation/mimi/content"
 )
 
-// Event is what a program learns from its client as it happens: Message, MemberAdded, MemberRemoved, Joined, Removed,
-// Discarded, Frozen, HubFault, HubRestored, TrustChanged or ConsentChanged. What it tells is durable.
+// Event is what a program learns from its client as it happens: Message, MemberAdded, MemberRemoved, Committed, Joined,
+// Removed, Discarded, Frozen, HubFault, HubRestored, TrustChanged or ConsentChanged. What it tells is durable.
 type Event interface{ event() }
 
 // Message is an application message of a room.
@@ -47,6 +47,16 @@ type MemberRemoved struct {
 	Room         mimi.URI
 	Epoch        uint64
 	User, Client mimi.URI
+}
+
+// Committed says that a commit has begun an epoch of a room, and whose it is. Those that are in the epoch agree on the
+// room's state only if they have the same Authenticator (RFC 9420, Section 8.7).
+type Committed struct {
+	Room          mimi.URI
+	Seq           uint64 // number of the commit in the room's log
+	Epoch         uint64
+	User, Client  mimi.URI
+	Authenticator []byte
 }
 
 // Joined says that this client is a member of a room now.
@@ -97,6 +107,7 @@ type ConsentChanged struct{ Consent }
 func (Message) event()        {}
 func (MemberAdded) event()    {}
 func (MemberRemoved) event()  {}
+func (Committed) event()      {}
 func (Joined) event()         {}
 func (Removed) event()        {}
 func (Discarded) event()      {}

@@ -1,6 +1,9 @@
 package client
 
 import (
+	"bytes"
+	"errors"
+	"reflect"
 	"testing"
 
 	"github.com/parley-mls/parley/federation/mimi"
@@ -48,5 +51,37 @@ func TestReaderThatStopsIsGivenUp(t *testing.T) {
 	}
 	if n > maxBacklog {
 		t.Errorf("%d events were kept", n)
+	}
+}
+
+func TestEveryMemberIsToldOfACommitWithTheSameAuthenticator(t *testing.T) {
+	p := providers(t, "alpha", "beta")
+	alice, bob := p[0].enrol("alice", "alice-laptop"), p[1].enrol("bob", "bob-phone")
+	room := alice.create(bob.User())
+	agree(t, room.URI(), alice, bob)
+	var told [2]Committed
+	events := []<-chan Event{alice.Events(), bob.Events()}
+	if err := room.UpdateKeys(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i, ch := range events {
+		within(t, func() error {
+			select {
+			case e := <-ch:
+				told[i], _ = e.(Committed)
+			default:
+			}
+			if told[i].Epoch == 0 {
+				return errors.New("no commit was told of")
+			}
+			return nil
+		})
+	}
+	if !reflect.DeepEqual(told[0], told[1]) {
+		t.Errorf("%+v and %+v", told[0], told[1])
+	}
+	c := told[1]
+	if c.Client != alice.ID() || c.User != alice.User() || c.Epoch != room.Epoch() || c.Seq != room.Seq() || !bytes.Equal(c.Authenticator, room.EpochAuthenticator()) {
+		t.Errorf("bob was told %+v; alice is in epoch %d, entry %d", c, room.Epoch(), room.Seq())
 	}
 }

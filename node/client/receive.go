@@ -152,6 +152,11 @@ func (e *entry) commit(m *mls.MLSMessage) error {
 func (e *entry) changed(info *mls.StagedInfo) {
 	r := e.room
 	r.commitAt = time.Time{}
+	begun := Committed{Room: r.uri, Seq: e.seq, Epoch: info.Epoch, Authenticator: r.group.EpochAuthenticator()}
+	if m, ok := r.group.Member(info.Committer); ok {
+		begun.User, begun.Client, _ = r.c.identity(m.Leaf) // known, for the policy has passed the commit
+	}
+	e.events = append(e.events, begun)
 	for _, m := range info.Removed {
 		if user, id, err := r.c.identity(m.Leaf); err == nil {
 			delete(r.flags, id)

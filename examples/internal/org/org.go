@@ -3,6 +3,7 @@
 package org
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -22,13 +23,17 @@ import (
 	"github.com/parley-mls/parley/node"
 )
 
-// An Org is an organisation: its domain, its directory and its node's process. Domain and Dir are given, Init sets the
-// rest.
+// An Org is an organisation: its domain, its directory and its node's process. Domain and Dir are given; the zero value of
+// every other field has a default.
 type Org struct {
 	Domain      string
 	Dir         string
-	Address     string                // of the node, host:port on loopback
-	Fingerprint authority.Fingerprint // of the authority's root
+	Address     string                // where the node is reached, host:port; if it is empty, Init finds one on loopback
+	Listen      string                // host:port that the node binds; empty means Address
+	Gossip      string                // profile of the node's gossip; empty means "local"
+	Program     string                // path of a parley-node; empty means this program, which calls Served
+	Spawn       func(*exec.Cmd) error // starts the node's process; nil means its Start
+	Fingerprint authority.Fingerprint // of the authority's root, set by Init
 
 	process *exec.Cmd
 	ended   chan error // has the process's end, once
@@ -52,10 +57,13 @@ func (o *Org) Init(more string) error {
 		return fmt.Errorf("create the authority of %s: %w", o.Domain, err)
 	}
 	o.Fingerprint = f
-	if o.Address, err = freeAddress(); err != nil {
-		return err
+	if o.Address == "" {
+		if o.Address, err = freeAddress(); err != nil {
+			return err
+		}
 	}
-	config := fmt.Sprintf("domain: %s\ndata: %s\nlisten: %s\nadvertise: %s\ngossip: local\n", o.Domain, o.Dir, o.Address, o.Address) + more
+	config := fmt.Sprintf("domain: %s\ndata: %s\nlisten: %s\nadvertise: %s\ngossip: %s\n", o.Domain, o.Dir,
+		cmp.Or(o.Listen, o.Address), o.Address, cmp.Or(o.Gossip, "local")) + more
 	return os.WriteFile(o.configPath(), []byte(config), 0o600)
 }
 
@@ -79,22 +87,29 @@ func freeAddress() (string, error) {
 
 // Start starts the node's process and waits until it answers on its admin socket.
 func (o *Org) Start(ctx context.Context) error {
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this program: %w", err)
+	program := o.Program
+	if program == "" {
+		var err error
+		if program, err = os.Executable(); err != nil {
+			return fmt.Errorf("find this program: %w", err)
+		}
 	}
 	logFile, err := os.OpenFile(filepath.Join(o.Dir, "node.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("open the log of %s: %w", o.Domain, err)
 	}
 	defer logFile.Close()
-	cmd := exec.Command(self, "serve", o.configPath())
+	cmd := exec.Command(program, "serve", "-config", o.configPath())
 	cmd.Stdout, cmd.Stderr = logFile, logFile
-	// The node ends when this pipe does, so that no node outlives a play that crashed.
+	// The node ends when this pipe does, so that no node outlives a play that crashed. A parley-node doesn't: Spawn's part.
 	if o.leash, err = cmd.StdinPipe(); err != nil {
 		return fmt.Errorf("start the node of %s: %w", o.Domain, err)
 	}
-	if err := cmd.Start(); err != nil {
+	spawn := o.Spawn
+	if spawn == nil {
+		spawn = (*exec.Cmd).Start
+	}
+	if err := spawn(cmd); err != nil {
 		return fmt.Errorf("start the node of %s: %w", o.Domain, err)
 	}
 	ended := make(chan error, 1)
@@ -146,7 +161,7 @@ func (o *Org) Terminate() {
 	o.process.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-o.ended:
-	case <-time.After(5 * time.Second):
+	case <-time.After(10 * time.Second):
 		o.process.Process.Kill()
 		<-o.ended
 	}
@@ -206,10 +221,10 @@ func (o *Org) Revoke(ctx context.Context, client mimi.URI, reason string) error 
 // Served says whether the program's arguments are those of a node's process, and is that process then: what
 // parley-node serve runs. code is its exit code.
 func Served(args []string) (code int, ok bool) {
-	if len(args) != 3 || args[1] != "serve" {
+	if len(args) != 4 || args[1] != "serve" || args[2] != "-config" {
 		return 0, false
 	}
-	return serve(args[2]), true
+	return serve(args[3]), true
 }
 
 func serve(config string) int {
