@@ -14,7 +14,7 @@ func TestWrongCallsAreUsageErrors(t *testing.T) {
 	dir := t.TempDir()
 	for _, args := range [][]string{
 		{}, {"talk"}, {"new"}, {"send", "room"}, {"enrol", "x"}, {"-nope", "rooms"}, {"tail", "-n", "x"}, {"tail", "-n", "3"}, {"search", "beta.example", "bob"}, {"profile", "name=x", "some"}, {"profile", "name"}, {"consent", "bob"}, {"consent", "beg", "bob"}, {"tail", "a", "b"},
-		{"reply", "room", "id"}, {"edit", "room", "id"}, {"delete", "room"}, {"react", "room", "id"}, {"report", "room"},
+		{"reply", "room", "id"}, {"edit", "room", "id"}, {"delete", "room"}, {"react", "room", "id"}, {"report", "room"}, {"evidence", "a", "b"},
 	} {
 		var out, errs bytes.Buffer
 		if code := run(t.Context(), append([]string{"-dir", dir}, args...), &out, &errs); code != 2 {
@@ -77,5 +77,26 @@ func TestControlCharactersAreNotPrinted(t *testing.T) {
 	}
 	if got := printable("näh, 日本"); got != "näh, 日本" {
 		t.Errorf("printed %q", got)
+	}
+}
+
+// Whoever reads a room whose hub lies is told so, and where the proof is.
+func TestFaultsOfAHubAreShown(t *testing.T) {
+	var out bytes.Buffer
+	s := session{out: &out}
+	const room = "mimi://alpha.example/r/lunch"
+	fault := client.HubFault{Room: room, Seq: 7, Client: "mimi://beta.example/d/bob-phone", Reason: "the hub has signed another log"}
+	s.show(fault, "mimi://alpha.example/r/other") // in whatever room it is
+	fault.Evidence = []byte("proof")
+	s.show(fault, "")
+	s.show(client.HubRestored{Room: room, Lost: true}, "")
+	for text, n := range map[string]int{
+		"* WARNING: what you see of room lunch may not be what others see. The hub has signed another log, as a message of bob-phone shows. The room is hosted by alpha.example.\n": 2,
+		"alpha.example has signed both. \"chat evidence\" lists the proof.\n":                                                                                                       1,
+		"alpha.example, which hosts lunch, was restored from an older copy, and some":                                                                                               1,
+	} {
+		if strings.Count(out.String(), text) != n {
+			t.Errorf("printed %q, want %q", out.String(), text)
+		}
 	}
 }

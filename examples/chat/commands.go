@@ -24,24 +24,25 @@ type command struct {
 func (c command) takes(n int) bool { return n >= c.min && (c.max < 0 || n <= c.max) }
 
 var commands = map[string]command{
-	"enrol":   {2, 2, enrol},
-	"rooms":   {0, 0, rooms},
-	"new":     {1, 1, create},
-	"add":     {2, -1, add},
-	"remove":  {2, 2, remove},
-	"join":    {1, 1, join},
-	"send":    {2, -1, send},
-	"reply":   {3, -1, reply},
-	"edit":    {3, -1, edit},
-	"delete":  {2, 2, deleteMessage},
-	"react":   {3, 3, react},
-	"report":  {2, -1, report},
-	"tail":    {0, 3, tail},
-	"members": {1, 1, members},
-	"leave":   {1, 1, leave},
-	"search":  {2, -1, search},
-	"profile": {0, 2, profile},
-	"consent": {0, 3, consent},
+	"enrol":    {2, 2, enrol},
+	"rooms":    {0, 0, rooms},
+	"new":      {1, 1, create},
+	"add":      {2, -1, add},
+	"remove":   {2, 2, remove},
+	"join":     {1, 1, join},
+	"send":     {2, -1, send},
+	"reply":    {3, -1, reply},
+	"edit":     {3, -1, edit},
+	"delete":   {2, 2, deleteMessage},
+	"react":    {3, 3, react},
+	"report":   {2, -1, report},
+	"tail":     {0, 3, tail},
+	"members":  {1, 1, members},
+	"leave":    {1, 1, leave},
+	"search":   {2, -1, search},
+	"profile":  {0, 2, profile},
+	"consent":  {0, 3, consent},
+	"evidence": {0, 1, evidence},
 }
 
 var errUsage = errors.New("wrong arguments")
@@ -102,9 +103,24 @@ func (s *session) inRoom(ctx context.Context, name string, act func(ctx context.
 		if err := r.CommitPending(ctx); err != nil && !errors.Is(err, client.ErrNotMember) {
 			return err
 		}
-		return act(ctx, c, r)
+		err = act(ctx, c, r)
+		if reason := r.HubFault(); reason != "" {
+			s.warn(r.URI(), "", reason)
+		}
+		return err
 	})
 }
+
+// warn says that people in a room may see different things.
+func (s *session) warn(room, said mimi.URI, reason string) {
+	by := ""
+	if said != "" {
+		by = ", as a message of " + said.ID() + " shows"
+	}
+	fmt.Fprintf(s.out, "* WARNING: what you see of room %s may not be what others see. %s%s. The room is hosted by %s.\n", room.ID(), sentence(reason), by, room.Domain())
+}
+
+func sentence(s string) string { return strings.ToUpper(s[:1]) + printable(s[1:]) }
 
 // arrival is how long a command waits for what may still be on its way from another provider.
 const arrival = 5 * time.Second
@@ -169,6 +185,9 @@ func rooms(ctx context.Context, s *session, _ []string) error {
 				state = "left"
 			}
 			fmt.Fprintf(s.out, "%s  %s  (%s)\n", r.URI(), printable(r.Name()), state)
+			if reason := r.HubFault(); reason != "" {
+				s.warn(r.URI(), "", reason)
+			}
 		}
 		more, err := c.Joinable(ctx)
 		if err != nil {
@@ -385,6 +404,17 @@ func (s *session) show(e client.Event, only mimi.URI) {
 		if in(e.Room) {
 			fmt.Fprintf(s.out, "* discarded a message of %q: %s\n", e.Client, printable(e.Reason))
 		}
+	case client.HubFault:
+		s.warn(e.Room, e.Client, e.Reason)
+		if e.Evidence != nil {
+			fmt.Fprintf(s.out, "* %s has signed both. \"chat evidence\" lists the proof.\n", e.Room.Domain())
+		}
+	case client.HubRestored:
+		lost := ""
+		if e.Lost {
+			lost = ", and some of what you have of this room isn't there any more"
+		}
+		fmt.Fprintf(s.out, "* %s, which hosts %s, was restored from an older copy%s\n", e.Room.Domain(), e.Room.ID(), lost)
 	case client.ConsentChanged:
 		s.consent(e.Consent)
 	case client.Frozen:
@@ -392,6 +422,32 @@ func (s *session) show(e client.Event, only mimi.URI) {
 			fmt.Fprintf(s.out, "* %s\n", errorText(e.Err))
 		}
 	}
+}
+
+// evidence lists what this device has against hubs, or prints one piece of it.
+func evidence(ctx context.Context, s *session, args []string) error {
+	return s.connected(ctx, func(_ context.Context, c *client.Client) error {
+		list, err := c.Evidence()
+		if err != nil {
+			return err
+		}
+		var found []client.Evidence
+		for _, e := range list {
+			if len(args) == 0 {
+				fmt.Fprintf(s.out, "%.12s  %s has signed two logs of %s, up to the entries %d and %d\n", e.ID, e.Room.Domain(), e.Room, e.First, e.Second)
+			} else if strings.HasPrefix(e.ID, args[0]) {
+				found = append(found, e)
+			}
+		}
+		if len(args) == 0 {
+			return nil
+		}
+		if len(found) != 1 {
+			return fmt.Errorf("%d pieces of evidence begin with %q", len(found), args[0])
+		}
+		_, err = s.out.Write(found[0].File)
+		return err
+	})
 }
 
 // errorText is an error on one line; a hub's words may be in it.

@@ -44,6 +44,8 @@ const usage = `chat [-dir DIRECTORY] [-timeout 30s] [-tcp] [-v] COMMAND
   consent ask|cancel|grant|deny PERSON [ROOM]
                               ask a person, or take that back; let a person add one, or not: to a room or to any
   leave ROOM                  leave a room with all devices
+  evidence [ID]               list proofs that a hub has signed two logs of a room, or print one as a file that
+                              "parley-node evidence verify" judges
   help                        this text
 
 A ROOM is a URI, mimi://alpha.example/r/..., or the beginning of the part after r/. A MESSAGE is the beginning of what

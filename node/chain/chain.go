@@ -19,9 +19,9 @@
 //   - A follower computes the chain from what it gets with each Notice and compares it with the signed head, with what it
 //     has stored before, and with the heads of answers. It passes heads on to its clients beside the log.
 //   - A client computes the chain with its own group's contexts and compares it with the heads that it gets. What it has
-//     verified it says inside of the group: a Claim in the authenticated data of each message, which no server can change
-//     without breaking the message. Every receiver compares it with its own chain. Once two differ, claims carry the
-//     hub's signature.
+//     verified it says inside of the group: a Claim in the authenticated data of messages, which no server can change
+//     without breaking the message. Every receiver compares it with its own chain. Package client says how often that
+//     is, and what it costs.
 //
 // Two heads that contradict one another become Evidence, which anybody can verify without asking anyone.
 package chain
@@ -247,8 +247,9 @@ func (n *Notice) Links(fanouts [][]byte, commit func(i int) bool) ([]Link, error
 // Section 4.9). It is one of those for private use.
 const ComponentClaim mls.ComponentID = 0xfa01
 
-// Claim is what a member says inside of the group: the last head that it has verified. The signature is the hub's and is
-// there only once members have seen different ones, since it is long.
+// Claim is what a member says inside of the group: the last head that it has verified. The signature is the hub's, with
+// which two claims that contradict each other prove it. A long one (ML-DSA) is there only once members have seen
+// different heads.
 //
 //	struct {
 //	    uint64 incarnation;

@@ -6,7 +6,8 @@
 //
 // The room's log, which the hub orders, is the truth: own commits and messages take effect when they come back in it.
 // The nodes, the own one included, are trusted to deliver and not to say who owns a key: KeyPackages, Welcomes and
-// messages are verified here (RFC 9420; draft-ietf-mimi-protocol).
+// messages are verified here (RFC 9420; draft-ietf-mimi-protocol). That everybody in a room is shown the same log is
+// compared with what the hub has signed, and inside of the group (package chain); a HubFault says that it isn't so.
 package client
 
 import (
@@ -299,9 +300,13 @@ func (c *Client) abandon(err error) {
 // Close releases the state; Run must have returned. Operations that still wait fail with ErrClosed, and channels of
 // Events are closed.
 func (c *Client) Close() error {
+	var err error
+	if c.gone() == nil {
+		err = c.saveHubs()
+	}
 	c.abandon(fmt.Errorf("client: %w", ErrClosed))
 	c.events.close()
-	return errors.Join(c.session.close(), c.db.Close())
+	return errors.Join(err, c.session.close(), c.db.Close())
 }
 
 // User returns the user whose device this is.

@@ -62,7 +62,7 @@ func (d *disk) crash(unsynced int, random *mathrand.Rand) *disk {
 	}
 }
 
-func (d *disk) open(t *testing.T) *sealedStore {
+func (d *disk) open(t testing.TB) *sealedStore {
 	t.Helper()
 	db, err := store.OpenFS(d.fs, "/store", store.Options{})
 	if err != nil {

@@ -28,7 +28,7 @@ const patience = 20 * time.Second
 
 // provider is a real node of this process with its authority.
 type provider struct {
-	t      *testing.T
+	t      testing.TB
 	domain string
 	config node.Config
 	root   authority.Fingerprint
@@ -37,7 +37,7 @@ type provider struct {
 }
 
 // providers starts a node for each name, all of them approving each other.
-func providers(t *testing.T, names ...string) []*provider {
+func providers(t testing.TB, names ...string) []*provider {
 	t.Helper()
 	var all []*provider
 	for _, name := range names {
@@ -117,7 +117,7 @@ func (p *provider) knows(domain string) error {
 // device is a client that runs.
 type device struct {
 	*Client
-	t      *testing.T
+	t      testing.TB
 	o      Options
 	cancel context.CancelFunc
 	ended  chan error
@@ -155,7 +155,7 @@ func (p *provider) invite(user string) authority.Invitation {
 	return inv
 }
 
-func testLog(t *testing.T, name string) *slog.Logger {
+func testLog(t testing.TB, name string) *slog.Logger {
 	level := slog.LevelError + 4
 	if testing.Verbose() {
 		level = slog.LevelDebug
@@ -245,7 +245,7 @@ func (d *device) texts(room mimi.URI) []string {
 }
 
 // sees waits until the transcript of each device is want.
-func sees(t *testing.T, room mimi.URI, want []string, devices ...*device) {
+func sees(t testing.TB, room mimi.URI, want []string, devices ...*device) {
 	t.Helper()
 	for _, d := range devices {
 		within(t, func() error {
@@ -258,7 +258,7 @@ func sees(t *testing.T, room mimi.URI, want []string, devices ...*device) {
 }
 
 // agree waits until the devices are in one epoch of the room, with these clients as its members.
-func agree(t *testing.T, room mimi.URI, devices ...*device) {
+func agree(t testing.TB, room mimi.URI, devices ...*device) {
 	t.Helper()
 	within(t, func() error {
 		var epoch uint64
@@ -294,7 +294,7 @@ func clients(r *Room) int {
 }
 
 // within tries until check succeeds, as long as patience lasts.
-func within(t *testing.T, check func() error) {
+func within(t testing.TB, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
@@ -310,7 +310,7 @@ func within(t *testing.T, check func() error) {
 }
 
 // freePort returns a port on loopback that is free for UDP and TCP.
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	for range 100 {
 		u, err := net.ListenPacket("udp", "127.0.0.1:0")

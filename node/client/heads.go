@@ -21,8 +21,9 @@ import (
 // group, and compared with the heads that the hub has signed: those that come with entries and with answers, through the
 // own node, and those that members of the room claim inside of it, which no node can change.
 //
-//   - Heads are compared as they come, and of a batch of entries the last one's signature is verified. One that doesn't
-//     fit is verified before anything is said. The log is taken as the node gives it; people decide what it is worth.
+//   - Heads are compared as they come. Of those that fit the last one's signature is verified, five times a second at
+//     most, when what came is acknowledged; one that doesn't fit is verified at once, and a fault only if it is the hub's.
+//     The log is taken as the node gives it; people decide what it is worth.
 //   - A message has the last head that its sender has verified, with the hub's signature, if that is new and the sender
 //     has made no such claim for claimEvery entries or claimInterval. That adds 120 bytes to the message where the hub has an
 //     Ed25519 key, and at most 195 with ECDSA; signatures of ML-DSA are left out, which leaves 54. A client that has seen a
@@ -51,6 +52,7 @@ const (
 // ledger is what a client knows of how a hub has ordered a room's log. Room.mu guards it.
 type ledger struct {
 	hubRecord
+	dirty bool       // the hubRecord isn't in the store yet: it goes there with the next entry, or when the client is closed
 	known bool       // chain is
 	chain chain.Hash // at the room's cursor
 	group *mls.Group // whose context hash is that of epoch
@@ -198,6 +200,9 @@ func (e *entry) extend(x *api.LogEntry) {
 		l.known = false
 		return
 	}
+	if l.dirty {
+		r.saveHub(e.state)
+	}
 	if l.known {
 		link := chain.NewLink(x.Fanout, r.contextHash())
 		l.chain = l.chain.Next(e.seq, link)
@@ -264,16 +269,23 @@ func (c *Client) hearAnswer(room mimi.URI, accepted bool, head []byte) {
 // claim returns what the next message has to say of the log, nil if nothing. mu is held.
 func (r *Room) claim() *chain.Claim {
 	l := &r.ledger
-	v, now := l.verified, r.c.o.Time()
-	switch {
-	case v == nil || v.Place == l.claimed || !r.group.SafeAAD():
+	now, disputed := r.c.o.Time(), l.disputed || l.proven
+	if l.verified == nil && l.fits == nil || !r.group.SafeAAD() ||
+		!disputed && r.header.cursor-l.claimed.Seq < claimEvery && now.Sub(l.claimedAt) < claimInterval {
 		return nil
-	case !l.disputed && v.Seq-l.claimed.Seq < claimEvery && now.Sub(l.claimedAt) < claimInterval:
+	}
+	if s := l.fits; s != nil && l.differs == nil && (l.verified == nil || s.Incarnation == l.verified.Incarnation) {
+		if hub, err := r.hubSender(); err == nil && s.Verify(hub.SignatureKey) == nil {
+			l.verified, l.fits, l.dirty, l.unsigned, l.headed = s, nil, true, 0, true
+		}
+	}
+	v := l.verified
+	if v == nil || v.Place == l.claimed {
 		return nil
 	}
 	l.claimed, l.claimedAt = v.Place, now
 	c := &chain.Claim{Place: v.Place}
-	if l.disputed || len(v.Signature) <= maxClaimed {
+	if disputed || len(v.Signature) <= maxClaimed {
 		c.Signature = v.Signature
 	}
 	return c
@@ -308,9 +320,18 @@ func (r *Room) hubSender() (*mls.ExternalSender, error) {
 	return &senders[0], nil
 }
 
-// check compares the heads that came with the chain, and claims that the log has come to. If the stream has just given
-// all that there was, it looks whether the hub still signs. What it returns may be told once w is durable.
-func (r *Room) check(w *waits, live bool) ([]Event, error) {
+// When a check has to be made.
+type when int
+
+const (
+	ifContradicted when = iota // what fits can wait
+	always
+	atLive // the stream has given all that there was when it began: there has to have been a head
+)
+
+// check verifies the heads that came, and judges claims that the log has come to. What it returns may be told once w is
+// durable.
+func (r *Room) check(w *waits, at when) ([]Event, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l := &r.ledger
@@ -322,14 +343,16 @@ func (r *Room) check(w *waits, live bool) ([]Event, error) {
 		l.unsigned = 0
 		r.c.resubscribe()
 	}
-	if l.fits == nil && l.differs == nil && len(l.heard) == 0 && !l.mute && !live {
-		return nil, nil
+	contradicted, err := r.contradicted()
+	if err != nil || at == ifContradicted && !contradicted {
+		return nil, err
 	}
 	hub, err := r.hubSender()
 	if err != nil {
 		return nil, nil // checkRoom has seen one, and mimi.RoomPolicy keeps it
 	}
 	k := &checking{room: r, hub: hub, batch: new(store.Batch)}
+	first := l.verified == nil
 	heads := []*chain.Signed{l.fits, l.differs}
 	if l.fits != nil && l.differs != nil && l.differs.Seq < l.fits.Seq {
 		slices.Reverse(heads)
@@ -356,17 +379,45 @@ func (r *Room) check(w *waits, live bool) ([]Event, error) {
 			delete(l.heard, client)
 		}
 	}
-	if l.mute || live && l.unsigned > 0 && !l.headed {
+	if l.mute || at == atLive && l.unsigned > 0 && !l.headed {
 		l.mute = false
 		k.silent()
 	}
-	if k.changed {
-		k.batch.Set(r.key(roomHub), codec.Marshal(l.hubRecord))
+	if len(k.events) > 0 || first && l.verified != nil {
+		r.saveHub(k.batch)
 	}
 	if k.batch.Len() == 0 {
 		return nil, nil
 	}
 	return k.events, w.apply(r.c, k.batch)
+}
+
+// contradicted says whether something that came doesn't fit the chain. Claims that fit are forgotten. mu is held.
+func (r *Room) contradicted() (bool, error) {
+	l := &r.ledger
+	found := l.differs != nil || l.mute
+	for client, h := range l.heard {
+		if h.Seq > r.header.cursor {
+			found = found || h.at <= r.header.cursor && !h.told
+			continue
+		}
+		own, err := r.linkAt(h.Seq)
+		if err != nil {
+			return false, err
+		}
+		if l.verified != nil && h.Incarnation == l.verified.Incarnation && own != nil && own.chain == h.Chain {
+			delete(l.heard, client)
+		} else {
+			found = true
+		}
+	}
+	return found, nil
+}
+
+// saveHub puts the hubRecord into a batch. mu is held.
+func (r *Room) saveHub(b *store.Batch) {
+	b.Set(r.key(roomHub), codec.Marshal(r.ledger.hubRecord))
+	r.ledger.dirty = false
 }
 
 // newStream notes that a stream of entries begins.
@@ -376,13 +427,35 @@ func (r *Room) newStream() {
 	r.ledger.unsigned, r.ledger.headed, r.ledger.said = 0, false, nil
 }
 
+// saveHubs writes what is known of hubs and isn't in the store yet. A crash loses of it what the next head brings again.
+func (c *Client) saveHubs() error {
+	b := new(store.Batch)
+	for _, r := range c.Rooms() {
+		r.mu.Lock()
+		if r.ledger.dirty {
+			r.saveHub(b)
+		}
+		r.mu.Unlock()
+	}
+	if b.Len() == 0 {
+		return nil
+	}
+	wait, err := c.apply(b)
+	if err == nil {
+		err = wait()
+	}
+	if err != nil {
+		return fmt.Errorf("client: write the state: %w", err)
+	}
+	return nil
+}
+
 // checking is one check of a room's hub. The room's mu is held.
 type checking struct {
-	room    *Room
-	hub     *mls.ExternalSender
-	batch   *store.Batch
-	changed bool // of the room's hubRecord
-	events  []Event
+	room   *Room
+	hub    *mls.ExternalSender
+	batch  *store.Batch
+	events []Event
 }
 
 // fault notes that something contradicts, and keeps the evidence if there is some. The same again, or more of what is
@@ -408,7 +481,7 @@ func (k *checking) fault(seq uint64, client mimi.URI, reason string, e *chain.Ev
 		}
 		l.proven = true
 	}
-	l.fault, k.changed = reason, true
+	l.fault = reason
 	k.events = append(k.events, v)
 	r.c.log.Error("a hub contradicts itself, or a node changed what it has sent", "room", r.uri, "seq", seq, "client", client, "reason", reason, "proven", e != nil)
 	return nil
@@ -452,7 +525,7 @@ func (k *checking) take(s *chain.Signed, differs bool) error {
 			return err
 		}
 	}
-	l.verified, k.changed = s, true
+	l.verified, l.dirty = s, true
 	if differs || !l.known {
 		return k.begin(s)
 	}
@@ -534,7 +607,6 @@ func (k *checking) judge(client mimi.URI, h *heard) (done bool, err error) {
 		return true, nil
 	}
 	if l.proven {
-		l.disputed = true
 		return true, nil
 	}
 	if len(h.Signature) == 0 {

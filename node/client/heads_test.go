@@ -21,6 +21,7 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/node/api"
 	"github.com/parley-mls/parley/node/chain"
+	"github.com/parley-mls/parley/node/store"
 )
 
 // ledgerOf returns how far a device has followed the hub's heads of a room, and whether it has told of a fault.
@@ -32,7 +33,7 @@ func ledgerOf(d *device, room mimi.URI) (known bool, at linkRecord, verified *ch
 }
 
 // verifies waits until the devices have one chain of the room, up to a head at its end, and nothing against the hub.
-func verifies(t *testing.T, room mimi.URI, devices ...*device) {
+func verifies(t testing.TB, room mimi.URI, devices ...*device) {
 	t.Helper()
 	within(t, func() error {
 		var first chain.Hash
@@ -99,7 +100,7 @@ func TestClientsFollowTheHeadsOfAnHonestHub(t *testing.T) {
 // hub is alpha's under the test's control: it has the key, and tells each device its own history of a room. The devices
 // don't run; they get what the hub tells as a stream's batches.
 type hub struct {
-	t           *testing.T
+	t           testing.TB
 	uri         mimi.URI
 	signer      crypto.Signer
 	root        authority.Fingerprint
@@ -117,7 +118,7 @@ type told struct {
 }
 
 // lyingHub is a room of alice and bob that they have verified; both have made a claim in it.
-func lyingHub(t *testing.T) *hub {
+func lyingHub(t testing.TB) *hub {
 	t.Helper()
 	p := providers(t, "alpha")
 	alice, bob := p[0].enrol("alice", "alice-laptop"), p[0].enrol("bob", "bob-phone")
@@ -219,9 +220,12 @@ func (x *told) events(events ...*api.Event) (told []Event) {
 	x.t.Helper()
 	var w waits
 	var all []Event
-	if err := errors.Join(x.process(x.t.Context(), &w, events, &all), x.check(&w, events, &all), w.wait()); err != nil {
+	err := errors.Join(x.process(x.t.Context(), &w, events, &all), x.check(&w, events, &all))
+	more, e := x.r().check(&w, always)
+	if err := errors.Join(err, e, w.wait()); err != nil {
 		x.t.Fatal(err)
 	}
+	all = append(all, more...)
 	for _, e := range all {
 		switch e.(type) {
 		case HubFault, HubRestored:
@@ -600,6 +604,7 @@ func TestClaimsAreFewAndSmall(t *testing.T) {
 	v.Signature, v.Seq = make([]byte, 2420), v.Seq+claimEvery
 	r.ledger.verified = &v
 	r.mu.Unlock()
+	h.alice.due()
 	if m := h.alice.sealed("text"); claimIn(t, m) == nil || size(m)-size(without) != 54 {
 		t.Errorf("a claim without signature has %d bytes", size(m)-size(without))
 	}
@@ -706,4 +711,60 @@ func TestHeadsOfAnswersAreHeard(t *testing.T) {
 			return
 		}
 	}
+}
+
+// BenchmarkReceive measures a device that gets messages of 1,024 bytes: decrypted, checked and stored, one at a time as
+// they come or 64 as after a while away, without a chain, with one, and with a head for each batch.
+func BenchmarkReceive(b *testing.B) {
+	for _, batch := range []int{1, 64} {
+		for _, heads := range []string{"plain", "chain", "heads"} {
+			b.Run(fmt.Sprintf("%s-%d", heads, batch), func(b *testing.B) { benchmarkReceive(b, batch, heads) })
+		}
+	}
+}
+
+func benchmarkReceive(b *testing.B, batch int, heads string) {
+	h := lyingHub(b)
+	r := h.alice.r()
+	entries := make([]*api.Event, b.N)
+	for i := range entries {
+		o := &outgoing{text: bytes.Repeat([]byte("x"), 1024)}
+		r.mu.Lock()
+		err := r.seal(new(store.Batch), o)
+		r.mu.Unlock()
+		var req mimi.SubmitMessageRequest
+		if err := errors.Join(err, codec.Unmarshal(o.submit, &req)); err != nil {
+			b.Fatal(err)
+		}
+		e := h.bob.next(codec.Marshal(&mimi.FanoutMessage{Timestamp: uint64(time.Now().UnixMilli()), Message: req.Message}))
+		if heads == "heads" && (i%batch == batch-1 || i == b.N-1) {
+			e.Head = codec.Marshal(h.sign(h.bob.seq, h.bob.chain))
+		}
+		entries[i] = &api.Event{Event: &api.Event_Entry{Entry: e}}
+	}
+	if heads == "plain" {
+		r := h.bob.r()
+		r.mu.Lock()
+		r.forgetChain()
+		r.ledger.verified = nil
+		r.mu.Unlock()
+	}
+	b.ResetTimer()
+	for i := 0; i < b.N; i += batch {
+		var w waits
+		var all []Event
+		events := entries[i:min(i+batch, b.N)]
+		if err := errors.Join(h.bob.process(b.Context(), &w, events, &all), h.bob.check(&w, events, &all)); err != nil || len(all) != len(events) {
+			b.Fatal(err, all)
+		}
+		if err := w.wait(); err != nil {
+			b.Fatal(err)
+		}
+		if i%256 == 0 {
+			if err := h.bob.checkHeads(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N), "µs/message")
 }

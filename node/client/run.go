@@ -289,7 +289,11 @@ func (c *Client) check(w *waits, events []*api.Event, told *[]Event) error {
 		if !live && !rooms[r.uri] {
 			continue
 		}
-		more, err := r.check(w, live)
+		at := ifContradicted
+		if live {
+			at = atLive
+		}
+		more, err := r.check(w, at)
 		*told = append(*told, more...)
 		if err != nil {
 			return err
@@ -354,6 +358,9 @@ func (c *Client) acknowledge(ctx context.Context) {
 }
 
 func (c *Client) sendAcks(ctx context.Context) error {
+	if err := c.checkHeads(); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	req := &api.AcknowledgeRequest{Welcome: c.welcome}
 	c.mu.Unlock()
@@ -385,6 +392,24 @@ func (c *Client) sendAcks(ctx context.Context) error {
 		}
 	}
 	return w.wait()
+}
+
+// checkHeads verifies the heads that came since the last time.
+func (c *Client) checkHeads() error {
+	var w waits
+	var told []Event
+	for _, r := range c.Rooms() {
+		more, err := r.check(&w, always)
+		if err != nil {
+			return err
+		}
+		told = append(told, more...)
+	}
+	if err := w.wait(); err != nil {
+		return err
+	}
+	c.events.send(told)
+	return nil
 }
 
 // noteTold notes that the node knows that this client left, unless it is back meanwhile. The header is written under
