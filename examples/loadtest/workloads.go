@@ -28,6 +28,7 @@ var workloads = []struct {
 	{"saturation", each(saturation)},
 	{"rooms", rooms},
 	{"claims", claims},
+	{"outage", outage},
 }
 
 // each runs a workload once for every number of clients per organisation.

@@ -86,14 +86,15 @@ func playKill(ctx context.Context, w *world) error {
 			wait(ctx, w.between(0, time.Second))
 		}
 		wait(ctx, w.between(0, 3*time.Second))
+		var began time.Time
 		for _, v := range chosen {
-			began := time.Now()
+			began = time.Now()
 			if err := v.start(whole); err != nil {
 				return err
 			}
 			w.tell("start %s", v.what)
-			w.heal(ctx, "kill", began)
 		}
+		w.heal(ctx, "kill", began)
 	}
 	return nil
 }
