@@ -34,6 +34,7 @@ type outboxWorld struct {
 	begin   time.Time
 	dropped []string
 	gone    map[string]bool // refs for which there is nothing to send
+	hangs   string          // the peer that never answers
 }
 
 func newOutboxWorld(t *testing.T) *outboxWorld {
@@ -92,7 +93,11 @@ func (w *outboxWorld) load(ref []byte) (OutboxItem, error) {
 }
 
 // send takes each room's items in one run.
-func (w *outboxWorld) send(_ context.Context, peer string, items []OutboxItem) []error {
+func (w *outboxWorld) send(ctx context.Context, peer string, items []OutboxItem) []error {
+	if peer == w.hangs {
+		<-ctx.Done()
+		return slices.Repeat([]error{ctx.Err()}, len(items))
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.tries = append(w.tries, time.Since(w.begin))
@@ -206,6 +211,25 @@ func TestOutboxDeliversInOrderInBatches(t *testing.T) {
 	})
 }
 
+func TestAPeerThatHangsHoldsUpNobodyElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newOutboxWorld(t)
+		w.hangs = "beta.example"
+		w.run()
+		w.put("beta.example", refs(0, 300)...)
+		synctest.Wait() // beta's first request hangs
+		w.put("gamma.example", refs(0, 300)...)
+		w.wantGot("gamma.example", refs(0, 300)...) // no time has passed
+		if len(w.got["beta.example"]) != 0 {
+			t.Error("the peer that hangs got something")
+		}
+		if d := w.box.Depth("beta.example"); d != 300 {
+			t.Errorf("%d items wait for the peer that hangs, want 300", d)
+		}
+		w.stop()
+	})
+}
+
 func TestOutboxBoundsTheBytesOfABatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newOutboxWorld(t)
@@ -288,7 +312,9 @@ func TestOutboxHeedsRetryAfter(t *testing.T) {
 		w.run()
 		w.put("beta.example", "m")
 		time.Sleep(8 * time.Second)
-		w.wantGot("beta.example")
+		if len(w.got["beta.example"]) != 0 {
+			t.Error("the peer that hangs got something")
+		}
 		time.Sleep(2 * time.Second)
 		w.wantGot("beta.example", "m")
 		w.stop()
@@ -469,7 +495,9 @@ func TestClosedOutboxSendsNothing(t *testing.T) {
 		w.box.Close()
 		w.put("beta.example", "m")
 		synctest.Wait()
-		w.wantGot("beta.example")
+		if len(w.got["beta.example"]) != 0 {
+			t.Error("the peer that hangs got something")
+		}
 		if err := w.box.Run(t.Context()); err == nil {
 			t.Error("a closed outbox runs")
 		}

@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
@@ -43,8 +44,10 @@ const (
 	// MaxNotifyMessages is the largest number of FanoutMessages in one request.
 	MaxNotifyMessages = 4096
 
-	// maxInFlight bounds what the bodies of one peer's requests, as they are declared, may take at a time.
+	// maxInFlight bounds what the bodies of one peer's requests, as they are declared, may take at a time, and maxRequests
+	// how many requests there are.
 	maxInFlight = 192 << 20
+	maxRequests = 2048
 )
 
 // SeqField is the HTTP field with the numbers that a hub has given to messages in the room's log. A request to notify
@@ -141,8 +144,13 @@ type Provider interface {
 // NewHandler serves p to peers: the MIMI endpoints (draft-ietf-mimi-protocol-06, Section 5), the directory of them, and
 // the trust bundle. peer tells the domain that a request's connection has proved; the field From must name the same
 // provider, and the Host be domain (Section 4.1). observe, if not nil, is called after each request with the endpoint's
-// name and the code of the refusal, "" if there was none.
-func NewHandler(domain string, p Provider, peer func(*http.Request) (domain string, ok bool), log *slog.Logger, observe func(endpoint, code string)) http.Handler {
+// name and the code of the refusal, "" if there was none. admit, if not nil, is asked before anything is read of a
+// request whether the peer may make it, with a body of so many bytes; once more, for its body, if the peer didn't declare
+// that. Besides that a peer has a share of memory and of requests at a time, which no other peer can use up.
+func NewHandler(domain string, p Provider, peer func(*http.Request) (domain string, ok bool), log *slog.Logger, observe func(endpoint, code string), admit func(peer string, bytes int64) error) http.Handler {
+	if admit == nil {
+		admit = func(string, int64) error { return nil }
+	}
 	if observe == nil {
 		observe = func(string, string) {}
 	}
@@ -153,7 +161,7 @@ func NewHandler(domain string, p Provider, peer func(*http.Request) (domain stri
 	if err != nil {
 		directory = nil // strings always encode
 	}
-	return &handler{domain: domain, provider: p, peer: peer, log: log, observe: observe, directory: directory, inFlight: make(map[string]int64)}
+	return &handler{domain: domain, provider: p, peer: peer, log: log, observe: observe, admit: admit, directory: directory, shares: make(map[string]share)}
 }
 
 type handler struct {
@@ -162,10 +170,17 @@ type handler struct {
 	peer      func(*http.Request) (string, bool)
 	log       *slog.Logger
 	observe   func(endpoint, code string)
+	admit     func(peer string, bytes int64) error
 	directory []byte
 
-	mu       sync.Mutex
-	inFlight map[string]int64 // bytes by peer; guarded by mu
+	mu     sync.Mutex
+	shares map[string]share // by peer; guarded by mu
+}
+
+// share is what the requests take that a peer has under way.
+type share struct {
+	requests int
+	bytes    int64 // of their bodies, as they are declared
 }
 
 // answer is what a request that isn't refused gets.
@@ -296,6 +311,13 @@ func (c *call) run(serve func(*call) (*answer, error)) (*answer, error) {
 	if host != c.h.domain {
 		return nil, refusal(CodeWrongProvider, "this is %s", c.h.domain)
 	}
+	if !c.h.reserve(from, 1, 0) {
+		return nil, &Error{Code: CodeBusy, Detail: "too many requests at a time", RetryAfter: time.Second}
+	}
+	defer c.h.reserve(from, -1, 0)
+	if err := c.h.admit(from, max(0, c.r.ContentLength)); err != nil {
+		return nil, err
+	}
 	if serve == nil {
 		return nil, refusal(CodeNotFound, "no such endpoint: %s %s", c.r.Method, c.r.URL.EscapedPath())
 	}
@@ -316,10 +338,10 @@ func (c *call) body(max int64, want string, f func(body []byte) (*answer, error)
 	if declared < 0 {
 		declared = max
 	}
-	if !c.h.reserve(c.from, declared) {
-		return nil, refusal(CodeBusy, "too much at a time")
+	if !c.h.reserve(c.from, 0, declared) {
+		return nil, &Error{Code: CodeBusy, Detail: "too much at a time", RetryAfter: time.Second}
 	}
-	defer c.h.reserve(c.from, -declared)
+	defer c.h.reserve(c.from, 0, -declared)
 	body, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, max))
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -327,19 +349,26 @@ func (c *call) body(max int64, want string, f func(body []byte) (*answer, error)
 		}
 		return nil, refusal(CodeMalformed, "the body ends early")
 	}
+	if c.r.ContentLength < 0 {
+		if err := c.h.admit(c.from, int64(len(body))); err != nil {
+			return nil, err
+		}
+	}
 	return f(body)
 }
 
-// reserve notes that bodies of a peer take n bytes more, or less if n is negative; false if that is too much.
-func (h *handler) reserve(peer string, n int64) bool {
+// reserve notes that a peer takes so much more, or less if that is negative; false if that is too much.
+func (h *handler) reserve(peer string, requests int, bytes int64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	now := h.inFlight[peer] + n
-	if n > 0 && now > maxInFlight {
+	now := h.shares[peer]
+	now.requests += requests
+	now.bytes += bytes
+	if requests > 0 && now.requests > maxRequests || bytes > 0 && now.bytes > maxInFlight {
 		return false
 	}
-	if h.inFlight[peer] = now; now == 0 {
-		delete(h.inFlight, peer)
+	if h.shares[peer] = now; now == (share{}) {
+		delete(h.shares, peer)
 	}
 	return true
 }

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
@@ -131,7 +132,7 @@ func (o *observed) observe(endpoint, code string) {
 
 func newTestHandler() (http.Handler, *testProvider, *observed) {
 	p, o := new(testProvider), new(observed)
-	return NewHandler("alpha.example", p, transport.PeerDomain, slog.New(slog.DiscardHandler), o.observe), p, o
+	return NewHandler("alpha.example", p, transport.PeerDomain, slog.New(slog.DiscardHandler), o.observe, nil), p, o
 }
 
 // inProcess carries requests to a handler as a connection does on which a peer has proved its domain.
@@ -457,11 +458,55 @@ func TestPeerCannotHoldMoreMemoryThanItsShare(t *testing.T) {
 	if code := post("beta.example", strings.NewReader("x"), 1); code != http.StatusOK {
 		t.Errorf("status %d after the bodies were read", code)
 	}
-	if n := len(h.(*handler).inFlight); n != 0 {
+	if n := len(h.(*handler).shares); n != 0 {
 		t.Errorf("%d peers still hold something", n)
 	}
 	if len(p.calls) == 0 {
 		t.Error("the provider was never asked")
+	}
+}
+
+func TestPeerCannotTakeMoreRequestsThanItsShare(t *testing.T) {
+	h := &handler{shares: make(map[string]share)}
+	for i := range maxRequests {
+		if !h.reserve("beta.example", 1, 0) {
+			t.Fatalf("request %d is refused", i)
+		}
+	}
+	if h.reserve("beta.example", 1, 0) {
+		t.Error("one more than its share is taken")
+	}
+	if !h.reserve("gamma.example", 1, 0) {
+		t.Error("another peer's is refused")
+	}
+	h.reserve("beta.example", -1, 0)
+	if !h.reserve("beta.example", 1, 0) {
+		t.Error("it is refused after another one has ended")
+	}
+}
+
+func TestRequestsThatAreNotAdmittedReachNobody(t *testing.T) {
+	_, p, o := newTestHandler()
+	h := NewHandler("alpha.example", p, transport.PeerDomain, nil, o.observe, func(peer string, bytes int64) error {
+		if peer == "beta.example" && bytes == 3 {
+			return nil
+		}
+		return &Error{Code: CodeBusy, RetryAfter: 90 * time.Second}
+	})
+	post := func(peer, body string) *httptest.ResponseRecorder {
+		r := httptest.NewRequest("POST", "https://alpha.example"+BundlePath, strings.NewReader(body))
+		r.Header.Set("From", "mimi@"+peer)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r.WithContext(transport.WithPeerDomain(r.Context(), peer)))
+		return w
+	}
+	if w := post("beta.example", "{} "); w.Code != http.StatusNoContent || len(p.calls) != 1 {
+		t.Errorf("what is admitted: %d, %v", w.Code, p.calls)
+	}
+	for _, w := range []*httptest.ResponseRecorder{post("beta.example", "{}"), post("gamma.example", "{} ")} {
+		if w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "90" || len(p.calls) != 1 {
+			t.Errorf("what isn't: %d, after %q, %v", w.Code, w.Header().Get("Retry-After"), p.calls)
+		}
 	}
 }
 

@@ -170,7 +170,7 @@ func (n *Node) reply(w http.ResponseWriter, f func() (any, error)) {
 		r := reason(err)
 		if r == nil {
 			n.log.Error("admin request failed", "err", err)
-			r = &refusal{"internal", err.Error()} // the operator may read it
+			r = &refusal{code: "internal", detail: err.Error()} // the operator may read it
 		}
 		v, status = adminError{r.code, r.detail}, statuses[r.code].http
 	}

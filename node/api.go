@@ -116,8 +116,9 @@ func (a clientAPI) Query(ctx context.Context, req *connect.Request[api.QueryRequ
 	if err := mimi.ValidDomain(req.Msg.Domain); err != nil {
 		return nil, refuse("malformed", "%v", err)
 	}
-	if user := sessionOf(ctx).user; !a.n.queryPace.allow(string(user), a.n.cfg.Limits.Queries) {
-		return nil, refuse("busy", "%s asks too many queries", user)
+	user := sessionOf(ctx).user
+	if wait := a.n.queryPace.Take(string(user), 1, slowly(a.n.cfg.Limits.Queries)); wait > 0 {
+		return nil, busy(wait, "%s asks too many queries", user)
 	}
 	var resp *mimi.IdentifierResponse
 	var err error
@@ -387,6 +388,9 @@ func (a clientAPI) GroupInfo(ctx context.Context, req *connect.Request[api.MimiR
 	}
 	var request mimi.GroupInfoRequest
 	if err := decode(req.Msg.Body, &request); err != nil {
+		return nil, err
+	}
+	if err := a.n.paceInfo(string(sessionOf(ctx).user), 1); err != nil {
 		return nil, err
 	}
 	var resp *mimi.GroupInfoResponse

@@ -6,20 +6,20 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
-	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
-	"golang.org/x/time/rate"
 
 	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/node/api"
+	"github.com/parley-mls/parley/transport"
+	"github.com/parley-mls/parley/transport/pace"
 )
 
 const (
@@ -27,8 +27,7 @@ const (
 	tokenLifetime = time.Hour
 	maxNonces     = 100_000
 	maxSessions   = 1_000_000
-	maxTokens     = 32      // of one client; one more ends the oldest
-	maxAddresses  = 100_000 // whose rate is limited before they are authenticated
+	maxTokens     = 32 // of one client; one more ends the oldest
 
 	// AuthenticateLabel is the label of SignWithLabel under which a client signs nonce || domain (RFC 9420, Section
 	// 5.1.2).
@@ -40,8 +39,8 @@ type session struct {
 	client, user mimi.URI
 	chain        [][]byte
 	expires      time.Time
-	revoked      bool // guarded by auth.mu
-	limit        *rate.Limiter
+	revoked      bool          // guarded by auth.mu
+	inFlight     *atomic.Int64 // bytes of requests that the client's sessions are in the midst of
 }
 
 // String returns the client, for the log.
@@ -61,21 +60,24 @@ type auth struct {
 	nonces   map[[32]byte]time.Time      // guarded by mu; when each expires
 	sessions map[[32]byte]*session       // guarded by mu; by SHA-256 of the token
 	clients  map[mimi.URI]*authenticated // guarded by mu
-	remotes  map[string]*rate.Limiter    // guarded by mu; by address
 	swept    time.Time                   // guarded by mu
+
+	requests pace.Limiter[mimi.URI] // by client, and by user
+	bytes    pace.Limiter[mimi.URI] // by client, and by user
+	remotes  pace.Limiter[string]   // by address
 }
 
 // authenticated is a client that has tokens.
 type authenticated struct {
-	limit  *rate.Limiter
-	tokens [][32]byte // SHA-256 of its tokens, the oldest first; some may have expired
+	inFlight atomic.Int64
+	tokens   [][32]byte // SHA-256 of its tokens, the oldest first; some may have expired
 }
 
 func newAuth(domain string, v *authority.Verifier, limits Limits) *auth {
 	return &auth{
 		domain: domain, verifier: v, limits: limits,
 		nonces: make(map[[32]byte]time.Time), sessions: make(map[[32]byte]*session),
-		clients: make(map[mimi.URI]*authenticated), remotes: make(map[string]*rate.Limiter),
+		clients: make(map[mimi.URI]*authenticated),
 	}
 }
 
@@ -138,14 +140,14 @@ func (a *auth) authenticate(req *api.AuthenticateRequest) (token string, s *sess
 	}
 	c := a.clients[id.Client]
 	if c == nil {
-		c = &authenticated{limit: rate.NewLimiter(rate.Limit(a.limits.RequestsPerSecond), 2*a.limits.RequestsPerSecond)}
+		c = new(authenticated)
 		a.clients[id.Client] = c
 	}
 	if len(c.tokens) >= maxTokens {
 		delete(a.sessions, c.tokens[0])
 		c.tokens = append(c.tokens[:0], c.tokens[1:]...)
 	}
-	s.limit = c.limit
+	s.inFlight = &c.inFlight
 	// A revocation after the first look has not seen this session if it came before the insertion, so look again.
 	hash := sha256.Sum256([]byte(token))
 	c.tokens = append(c.tokens, hash)
@@ -171,6 +173,14 @@ func (a *auth) session(header http.Header) (*session, error) {
 	if !ok {
 		return nil, refuse("unauthenticated", "no token")
 	}
+	s, err := a.find(token)
+	if err != nil {
+		return nil, err
+	}
+	return s, a.admit(s)
+}
+
+func (a *auth) find(token string) (*session, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := a.sessions[sha256.Sum256([]byte(token))]
@@ -181,8 +191,6 @@ func (a *auth) session(header http.Header) (*session, error) {
 		return nil, refuse("revoked", "%s was revoked", s.client)
 	case !time.Now().Before(s.expires):
 		return nil, refuse("unauthenticated", "the token has expired; authenticate again")
-	case !s.limit.Allow():
-		return nil, refuse("busy", "more than %d requests per second", a.limits.RequestsPerSecond)
 	}
 	return s, nil
 }
@@ -211,43 +219,10 @@ func (a *auth) check(s *session) error {
 
 // remote limits how often an address may ask before it is authenticated.
 func (a *auth) remote(address string) error {
-	host := network(address)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.sweep()
-	l := a.remotes[host]
-	if l == nil {
-		if len(a.remotes) >= maxAddresses {
-			return refuse("busy", "too many addresses ask")
-		}
-		l = rate.NewLimiter(rate.Limit(a.limits.AnonymousPerSecond), 4*a.limits.AnonymousPerSecond)
-		a.remotes[host] = l
-	}
-	if !l.Allow() {
-		return refuse("busy", "more than %d requests per second", a.limits.AnonymousPerSecond)
+	if wait := a.remotes.Take(transport.Network(address), 1, a.limits.address()); wait > 0 {
+		return busy(wait, "more than %d requests per second", a.limits.AnonymousPerSecond)
 	}
 	return nil
-}
-
-// network is the part of a host:port that one customer of a network has: the address of IPv4, the first 64 bits of
-// IPv6, in which everybody has as many addresses as he wants.
-func network(address string) string {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return address
-	}
-	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		return host
-	}
-	if ip = ip.Unmap(); ip.Is4() {
-		return ip.String()
-	}
-	prefix, err := ip.WithZone("").Prefix(64)
-	if err != nil {
-		return host
-	}
-	return prefix.String()
 }
 
 // sweep forgets what has expired, at most every ten seconds; mu is held.
@@ -273,11 +248,6 @@ func (a *auth) sweep() {
 	for c := range a.clients {
 		if !live[c] {
 			delete(a.clients, c)
-		}
-	}
-	for k, l := range a.remotes {
-		if l.Tokens() >= float64(l.Burst()) {
-			delete(a.remotes, k)
 		}
 	}
 }
@@ -310,6 +280,9 @@ func (g gate) before(max int, next http.Handler) http.Handler {
 			err = bad
 		} else {
 			who, r = s, r.WithContext(context.WithValue(r.Context(), sessionKey{}, s))
+			body := &countedBody{ReadCloser: r.Body, g: g, s: s}
+			defer body.release()
+			r.Body = body
 		}
 		if err == nil && r.ContentLength > int64(max) {
 			err = refuse("tooLarge", "a request of %d bytes, at most %d", r.ContentLength, max)

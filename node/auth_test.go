@@ -247,19 +247,3 @@ func TestAClientHasAFewTokensOnly(t *testing.T) {
 		t.Errorf("the oldest token: %v", err)
 	}
 }
-
-func TestAddressesOfOneNetworkShareALimit(t *testing.T) {
-	for _, c := range []struct{ a, b string }{
-		{"192.0.2.1:1", "192.0.2.1:2"},
-		{"192.0.2.1:1", "[::ffff:192.0.2.1]:1"},
-		{"[2001:db8:1:2::3]:1", "[2001:db8:1:2:ffff::9]:1"},
-		{"[fe80::1%eth0]:1", "[fe80::2%eth1]:1"},
-	} {
-		if network(c.a) != network(c.b) {
-			t.Errorf("%s and %s are %s and %s", c.a, c.b, network(c.a), network(c.b))
-		}
-	}
-	if network("192.0.2.1:1") == network("192.0.2.2:1") || network("[2001:db8:1:2::3]:1") == network("[2001:db8:1:3::3]:1") {
-		t.Error("two networks share a limit")
-	}
-}

@@ -18,6 +18,7 @@ import (
 	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
+	"github.com/parley-mls/parley/transport"
 )
 
 // Config says what a node is. Domain, Data and Listen are required; the zero value of every other field has a
@@ -64,11 +65,39 @@ type PeerConfig struct {
 	Address string `yaml:"address"`
 }
 
-// Limits bound what one client, or one address that isn't authenticated, can ask of the node.
+// Limits bound what a client, a user, a peer, or an address can ask of the node. Whoever asks for more is told so by the
+// code "busy", and when to come back.
 type Limits struct {
 	// RequestsPerSecond is how many requests a client may make in the long run; 0 means 1000. A burst may have
-	// twice as many.
+	// twice as many, all clients of a user together four times as many.
 	RequestsPerSecond int `yaml:"requests_per_second"`
+	// BytesPerSecond is how much a client may send in the long run; 0 means 32 MiB. Bursts and all clients of a user are
+	// as with requests.
+	BytesPerSecond int `yaml:"bytes_per_second"`
+	// BytesInFlight is how much all requests of a client that haven't been answered may have; 0 means 64 MiB.
+	BytesInFlight int `yaml:"bytes_in_flight"`
+	// PeerRequestsPerSecond is how many requests a peer may make in the long run; 0 means 20,000. A burst may have twice
+	// as many.
+	PeerRequestsPerSecond int `yaml:"peer_requests_per_second"`
+	// PeerBytesPerSecond is how much a peer may send in the long run; 0 means 128 MiB. A burst may have twice as much.
+	PeerBytesPerSecond int `yaml:"peer_bytes_per_second"`
+	// Connections is how many connections clients may have at a time, over QUIC and over TCP each; 0 means 16,384.
+	Connections int `yaml:"connections"`
+	// AddressConnections is how many of them may be from one address; 0 means 4,096.
+	AddressConnections int `yaml:"address_connections"`
+	// HandshakesPerSecond is how many QUIC connections may begin without a proof of their address; 0 means 100. Beyond
+	// that they cost a round trip more. Addresses whose handshakes were refused have fewer.
+	HandshakesPerSecond int `yaml:"handshakes_per_second"`
+	// Rooms is how many rooms a user may create here; 0 means 10,000.
+	Rooms int `yaml:"rooms"`
+	// Members is how many clients, and how many users, may be in a room that is hosted here; 0 means 10,000.
+	Members int `yaml:"members"`
+	// Reports is how many reports of abuse, and messages in them, a user may send at once, and again within 1,000
+	// seconds; 0 means 1000. All users of a peer together may send a hundred times as many.
+	Reports int `yaml:"reports"`
+	// GroupInfos is how often a user may ask for what it takes to join a room at once, and again within 1,000 seconds; 0
+	// means 5000. All users of a peer together may ask a hundred times as often.
+	GroupInfos int `yaml:"group_infos"`
 	// AnonymousPerSecond is how many enrolments and authentications an address may try in the long run; 0 means
 	// 50. A burst may have four times as many.
 	AnonymousPerSecond int `yaml:"anonymous_per_second"`
@@ -214,6 +243,17 @@ func (c *Config) complete() error {
 		max      int
 	}{
 		{"requests_per_second", &c.Limits.RequestsPerSecond, 1000, 1_000_000},
+		{"bytes_per_second", &c.Limits.BytesPerSecond, 32 << 20, 1 << 28},
+		{"bytes_in_flight", &c.Limits.BytesInFlight, 64 << 20, 1 << 30},
+		{"peer_requests_per_second", &c.Limits.PeerRequestsPerSecond, 20_000, 1_000_000},
+		{"peer_bytes_per_second", &c.Limits.PeerBytesPerSecond, 128 << 20, 1 << 30},
+		{"connections", &c.Limits.Connections, transport.DefaultMaxConnections, 1_000_000},
+		{"address_connections", &c.Limits.AddressConnections, transport.DefaultMaxAddressConnections, 1_000_000},
+		{"handshakes_per_second", &c.Limits.HandshakesPerSecond, transport.DefaultHandshakesPerSecond, 1_000_000},
+		{"rooms", &c.Limits.Rooms, 10_000, 1_000_000},
+		{"members", &c.Limits.Members, 10_000, 1_000_000},
+		{"reports", &c.Limits.Reports, 1000, 1_000_000},
+		{"group_infos", &c.Limits.GroupInfos, 5000, 1_000_000},
 		{"anonymous_per_second", &c.Limits.AnonymousPerSecond, 50, 1_000_000},
 		{"request_bytes", &c.Limits.RequestBytes, 16 << 20, 256 << 20},
 		{"key_packages", &c.Limits.KeyPackages, 200, 10_000},
@@ -321,9 +361,21 @@ peers:                         # approved at every start, besides those of "peer
     fingerprint: <SHA-256 of beta's root, in hexadecimal>
     address: node.beta.example:7440  # optional
 limits:
-  requests_per_second: 1000    # of one client
+  # More is refused with the code "busy", which says when to come back.
+  requests_per_second: 1000    # of one client; all of a user's: four times as many
+  bytes_per_second: 33554432   # of one client; all of a user's: four times as many
+  bytes_in_flight: 67108864    # of requests of one client that aren't answered yet
+  request_bytes: 16777216      # the largest request of a client
   anonymous_per_second: 50     # enrolments and authentications from one address
-  request_bytes: 16777216
+  connections: 16384           # of clients, over QUIC and TCP each
+  address_connections: 4096    # of those, from one address
+  handshakes_per_second: 100   # that begin without a proof of the address (QUIC Retry)
+  peer_requests_per_second: 20000
+  peer_bytes_per_second: 134217728
+  rooms: 10000                 # created here by one user
+  members: 10000               # clients, and users, in a room that is hosted here
+  reports: 1000                # of abuse, and messages in them, of a user, at once and per 1,000 s
+  group_infos: 5000            # requests for what joining takes, of a user, at once and per 1,000 s
   key_packages: 200            # unclaimed ones of a client
   key_package_days: 100        # of validity, at most
   claims_per_requester: 5000   # claims of KeyPackages by one user, at once and per 1,000 s

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"go.yaml.in/yaml/v3"
 )
 
 func TestConfigFilesLoad(t *testing.T) {
@@ -39,6 +41,22 @@ func TestConfigHasDefaults(t *testing.T) {
 	}
 	if got := cfg.Socket(); got != filepath.Join("d", "admin.sock") {
 		t.Errorf("the socket is %s", got)
+	}
+}
+
+func TestConfigHelpTellsTheDefaults(t *testing.T) {
+	cfg, err := ParseConfig([]byte(minimal))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var help Config
+	d := yaml.NewDecoder(strings.NewReader(ConfigHelp[strings.Index(ConfigHelp, "domain:"):]))
+	d.KnownFields(true)
+	if err := d.Decode(&help); err != nil {
+		t.Fatal(err)
+	}
+	if help.Limits != cfg.Limits {
+		t.Errorf("the help has the limits\n%+v, the defaults are\n%+v", help.Limits, cfg.Limits)
 	}
 }
 

@@ -284,8 +284,8 @@ func (n *Node) consentAction(user mimi.URI, e *mimi.ConsentEntry, withKeyPackage
 	if _, ok := n.trust.Peer(other.Domain()); !ok && !local {
 		return refuse("unapprovedPeer", "%s hasn't approved %s", n.cfg.Domain, other.Domain())
 	}
-	if !n.consentPace.allow(string(user), n.cfg.Limits.Consents) {
-		return refuse("busy", "%s sends too many requests for consent and decisions", user)
+	if wait := n.consentPace.Take(string(user), 1, slowly(n.cfg.Limits.Consents)); wait > 0 {
+		return busy(wait, "%s sends too many requests for consent and decisions", user)
 	}
 	entry := &mimi.ConsentEntry{Operation: e.Operation, Scope: s}
 	if e.Operation == mimi.ConsentGrant && withKeyPackages && !local {
@@ -427,8 +427,12 @@ func (n *Node) requestConsent(from string, e *mimi.ConsentEntry) error {
 
 // consentFrom bounds how much comes from a peer, and from each of its users.
 func (n *Node) consentFrom(from string, user mimi.URI) error {
-	if !n.consentPace.allow(from, consentsOfPeer*n.cfg.Limits.Consents) || !n.consentPace.allow(string(user), n.cfg.Limits.Consents) {
-		return refuse("busy", "%s sends too many requests for consent and decisions", user)
+	wait := n.consentPace.Take(from, 1, slowly(consentsOfPeer*n.cfg.Limits.Consents))
+	if wait == 0 {
+		wait = n.consentPace.Take(string(user), 1, slowly(n.cfg.Limits.Consents))
+	}
+	if wait > 0 {
+		return busy(wait, "%s sends too many requests for consent and decisions", user)
 	}
 	return nil
 }

@@ -26,8 +26,8 @@ const (
 // download opens an asset for a user or peer who doesn't fetch too many.
 func (n *Node) download(who string, atATime, atOnce int, open func() (*federation.Asset, error)) (*federation.Asset, error) {
 	a := n.assets
-	if !n.downloadPace.allow(who, atOnce) {
-		return nil, refuse("busy", "%s fetches too many assets", who)
+	if wait := n.downloadPace.Take(who, 1, slowly(atOnce)); wait > 0 {
+		return nil, busy(wait, "%s fetches too many assets", who)
 	}
 	a.mu.Lock()
 	ok := a.downloads[who] < atATime

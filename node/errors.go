@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -20,12 +22,21 @@ import (
 type refusal struct {
 	code   string
 	detail string
+	retry  time.Duration // after which the same may succeed, 0 if nobody knows
 }
 
 func (e *refusal) Error() string { return e.code + ": " + e.detail }
 
 func refuse(code, format string, args ...any) error {
 	return &refusal{code: code, detail: fmt.Sprintf(format, args...)}
+}
+
+// maxRetry is the longest time after which anybody is told to come back.
+const maxRetry = time.Hour
+
+// busy refuses what is beyond a limit until so much time has passed.
+func busy(wait time.Duration, format string, args ...any) error {
+	return &refusal{code: "busy", detail: fmt.Sprintf(format, args...), retry: min(wait, maxRetry)}
 }
 
 // statuses are the codes of refusals with the Connect code and the HTTP status that go with them.
@@ -67,29 +78,29 @@ func reason(err error) *refusal {
 	}
 	if e, ok := errors.AsType[*federation.Error](err); ok {
 		if _, known := statuses[e.Code]; known {
-			return &refusal{e.Code, e.Detail}
+			return &refusal{e.Code, e.Detail, e.RetryAfter}
 		}
-		return &refusal{"unavailable", "the other provider answered " + e.Code + ": " + e.Detail}
+		return &refusal{"unavailable", "the other provider answered " + e.Code + ": " + e.Detail, e.RetryAfter}
 	}
 	switch code := authority.Code(err); code {
 	case "":
 	case "unknownProvider", "unapproved":
-		return &refusal{"unapprovedPeer", err.Error()}
+		return &refusal{code: "unapprovedPeer", detail: err.Error()}
 	case "notFound":
-		return &refusal{"notFound", err.Error()}
+		return &refusal{code: "notFound", detail: err.Error()}
 	default:
 		if _, known := statuses[code]; known {
-			return &refusal{code, err.Error()}
+			return &refusal{code: code, detail: err.Error()}
 		}
-		return &refusal{"malformed", err.Error()}
+		return &refusal{code: "malformed", detail: err.Error()}
 	}
 	switch {
 	case errors.Is(err, mls.ErrMalformed), errors.Is(err, mls.ErrUnsupported):
-		return &refusal{"malformed", err.Error()}
+		return &refusal{code: "malformed", detail: err.Error()}
 	case errors.Is(err, mls.ErrSignature):
-		return &refusal{"notAllowed", err.Error()}
+		return &refusal{code: "notAllowed", detail: err.Error()}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return &refusal{"unavailable", "the request took too long or was given up"}
+		return &refusal{code: "unavailable", detail: "the request took too long or was given up"}
 	}
 	return nil
 }
@@ -100,14 +111,17 @@ func (n *Node) clientError(endpoint string, who fmt.Stringer, err error) error {
 	r := reason(err)
 	if r == nil {
 		n.log.Error("request failed", "endpoint", endpoint, "client", who, "err", err)
-		r = &refusal{"internal", "the node failed; its log says why"}
+		r = &refusal{code: "internal", detail: "the node failed; its log says why"}
 	} else {
 		n.log.Info("request refused", "endpoint", endpoint, "client", who, "code", r.code, "reason", r.detail)
 	}
 	n.metrics.refused.WithLabelValues(endpoint, r.code).Inc()
 	e := connect.NewError(statuses[r.code].connect, errors.New(r.Error()))
-	if d, err := connect.NewErrorDetail(&api.ErrorInfo{Code: r.code, Detail: r.detail}); err == nil {
+	if d, err := connect.NewErrorDetail(&api.ErrorInfo{Code: r.code, Detail: r.detail, RetryAfterMs: uint64(r.retry.Milliseconds())}); err == nil {
 		e.AddDetail(d)
+	}
+	if r.retry > 0 {
+		e.Meta().Set("Retry-After", strconv.FormatInt(int64((r.retry+time.Second-1)/time.Second), 10))
 	}
 	return e
 }
@@ -126,5 +140,5 @@ func peerError(err error) error {
 	if r == nil {
 		return err
 	}
-	return &federation.Error{Status: statuses[r.code].http, Code: r.code, Detail: r.detail}
+	return &federation.Error{Status: statuses[r.code].http, Code: r.code, Detail: r.detail, RetryAfter: r.retry}
 }

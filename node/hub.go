@@ -46,9 +46,20 @@ func (n *Node) createRoom(by submitter, uri mimi.URI, info *mls.GroupInfo, tree 
 	roomKey := string(roomKey(uri))
 	b.Set([]byte(roomKey), codec.Marshal(roomRecord{hosted: true}))
 	setMember(&b, by.client, by.user, uri, 0)
+	b.Set(key(prefixCreated, by.user, []byte(uri)), nil)
 	changes := make(map[string][]byte, b.Len())
 	b.Changes(func(k, v []byte) { changes[string(k)] = v })
+	have, err := n.store.Get([]byte(roomKey))
+	if err == nil && have == nil {
+		err = n.created.add(n.store, by.user, n.cfg.Limits.Rooms)
+	}
+	if err != nil {
+		return err
+	}
 	ok, err := n.store.Commit(changes, map[string][]byte{roomKey: nil})
+	if err != nil || !ok {
+		n.created.recount(by.user)
+	}
 	if err != nil {
 		return fmt.Errorf("storing a new room: %w", err)
 	}
@@ -327,6 +338,9 @@ func (n *Node) orderCommit(by submitter, r *room, bundle *mimi.HandshakeBundle) 
 	if err := n.checkNewParticipants(before.list, list); err != nil {
 		return nil, 0, err
 	}
+	if err := n.checkSize(before, info, list); err != nil {
+		return nil, 0, err
+	}
 
 	// From here on nothing may fail: the group moves on.
 	c := n.begin(r, maps.Clone(before.peers))
@@ -370,6 +384,18 @@ func (n *Node) checkNewParticipants(before, after mimi.ParticipantList) error {
 			return refuse("notAllowed", "%s hasn't approved %s", n.cfg.Domain, domain)
 		}
 		known[domain] = true
+	}
+	return nil
+}
+
+// checkSize refuses a commit that makes a room larger than it may be.
+func (n *Node) checkSize(before *roster, info *mls.StagedInfo, after mimi.ParticipantList) error {
+	most := n.cfg.Limits.Members
+	if members := before.members + len(info.Added) - len(info.Removed); members > most && len(info.Added) > 0 {
+		return refuse("notAllowed", "the room would have %d clients, at most %d", members, most)
+	}
+	if len(after) > most && len(after) > len(before.list) {
+		return refuse("notAllowed", "the room would have %d users, at most %d", len(after), most)
 	}
 	return nil
 }

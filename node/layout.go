@@ -44,6 +44,7 @@ import (
 //	                                  provider whose hub has claimed it
 //	n/p/<KeyPackageRef>               refRecord: the provider from which this hub got the KeyPackage for somebody
 //	n/u/<user> 00 <room>              a room whose participant list has the user, as far as the node knows
+//	n/m/<user> 00 <room>              a room that the user has created here; none for rooms from before format 2
 //	n/b/<room> 00 <SHA-256>           reportRecord: a report of abuse in a room hosted here, by the hash of the reporter's
 //	                                  provider and the AbuseReport
 //	n/q/<target> 00 <requester> 00 <room>   consentRecord: what a user was asked and has decided; no room: any room
@@ -79,6 +80,7 @@ const (
 	prefixOwnRef     = "n/K/"
 	prefixClaimedRef = "n/p/"
 	prefixUserRoom   = "n/u/"
+	prefixCreated    = "n/m/"
 	prefixReport     = "n/b/"
 	prefixConsent    = "n/q/"
 	prefixConsentOf  = "n/Q/"

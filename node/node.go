@@ -31,6 +31,7 @@ import (
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/node/store"
 	"github.com/parley-mls/parley/transport"
+	"github.com/parley-mls/parley/transport/pace"
 )
 
 const (
@@ -69,11 +70,16 @@ type Node struct {
 	marks          marks
 	recent         recent
 	consentMu      sync.Mutex // held from reading consents to applying what changes them
-	consentPace    pace[string]
-	queryPace      pace[string]
+	consentPace    pace.Limiter[string]
+	queryPace      pace.Limiter[string]
+	reportPace     pace.Limiter[string] // by user and by peer
+	infoPace       pace.Limiter[string] // by user and by peer
+	downloadPace   pace.Limiter[string]
+	peerRequests   pace.Limiter[string]
+	peerBytes      pace.Limiter[string]
+	created        createdRooms
 	profileMu      sync.Mutex // held from reading a profile to applying what changes it
 	assets         *assets
-	downloadPace   pace[string]
 	searching      chan struct{} // has a value while all profiles are searched
 	ownBundle      atomic.Pointer[authority.Bundle]
 	removals       chan struct{} // has a value if rooms are to be searched for revoked clients
@@ -179,8 +185,10 @@ func (n *Node) listen() error {
 	var err error
 	n.endpoint, err = transport.Listen(transport.Config{
 		Address: n.cfg.Listen, Domain: n.cfg.Domain, Certificate: certificate, VerifyPeer: n.trust.VerifyNode,
-		OnRefused: n.refusedPeer, StatelessResetKey: n.keys.reset, TokenKey: n.keys.token,
-		Clients: n.clientHandler(), Log: n.log,
+		OnRefused: n.refusedPeer, OnBusy: func() { n.metrics.refused.WithLabelValues("port", "busy").Inc() },
+		StatelessResetKey: n.keys.reset, TokenKey: n.keys.token, Clients: n.clientHandler(), Log: n.log,
+		MaxConnections: n.cfg.Limits.Connections, MaxAddressConnections: n.cfg.Limits.AddressConnections,
+		HandshakesPerSecond: n.cfg.Limits.HandshakesPerSecond,
 	})
 	if err != nil {
 		return err
@@ -210,7 +218,7 @@ func (n *Node) listen() error {
 			n.metrics.refused.WithLabelValues(endpoint, code).Inc()
 		}
 	}
-	n.endpoint.HandleHTTP(transport.ALPNFederation, federation.NewHandler(n.cfg.Domain, provider{n}, transport.PeerDomain, n.log, observe))
+	n.endpoint.HandleHTTP(transport.ALPNFederation, federation.NewHandler(n.cfg.Domain, provider{n}, transport.PeerDomain, n.log, observe, n.admitPeer))
 	n.gossip, err = federation.NewGossip(federation.GossipConfig{
 		Endpoint: n.endpoint, Domain: n.cfg.Domain, Advertise: n.cfg.Advertise, Version: Version(), Certificate: certificate,
 		Verify: n.trust.VerifyNode, Seeds: n.seeds, Store: n.store, OnPeer: n.peerSeen, OnUnapproved: n.unapprovedRecord,

@@ -40,7 +40,10 @@ func (p provider) Notify(_ context.Context, from string, room mimi.URI, msgs []f
 }
 
 // GroupInfo serves those who join by an external commit.
-func (p provider) GroupInfo(_ context.Context, _ string, room mimi.URI, req *mimi.GroupInfoRequest) (*mimi.GroupInfoResponse, error) {
+func (p provider) GroupInfo(_ context.Context, from string, room mimi.URI, req *mimi.GroupInfoRequest) (*mimi.GroupInfoResponse, error) {
+	if err := p.n.paceInfo(from, usersOfPeer); err != nil {
+		return nil, peerError(err)
+	}
 	resp, err := p.n.groupInfo(room, req)
 	return resp, peerError(err)
 }

@@ -106,6 +106,9 @@ func (n *Node) reportAbuse(by submitter, uri mimi.URI, body []byte) error {
 	if u := rec.report.ReportingUser; u != "" && (u.Domain() != by.domain || by.user != "" && u != by.user) {
 		return refuse("notAllowed", "%s doesn't speak for %s", by.name(), u)
 	}
+	if err := n.paceReport(by, &rec.report); err != nil {
+		return err
+	}
 	if err := n.checkReport(by, r, &rec.report); err != nil {
 		return err
 	}
@@ -198,6 +201,9 @@ func (n *Node) proxyReport(ctx context.Context, by submitter, room mimi.URI, bod
 	}
 	if u := report.ReportingUser; u != "" && u != by.user {
 		return refuse("notAllowed", "%s doesn't speak for %s", by.client, u)
+	}
+	if err := n.paceReport(by, &report); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, proxyTimeout)
 	defer cancel()

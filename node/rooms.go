@@ -190,6 +190,8 @@ type roster struct {
 	peers map[string]struct{} // the providers of users and clients, this one excepted; not to be changed
 	agent []byte              // the signature key of the franking agent, nil if there is none
 
+	members int // clients
+
 	context chain.Hash // of the GroupContext
 }
 
@@ -215,6 +217,7 @@ func (r *room) who() (*roster, error) {
 		}
 	}
 	for m := range r.group.Members() {
+		ro.members++
 		if user, _, err := authority.IdentityOf(m.Leaf.Credential); err == nil {
 			ro.peers[user.Domain()] = struct{}{}
 		}

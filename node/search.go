@@ -221,8 +221,8 @@ func (n *Node) identifierQuery(ctx context.Context, from string, req *mimi.Ident
 		if n.cfg.Search == SearchOwn {
 			return &mimi.IdentifierResponse{Code: mimi.IdentifierForbidden}, nil
 		}
-		if !n.queryPace.allow(from, queriesOfPeer*n.cfg.Limits.Queries) {
-			return nil, refuse("busy", "%s asks too many queries", from)
+		if wait := n.queryPace.Take(from, 1, slowly(queriesOfPeer*n.cfg.Limits.Queries)); wait > 0 {
+			return nil, busy(wait, "%s asks too many queries", from)
 		}
 	}
 	list, code := n.conditions(req.Elements)

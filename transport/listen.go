@@ -12,6 +12,8 @@ import (
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 	"golang.org/x/time/rate"
+
+	"github.com/parley-mls/parley/transport/pace"
 )
 
 // wantedUDPBuffer is what one UDP socket needs for the traffic of many connections: 7.5 MB. Stock Linux grants 208 KiB.
@@ -35,7 +37,11 @@ type Endpoint struct {
 	ctx    context.Context // ends when handlers must give up
 	cancel context.CancelFunc
 	active sync.WaitGroup // accepted connections being served
-	slots  chan struct{}  // one element per connection with a client
+	slots  chan struct{}  // one element per QUIC connection with a client
+	byQUIC networks       // of those
+	byTCP  networks
+
+	refused pace.Limiter[string] // handshakes that VerifyPeer has refused, by Network
 
 	mu        sync.Mutex
 	serving   bool               // guarded by mu
@@ -78,8 +84,8 @@ func Listen(cfg Config) (*Endpoint, error) {
 		ConnectionIDLength:  8,
 		StatelessResetKey:   &resetKey,
 		TokenGeneratorKey:   &tokenKey,
-		ConnContext:         withHandshake,
-		VerifySourceAddress: func(net.Addr) bool { return !limiter.Allow() },
+		ConnContext:         e.begin,
+		VerifySourceAddress: func(a net.Addr) bool { return !limiter.Allow() || e.refused.Owes(Network(a.String()), refusals) > 0 },
 	}
 	if e.ln, err = e.quic.Listen(e.serverTLS(), e.quicConfig()); err != nil {
 		return nil, errors.Join(fmt.Errorf("listening for QUIC: %w", err), tcp.Close(), udp.Close())
@@ -88,6 +94,19 @@ func Listen(cfg Config) (*Endpoint, error) {
 		e.serveClients()
 	}
 	return e, nil
+}
+
+// refusals is how many handshakes of an address may be refused. Beyond that it has to prove the address, and then gets no
+// further than that: a refused handshake costs a few signatures.
+var refusals = pace.Rate{PerSecond: 5, Burst: 100}
+
+// begin gives a connection that comes in its context, or refuses it.
+func (e *Endpoint) begin(ctx context.Context, c *quic.ClientInfo) (context.Context, error) {
+	if c.AddrVerified && e.refused.Owes(Network(c.RemoteAddr.String()), refusals) > 0 {
+		e.cfg.OnBusy()
+		return nil, errors.New("transport: handshakes of this address were refused too often")
+	}
+	return context.WithValue(ctx, handshakeKey{}, new(handshake)), nil
 }
 
 // quicConfig is the configuration of accepted connections; those that are dialled add KeepAlivePeriod.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+	"golang.org/x/net/netutil"
 )
 
 // maxHeaderBytes bounds the header section of a request or response, in bytes.
@@ -161,14 +162,20 @@ func (e *Endpoint) Serve(ctx context.Context) error {
 func (e *Endpoint) accepted(c *quic.Conn) {
 	alpn := c.ConnectionState().TLS.NegotiatedProtocol
 	if alpn == ALPNHTTP3 && e.clients != nil {
+		address := c.RemoteAddr().String()
+		if !e.byQUIC.enter(address, e.cfg.MaxAddressConnections) {
+			e.crowded(c)
+			return
+		}
 		select {
 		case e.slots <- struct{}{}:
 		default:
-			_ = c.CloseWithError(codeBusy, "too many connections")
+			e.byQUIC.leave(address)
+			e.crowded(c)
 			return
 		}
 		e.active.Go(func() {
-			defer func() { <-e.slots }()
+			defer func() { <-e.slots; e.byQUIC.leave(address) }()
 			e.clients.serve(c)
 		})
 		return
@@ -180,7 +187,7 @@ func (e *Endpoint) accepted(c *quic.Conn) {
 		return
 	}
 	if !e.admit(info.domain) {
-		_ = c.CloseWithError(codeBusy, "too many connections")
+		e.crowded(c)
 		return
 	}
 	e.active.Go(func() {
@@ -195,6 +202,12 @@ func (e *Endpoint) accepted(c *quic.Conn) {
 		h(ctx, pc)
 		_ = c.CloseWithError(codeDone, "")
 	})
+}
+
+// crowded refuses a connection.
+func (e *Endpoint) crowded(c *quic.Conn) {
+	e.cfg.OnBusy()
+	_ = c.CloseWithError(codeBusy, "too many connections")
 }
 
 // admit counts a connection that a peer opened, and says whether the peer may have it. Clients, and other peers, can't
@@ -271,7 +284,7 @@ func (e *Endpoint) serveClients() {
 	e.clients = newHTTPServer(e.cfg.Clients)
 	e.servers = append(e.servers, e.clients)
 	altSvc := fmt.Sprintf(`h3=":%d"; ma=3600`, e.Addr().Port)
-	e.tcp = limitListener(e.tcp, e.cfg.MaxConnections)
+	e.tcp = netutil.LimitListener(crowd{e.tcp, e}, e.cfg.MaxConnections)
 	e.tcpHTTP = &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Alt-Svc", altSvc)

@@ -1,7 +1,6 @@
 package transport
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -19,10 +18,6 @@ const maxChain = 8
 type handshake struct{ domain string }
 
 type handshakeKey struct{}
-
-func withHandshake(ctx context.Context, _ *quic.ClientInfo) (context.Context, error) {
-	return context.WithValue(ctx, handshakeKey{}, new(handshake)), nil
-}
 
 // serverTLS is the configuration of the QUIC listener. The policy depends on the protocols that the peer offers: one
 // between nodes among them makes the handshake mutual, and then only those can be negotiated.
@@ -68,6 +63,7 @@ func (e *Endpoint) policy(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			domain, err := e.verify(cs.PeerCertificates)
 			if err != nil {
+				e.refused.Charge(Network(addr.String()), 1, refusals)
 				e.cfg.OnRefused(addr, cs.PeerCertificates, err)
 				return err
 			}

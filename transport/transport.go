@@ -32,14 +32,15 @@ const (
 
 // The defaults of Config.
 const (
-	DefaultMaxPeerStreams      = 1024
-	DefaultMaxConnections      = 16384
-	DefaultMaxPeerConnections  = 128
-	DefaultHandshakesPerSecond = 100
-	DefaultKeepAlive           = 10 * time.Second
-	DefaultIdleTimeout         = 30 * time.Second
-	DefaultHandshakeTimeout    = 5 * time.Second
-	DefaultRecheckInterval     = 10 * time.Minute
+	DefaultMaxPeerStreams        = 1024
+	DefaultMaxConnections        = 16384
+	DefaultMaxAddressConnections = 4096
+	DefaultMaxPeerConnections    = 128
+	DefaultHandshakesPerSecond   = 100
+	DefaultKeepAlive             = 10 * time.Second
+	DefaultIdleTimeout           = 30 * time.Second
+	DefaultHandshakeTimeout      = 5 * time.Second
+	DefaultRecheckInterval       = 10 * time.Minute
 )
 
 // ErrRefused is wrapped by the errors of connections that a certificate check ended, be it ours or the peer's: trying
@@ -72,6 +73,10 @@ type Config struct {
 	// itself: anybody can knock.
 	OnRefused func(addr net.Addr, chain []*x509.Certificate, err error)
 
+	// OnBusy is told of each connection that isn't served since there are too many, or since handshakes from its address
+	// were refused too often. It must not block.
+	OnBusy func()
+
 	// StatelessResetKey lets peers notice a restart at their next packet instead of at the idle time-out (RFC 9000,
 	// Section 10.3), and TokenKey keeps address validation tokens valid; both must survive restarts and stay secret.
 	StatelessResetKey, TokenKey [32]byte
@@ -82,10 +87,12 @@ type Config struct {
 	// Log receives warnings about the port; nil discards them.
 	Log *slog.Logger
 
-	MaxPeerStreams      int64         // concurrent streams a connection's other end may open each way; long ones count (1024)
-	MaxConnections      int           // clients' connections accepted at a time, for QUIC and TCP each (16384)
+	MaxPeerStreams        int64 // concurrent streams a connection's other end may open each way; long ones count (1024)
+	MaxConnections        int   // clients' connections accepted at a time, for QUIC and TCP each (16384)
+	MaxAddressConnections int   // of those, from one Network (4096)
+
 	MaxPeerConnections  int           // connections accepted at a time from one peer; clients take nothing from them (128)
-	HandshakesPerSecond int           // beyond these, QUIC clients must first prove their address with a Retry (100)
+	HandshakesPerSecond int           // beyond these, whoever connects by QUIC must first prove the address with a Retry (100)
 	KeepAlive           time.Duration // how often an idle connection to a peer is kept alive by its dialler (10 s)
 	IdleTimeout         time.Duration // silence after which a connection counts as lost (30 s)
 	HandshakeTimeout    time.Duration // silence after which a dialled address counts as unreachable (5 s)
@@ -106,11 +113,15 @@ func (c *Config) setDefaults() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.OnBusy == nil {
+		c.OnBusy = func() {}
+	}
 	if c.OnRefused == nil {
 		c.OnRefused = func(net.Addr, []*x509.Certificate, error) {}
 	}
 	setDefault(&c.MaxPeerStreams, DefaultMaxPeerStreams)
 	setDefault(&c.MaxConnections, DefaultMaxConnections)
+	setDefault(&c.MaxAddressConnections, DefaultMaxAddressConnections)
 	setDefault(&c.MaxPeerConnections, DefaultMaxPeerConnections)
 	setDefault(&c.HandshakesPerSecond, DefaultHandshakesPerSecond)
 	setDefault(&c.KeepAlive, DefaultKeepAlive)

@@ -21,7 +21,7 @@ type network struct {
 }
 
 // limits of the nodes: far above what one machine can do, for all clients have one address.
-const limits = "limits: {anonymous_per_second: 1000000, requests_per_second: 1000000}\nlog: {level: error}\n"
+const limits = "limits: {anonymous_per_second: 1000000, requests_per_second: 1000000, bytes_per_second: 268435456, peer_requests_per_second: 1000000, peer_bytes_per_second: 1073741824, rooms: 1000000, address_connections: 1000000}\nlog: {level: error}\n"
 
 func startNetwork(ctx context.Context) (_ *network, err error) {
 	dir, err := os.MkdirTemp("", "parley-loadtest-")

@@ -29,10 +29,13 @@ const (
 
 // ErrorInfo is the detail of every error: a stable code such as "malformed", "tooLarge", "unauthenticated",
 // "revoked", "notAllowed", "notFound", "keyUsed", "unapprovedPeer", "hubUnreachable", "tokenUsed", "tokenExpired".
+//
+// "busy" means that a limit is reached, and that the same may succeed later: after retry_after_ms if that isn't 0.
 type ErrorInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
 	Detail        string                 `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
+	RetryAfterMs  uint64                 `protobuf:"varint,3,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -79,6 +82,13 @@ func (x *ErrorInfo) GetDetail() string {
 		return x.Detail
 	}
 	return ""
+}
+
+func (x *ErrorInfo) GetRetryAfterMs() uint64 {
+	if x != nil {
+		return x.RetryAfterMs
+	}
+	return 0
 }
 
 type EnrolRequest struct {
@@ -2840,10 +2850,11 @@ var File_parley_proto protoreflect.FileDescriptor
 
 const file_parley_proto_rawDesc = "" +
 	"\n" +
-	"\fparley.proto\x12\tparley.v1\"7\n" +
+	"\fparley.proto\x12\tparley.v1\"]\n" +
 	"\tErrorInfo\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x16\n" +
-	"\x06detail\x18\x02 \x01(\tR\x06detail\"6\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\x12$\n" +
+	"\x0eretry_after_ms\x18\x03 \x01(\x04R\fretryAfterMs\"6\n" +
 	"\fEnrolRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\"=\n" +

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -53,12 +54,30 @@ func (r *Refused) Error() string {
 	return fmt.Sprintf("the hub refuses: %s: %s", r.Code, r.Description)
 }
 
+// codeBusy is the code of what is beyond a limit at present.
+const codeBusy = "busy"
+
 // Code returns the stable code that the node gave for an error, such as "revoked" or "hubUnreachable"; "" if the error
 // isn't a node's.
 func Code(err error) string {
+	if info := infoOf(err); info != nil {
+		return info.Code
+	}
+	return ""
+}
+
+// RetryAfter returns after which time the node expects that what it refused as "busy" may succeed, 0 if it doesn't say.
+func RetryAfter(err error) time.Duration {
+	if info := infoOf(err); info != nil {
+		return time.Duration(min(info.RetryAfterMs, uint64(time.Hour.Milliseconds()))) * time.Millisecond
+	}
+	return 0
+}
+
+func infoOf(err error) *api.ErrorInfo {
 	var ce *connect.Error
 	if !errors.As(err, &ce) {
-		return ""
+		return nil
 	}
 	for _, d := range ce.Details() {
 		v, err := d.Value()
@@ -66,10 +85,10 @@ func Code(err error) string {
 			continue
 		}
 		if info, ok := v.(*api.ErrorInfo); ok {
-			return info.Code
+			return info
 		}
 	}
-	return ""
+	return nil
 }
 
 // permanent says whether the same request would fail again, however often it is sent. All else, above all an

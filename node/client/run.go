@@ -67,7 +67,7 @@ func (c *Client) Run(ctx context.Context) error {
 		if time.Since(began) > maxReconnect {
 			delay = 0
 		}
-		delay = min(max(2*delay, 25*time.Millisecond), maxReconnect)
+		delay = min(max(2*delay, 25*time.Millisecond, RetryAfter(err)), maxReconnect)
 		c.log.Info("not connected", "delay", delay, "err", err)
 		c.pause(ctx, delay, nil)
 	}

@@ -51,6 +51,7 @@ func newSession(c *Client, p profile) (*session, error) {
 	options := []connect.ClientOption{
 		connect.WithReadMaxBytes(maxResponse),
 		connect.WithAcceptCompression("gzip", nil, nil), // what travels is ciphertext
+		connect.WithInterceptors(new(backoff)),
 	}
 	return &session{
 		c: c, domain: p.Domain, closer: closer, auth: make(chan struct{}, 1),
