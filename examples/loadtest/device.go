@@ -120,6 +120,22 @@ func (d *device) start(ctx context.Context, token string) error {
 		return err
 	}
 	d.chain = enrolled.Msg.Chain
+	if err := d.authenticate(ctx); err != nil {
+		return err
+	}
+	if err := d.learn(ctx); err != nil {
+		return err
+	}
+	list, err := d.keyPackages(1)
+	if err != nil {
+		return err
+	}
+	d.kp, d.secrets = list[0].kp, list[0].secrets
+	return d.publish(ctx, list)
+}
+
+// authenticate gets a token; a node that was started again has none of before.
+func (d *device) authenticate(ctx context.Context) error {
 	challenge, err := d.enrolment.Challenge(ctx, connect.NewRequest(&api.ChallengeRequest{}))
 	if err != nil {
 		return err
@@ -135,15 +151,7 @@ func (d *device) start(ctx context.Context, token string) error {
 		return err
 	}
 	d.token = auth.Msg.Token
-	if err := d.learn(ctx); err != nil {
-		return err
-	}
-	list, err := d.keyPackages(1)
-	if err != nil {
-		return err
-	}
-	d.kp, d.secrets = list[0].kp, list[0].secrets
-	return d.publish(ctx, list)
+	return nil
 }
 
 // learn asks for the trust bundles, once for all devices of the organisation.
@@ -416,4 +424,35 @@ func (d *device) follow(ctx context.Context, member bool, entry func(*api.LogEnt
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// ignore is for follow.
+func ignore(*api.LogEntry) error { return nil }
+
+// count subscribes from the beginning and returns how many entries with messages of a room came once there are want.
+func (d *device) count(ctx context.Context, rm *room, want int) (int, error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	req := connect.NewRequest(&api.SubscribeRequest{Cursors: []*api.Cursor{{Room: string(rm.uri), Seq: firstMessage - 1}}})
+	req.Header().Set("Authorization", "Bearer "+d.token)
+	stream, err := d.service.Subscribe(ctx, req)
+	if err != nil {
+		return 0, err
+	}
+	next := uint64(firstMessage)
+	for stream.Receive() {
+		for _, ev := range stream.Msg().Events {
+			e := ev.GetEntry()
+			if e == nil || e.Room != string(rm.uri) {
+				continue
+			}
+			if e.Seq != next {
+				return 0, fmt.Errorf("%s: entry %d where %d is due", d.uri, e.Seq, next)
+			}
+			if next++; next == firstMessage+uint64(want) {
+				return want, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("%s: the stream ended after %d entries: %w", d.uri, next-firstMessage, stream.Err())
 }

@@ -35,13 +35,15 @@ func main() {
 
 // options say how large the workloads are.
 type options struct {
-	perOrg  []int // clients per organisation, one run each
-	rooms   int
-	claims  int
-	rate    int // messages per second of the latency run
-	window  int // messages outstanding per sender
-	seconds time.Duration
-	verbose io.Writer
+	perOrg                []int // clients per organisation, one run each
+	rooms                 int
+	claims                int
+	registered, connected int // clients of the workload scale
+	away                  int // messages of the workload away
+	rate                  int // messages per second of the latency run
+	window                int // messages outstanding per sender
+	seconds               time.Duration
+	verbose               io.Writer
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
@@ -56,8 +58,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	asJSON := flags.Bool("json", false, "print the results as JSON lines")
 	verbose := flags.Bool("v", false, "tell on standard error what happens")
 	o := options{verbose: io.Discard}
-	flags.IntVar(&o.rooms, "rooms", 100, "rooms of the workload rooms, of 9 clients each")
+	flags.IntVar(&o.rooms, "rooms", 100, "rooms of the workloads rooms, of 9 clients each, and scale, of 3")
 	flags.IntVar(&o.claims, "claims", 2000, "KeyPackages of the workload claims, local and through a hub")
+	flags.IntVar(&o.registered, "registered", 1000, "clients of alpha in the workload scale")
+	flags.IntVar(&o.connected, "connected", 100, "those of them that are connected")
+	flags.IntVar(&o.away, "away", 10_000, "messages that a client and a peer get late in the workload away")
 	flags.IntVar(&o.rate, "rate", 50, "messages per second of the workload latency")
 	flags.IntVar(&o.window, "window", 64, "messages that a sender of the workload saturation has outstanding")
 	flags.DurationVar(&o.seconds, "t", 5*time.Second, "how long messages are sent in a run")
@@ -72,7 +77,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		o.perOrg = append(o.perOrg, n)
 	}
-	if flags.NArg() > 0 || o.rooms < 1 || o.claims < 1 || o.rate < 1 || o.window < 1 || o.seconds < 100*time.Millisecond {
+	if flags.NArg() > 0 || o.rooms < 1 || o.claims < 1 || o.registered < o.connected || o.connected < 0 || o.away < 1 || o.rate < 1 || o.window < 1 || o.seconds < 100*time.Millisecond {
 		fmt.Fprintln(stderr, "loadtest: an argument too many, or a number too small; see -h")
 		return 2
 	}

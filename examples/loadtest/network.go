@@ -70,20 +70,21 @@ func (n *network) close() {
 
 // used is what the three nodes have taken of the machine.
 type used struct {
-	cpu    time.Duration
-	memory int64 // bytes resident
+	cpu             time.Duration
+	memory, private int64 // bytes resident; without pages of files
 }
 
 func (n *network) used() (used, error) {
 	var u used
 	for _, o := range n.orgs {
 		cpu, err := cpuTime(o.PID())
-		memory, err2 := residentBytes(o.PID())
+		memory, private, err2 := residentBytes(o.PID())
 		if err := errors.Join(err, err2); err != nil {
 			return u, err
 		}
 		u.cpu += cpu
 		u.memory += memory
+		u.private += private
 	}
 	return u, nil
 }

@@ -81,17 +81,35 @@ func cpuTime(pid int) (time.Duration, error) {
 	return ticks * 10 * time.Millisecond, nil
 }
 
-// residentBytes is the memory of a process (proc(5): VmRSS).
-func residentBytes(pid int) (int64, error) {
+// memory adds what the nodes have in memory, and how much of it is theirs alone: the program's own pages are shared.
+func (r *report) memory(workload, scale string, u used) {
+	r.add(workload, scale, "memory of the nodes", float64(u.memory)/(1<<20), "MiB")
+	r.add(workload, scale, "of it without the program", float64(u.private)/(1<<20), "MiB")
+}
+
+// residentBytes is the memory of a process, and what of it isn't pages of files (proc(5): VmRSS, RssAnon).
+func residentBytes(pid int) (all, private int64, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return 0, fmt.Errorf("memory: %w", err)
+		return 0, 0, fmt.Errorf("memory: %w", err)
 	}
 	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-			return kib << 10, err
+		name, rest, _ := strings.Cut(line, ":")
+		if name != "VmRSS" && name != "RssAnon" {
+			continue
+		}
+		kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("memory: %w", err)
+		}
+		if name == "VmRSS" {
+			all = kib << 10
+		} else {
+			private = kib << 10
 		}
 	}
-	return 0, fmt.Errorf("memory: /proc/%d/status has no VmRSS", pid)
+	if all == 0 || private == 0 {
+		return 0, 0, fmt.Errorf("memory: /proc/%d/status has no VmRSS or RssAnon", pid)
+	}
+	return all, private, nil
 }

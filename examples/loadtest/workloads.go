@@ -27,8 +27,11 @@ var workloads = []struct {
 	{"latency", each(latency)},
 	{"saturation", each(saturation)},
 	{"rooms", rooms},
+	{"scale", scale},
 	{"claims", claims},
 	{"outage", outage},
+	{"away", away},
+	{"limits", rawLimits},
 }
 
 // each runs a workload once for every number of clients per organisation.
@@ -180,7 +183,7 @@ func latency(ctx context.Context, o options, r *report, u int) error {
 
 func usage(r *report, workload, scale string, before, after used, deliveries int) {
 	r.add(workload, scale, "CPU of the nodes per 1,000 deliveries", (after.cpu-before.cpu).Seconds()/float64(deliveries)*1000, "s")
-	r.add(workload, scale, "memory of the nodes", float64(after.memory)/(1<<20), "MiB")
+	r.memory(workload, scale, after)
 }
 
 func waitAll(ctx context.Context, wg *sync.WaitGroup) error {
