@@ -2,6 +2,40 @@
 // participant list and room metadata that members agree on, and the policy that hub and clients check of every
 // commit alike.
 //
+// # Endpoints
+//
+// Where each endpoint of the draft is served: the names are those of the directory document, the files those of this module
+// and, in the last column, of the test. Package federation has the server and the client of all of them (server.go,
+// client.go), and TestClientReachesEveryEndpoint.
+//
+//	endpoint         section  implemented                           test
+//	directory        5.1      federation/server.go getDirectory     federation/server_test.go TestDirectoryThatLeadsElsewhereIsNotFollowed
+//	keyMaterial      5.2      node/key_packages.go keyMaterial      node/key_packages_test.go TestKeyMaterialCodes
+//	update           5.3      node/hub.go update                    node/hub_test.go TestOneCommitWinsAnEpoch
+//	submitMessage    5.4      node/hub_message.go submitMessage     node/hub_test.go TestRepeatedSubmissionsGetTheFirstAnswer
+//	notify           5.5      node/follower.go notify               node/follower_test.go TestRepeatedNotificationsChangeNothing
+//	groupInfo        5.6      node/hub_message.go groupInfo         node/follower_test.go TestOnlyParticipantsGetTheGroupInfo
+//	requestConsent   5.7      node/consent.go requestConsent        node/consent_test.go TestFloodsOfRequestsForConsentAreBounded
+//	updateConsent    5.7      node/consent.go updateConsent         node/consent_test.go TestADenialBindsColleaguesAndIsNotTold
+//	identifierQuery  5.8      node/search.go identifierQuery        node/search_test.go TestUsersAreFoundAsTheyWish
+//	reportAbuse      5.9      node/reports.go reportAbuse           node/reports_test.go TestForgedReportsAreRefused
+//	proxyDownload    5.10.2   node/downloads.go proxyDownload       node/assets_test.go TestAssetsComeThroughTheHubOfTheRoom
+//
+// # What departs from the draft, and what is chosen where it has a gap
+//
+// Everywhere: a refusal for which the draft has no response code is an HTTP status with a problem document (RFC 9457, package
+// federation). The fields Parley-Seq and Parley-Head are added, which a provider that isn't Parley neither sends nor reads.
+//
+// Updates (Section 5.3): a handshake is a PublicMessage, since the hub checks what it orders. A commit that comes again gets
+// its first answer again.
+//
+// Messages (Section 5.4): they are accepted in the current epoch only, and one that comes again gets its first answer again,
+// also when the epoch is over.
+//
+// Fanout (Section 5.5): everything that a provider gets of a room has its number in the room's log, and is known again by that;
+// only without a number the bytes decide. The sender's provider gets what it has sent itself, like all others. A
+// Welcome goes to the providers of those who are added only.
+//
 // Franking (Sections 5.4 and 5.9), where the draft leaves something open: the hub's franking agent is in a room's
 // GroupContext from its beginning (FrankedRoom) and no proposal changes it. The franking tag is of the application data,
 // with the framing of its media type, and so that the hub can compute it again, that is what an AbusiveMessage has as its
@@ -19,6 +53,9 @@
 //
 // Identifier queries (Section 5.8): parts of names have three characters at least, and what more than twenty users match
 // is answered with ambiguous. The rest is in the node's search.go.
+//
+// Downloads (Section 5.10): assets are fetched through the hub; there is no direct download and no Oblivious HTTP. The node's
+// downloads.go has the rest.
 //
 // All types are encoded as package codec has it. Decoding is strict and bounded: what doesn't encode to the same
 // bytes again is refused. The package does no I/O.
