@@ -261,24 +261,9 @@ func (q *clientQUIC) connect(ctx context.Context) (*quic.Conn, error) {
 		err = refusal
 	}
 	if err == nil {
-		go probe(c, o.KeepAlive)
+		go probe(c, o.KeepAlive, func() bool { return true }) // also when the client only listens
 	}
 	return c, err
-}
-
-// probe pokes a connection from time to time until it ends. The packets that keep a QUIC connection alive are too small
-// to be answered with a stateless reset, so that a client that only listens wouldn't learn of a restart from them.
-func probe(c *quic.Conn, every time.Duration) {
-	t := time.NewTicker(every)
-	defer t.Stop()
-	for {
-		select {
-		case <-t.C:
-			poke(c)
-		case <-c.Context().Done():
-			return
-		}
-	}
 }
 
 func (q *clientQUIC) socket() (*quic.Transport, error) {

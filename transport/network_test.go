@@ -37,6 +37,7 @@ type wire struct {
 	t      *testing.T
 	front  *net.UDPConn
 	server *net.UDPAddr
+	cut    atomic.Bool // nothing passes
 
 	mu      sync.Mutex
 	back    map[string]*net.UDPConn // by client
@@ -70,7 +71,9 @@ func newWire(t *testing.T, server *net.UDPAddr) *wire {
 				group.Go(func() { w.answer(c, from) })
 			}
 			w.mu.Unlock()
-			_, _ = c.Write(b[:n])
+			if !w.cut.Load() {
+				_, _ = c.Write(b[:n])
+			}
 		}
 	})
 	t.Cleanup(func() {
@@ -101,7 +104,9 @@ func (w *wire) answer(c *net.UDPConn, to *net.UDPAddr) {
 			w.retries++
 		}
 		w.mu.Unlock()
-		_, _ = w.front.WriteToUDP(b[:n], to)
+		if !w.cut.Load() {
+			_, _ = w.front.WriteToUDP(b[:n], to)
+		}
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
@@ -50,6 +52,8 @@ type peer struct {
 	quic    *quic.Conn        // guarded by mu; under conn
 	dialing *dialing          // guarded by mu; nil unless a dial is under way
 	dropped bool              // guarded by mu; another address has replaced this one
+
+	waiting atomic.Int64 // requests without an answer
 }
 
 // dialing is a dial that all who want the connection wait for.
@@ -90,6 +94,7 @@ func (p *peer) dial(d *dialing) {
 	if d.err = err; err == nil {
 		d.conn = p.endpoint.h3.NewClientConn(c.Conn)
 		p.conn, p.quic = d.conn, c.Conn
+		go probe(c.Conn, probeEvery, func() bool { return p.waiting.Load() > 0 })
 		if p.dropped {
 			_ = c.CloseWithError(codeDone, "")
 		}
@@ -115,6 +120,27 @@ func (e *Endpoint) Poke(domain string) {
 	}
 }
 
+// probeEvery is how soon requests that wait go on when a peer that was cut off can be reached again.
+const probeEvery = time.Second
+
+// probe pokes a connection from time to time until it ends, whenever wanted is true. An answer to it has everything sent
+// again at once that was lost before. And it may be that nothing else would be answered with a stateless reset: the packets
+// that keep a QUIC connection alive are too small.
+func probe(c *quic.Conn, every time.Duration, wanted func() bool) {
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			if wanted() {
+				poke(c)
+			}
+		case <-c.Context().Done():
+			return
+		}
+	}
+}
+
 // poke sends a packet that is large enough to be answered with a stateless reset if the peer doesn't know the connection
 // any more (RFC 9000, Section 10.3.3). HTTP/3 ignores datagrams unless both sides have said otherwise (RFC 9297). Sending
 // waits if many are queued.
@@ -132,6 +158,8 @@ func (p *peer) drop() {
 
 // RoundTrip implements http.RoundTripper.
 func (p *peer) RoundTrip(req *http.Request) (*http.Response, error) {
+	p.waiting.Add(1)
+	defer p.waiting.Add(-1)
 	for {
 		c, fresh, err := p.connection(req.Context())
 		if err != nil {

@@ -49,7 +49,7 @@ func (t *table) add(scenario string, w *world, before, after totals, faults int)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var acts []string
-	for _, kind := range []string{"kill", "partition", "weather", "absence", "restart", "step", "step seen"} {
+	for _, kind := range []string{"kill", "hang", "partition", "weather", "absence", "restart", "step", "step seen"} {
 		if n := w.counts[kind]; n > 0 {
 			acts = append(acts, fmt.Sprintf("%s %d", kind, n))
 		}

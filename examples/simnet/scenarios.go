@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/parley-mls/parley/federation/mimi"
@@ -19,12 +20,26 @@ type scenario struct {
 }
 
 var scenarios = []scenario{
-	{"kill", "kill -9 of nodes and of clients, one or two at a time", playKill},
-	{"partition", "the link of one organisation down for a while", playPartition},
+	{"kill", "kill -9 of nodes and of clients, one or two at a time", again(kill, 500*time.Millisecond, 3*time.Second)},
+	{"hang", "nodes stopped by SIGSTOP for a while", again(hang, 500*time.Millisecond, 3*time.Second)},
+	{"partition", "the link of one organisation down for a while", again(partition, 500*time.Millisecond, 3*time.Second)},
 	{"weather", "5 % of packets lost, 100 ms delay, reordering", playWeather},
 	{"absent", "one organisation's node stopped from the beginning to the end", playAbsent},
-	{"restart", "nodes restarted one after the other", playRestart},
-	{"clock", "nodes' clocks stepped, to and fro", playClock},
+	{"restart", "nodes restarted one after the other", again(restart, 200*time.Millisecond, time.Second)},
+	{"mixed", "in bad weather: kills, stops, partitions and restarts", playMixed},
+	{"clock", "nodes' clocks stepped, to and fro", again(step, 500*time.Millisecond, 2*time.Second)},
+}
+
+// again does an act again and again, with pauses from low to high.
+func again(act func(context.Context, *world) error, low, high time.Duration) func(context.Context, *world) error {
+	return func(ctx context.Context, w *world) error {
+		for wait(ctx, w.between(low, high)) {
+			if err := act(ctx, w); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }
 
 var storm = weather{loss: 0.05, delay: 100 * time.Millisecond, reorder: 0.1, shuffle: 40 * time.Millisecond}
@@ -71,49 +86,61 @@ func (w *world) act(kind string) {
 	w.counts[kind]++
 }
 
-func playKill(ctx context.Context, w *world) error {
-	whole := context.WithoutCancel(ctx) // what was killed is started in any case
-	for wait(ctx, w.between(500*time.Millisecond, 3*time.Second)) {
-		all := w.victims()
-		w.rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-		chosen := all[:1+w.rand.IntN(2)]
-		for _, v := range chosen {
-			w.tell("kill -9 %s", v.what)
-			if err := v.kill(); err != nil {
-				return err
-			}
-			w.act("kill")
-			wait(ctx, w.between(0, time.Second))
+func kill(ctx context.Context, w *world) error {
+	all := w.victims()
+	w.rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	chosen := all[:1+w.rand.IntN(2)]
+	for _, v := range chosen {
+		w.tell("kill -9 %s", v.what)
+		if err := v.kill(); err != nil {
+			return err
 		}
-		wait(ctx, w.between(0, 3*time.Second))
-		var began time.Time
-		for _, v := range chosen {
-			began = time.Now()
-			if err := v.start(whole); err != nil {
-				return err
-			}
-			w.tell("start %s", v.what)
-		}
-		w.heal(ctx, "kill", began)
+		w.act("kill")
+		wait(ctx, w.between(0, time.Second))
 	}
+	wait(ctx, w.between(0, 3*time.Second))
+	var began time.Time
+	for _, v := range chosen {
+		began = time.Now()
+		if err := v.start(context.WithoutCancel(ctx)); err != nil {
+			return err
+		}
+		w.tell("start %s", v.what)
+	}
+	w.heal(ctx, "kill", began)
 	return nil
 }
 
-func playPartition(ctx context.Context, w *world) error {
-	for wait(ctx, w.between(500*time.Millisecond, 3*time.Second)) {
-		i := w.rand.IntN(len(names))
-		w.tell("link of %s down", names[i])
-		if err := w.net.sites[i].setLink(false); err != nil {
-			return err
-		}
-		w.act("partition")
-		wait(ctx, w.between(time.Second, 15*time.Second))
-		if err := w.net.sites[i].setLink(true); err != nil {
-			return err
-		}
-		w.tell("link of %s up", names[i])
-		w.heal(ctx, "partition", time.Now())
+// hang stops a node that its peers and clients then still take for running.
+func hang(ctx context.Context, w *world) error {
+	i := w.rand.IntN(len(names))
+	w.tell("stop the process of the node of %s", names[i])
+	if err := syscall.Kill(w.orgs[i].PID(), syscall.SIGSTOP); err != nil {
+		return err
 	}
+	w.act("hang")
+	wait(ctx, w.between(time.Second, 15*time.Second))
+	if err := syscall.Kill(w.orgs[i].PID(), syscall.SIGCONT); err != nil {
+		return err
+	}
+	w.tell("the node of %s goes on", names[i])
+	w.heal(ctx, "hang", time.Now())
+	return nil
+}
+
+func partition(ctx context.Context, w *world) error {
+	i := w.rand.IntN(len(names))
+	w.tell("link of %s down", names[i])
+	if err := w.net.sites[i].setLink(false); err != nil {
+		return err
+	}
+	w.act("partition")
+	wait(ctx, w.between(time.Second, 15*time.Second))
+	if err := w.net.sites[i].setLink(true); err != nil {
+		return err
+	}
+	w.tell("link of %s up", names[i])
+	w.heal(ctx, "partition", time.Now())
 	return nil
 }
 
@@ -143,52 +170,59 @@ func playAbsent(ctx context.Context, w *world) error {
 	return nil
 }
 
-func playRestart(ctx context.Context, w *world) error {
-	whole := context.WithoutCancel(ctx)
-	for i := 0; wait(ctx, w.between(200*time.Millisecond, time.Second)); i = (i + 1) % len(names) {
-		w.tell("restart the node of %s", names[i])
-		began := time.Now()
-		w.orgs[i].Terminate()
-		if err := w.orgs[i].Start(whole); err != nil {
+func restart(ctx context.Context, w *world) error {
+	i := w.next % len(names)
+	w.next++
+	w.tell("restart the node of %s", names[i])
+	began := time.Now()
+	w.orgs[i].Terminate()
+	if err := w.orgs[i].Start(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	w.act("restart")
+	w.heal(ctx, "restart", began)
+	return nil
+}
+
+func playMixed(ctx context.Context, w *world) error {
+	w.net.weather(storm)
+	acts := []func(context.Context, *world) error{kill, hang, partition, restart}
+	for wait(ctx, w.between(500*time.Millisecond, 3*time.Second)) {
+		if err := acts[w.rand.IntN(len(acts))](ctx, w); err != nil {
 			return err
 		}
-		w.act("restart")
-		w.heal(ctx, "restart", began)
 	}
 	return nil
 }
 
 var steps = []time.Duration{time.Second, 30 * time.Second, 5 * time.Minute, time.Hour, 26 * time.Hour}
 
-func playClock(ctx context.Context, w *world) error {
-	whole := context.WithoutCancel(ctx)
-	for wait(ctx, w.between(500*time.Millisecond, 2*time.Second)) {
-		i, d := w.rand.IntN(len(names)), steps[w.rand.IntN(len(steps))]
-		if w.rand.IntN(2) == 0 {
-			d = -d
-		}
-		w.tell("clock of %s stepped by %v", names[i], d)
-		if err := w.clocks[i].step(d); err != nil {
-			return err
-		}
-		w.act("step")
-		if w.rand.IntN(3) == 0 {
-			w.tell("restart the node of %s", names[i])
-			w.orgs[i].Terminate()
-			if err := w.orgs[i].Start(whole); err != nil {
-				return err
-			}
-			w.act("restart")
-		}
-		if wait(ctx, max(time.Second, w.between(2*time.Second, 10*time.Second))) {
-			w.stamped(names[i]+".example", d)
-		}
-		if err := w.clocks[i].step(0); err != nil {
-			return err
-		}
-		w.tell("clock of %s right again", names[i])
-		w.heal(ctx, "step", time.Now())
+func step(ctx context.Context, w *world) error {
+	i, d := w.rand.IntN(len(names)), steps[w.rand.IntN(len(steps))]
+	if w.rand.IntN(2) == 0 {
+		d = -d
 	}
+	w.tell("clock of %s stepped by %v", names[i], d)
+	if err := w.clocks[i].step(d); err != nil {
+		return err
+	}
+	w.act("step")
+	if w.rand.IntN(3) == 0 {
+		w.tell("restart the node of %s", names[i])
+		w.orgs[i].Terminate()
+		if err := w.orgs[i].Start(context.WithoutCancel(ctx)); err != nil {
+			return err
+		}
+		w.act("restart")
+	}
+	if wait(ctx, max(time.Second, w.between(2*time.Second, 10*time.Second))) {
+		w.stamped(names[i]+".example", d)
+	}
+	if err := w.clocks[i].step(0); err != nil {
+		return err
+	}
+	w.tell("clock of %s right again", names[i])
+	w.heal(ctx, "step", time.Now())
 	return nil
 }
 

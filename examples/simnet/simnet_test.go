@@ -38,14 +38,14 @@ func TestNothingIsLostInNamespaces(t *testing.T) {
 	namespaces(t)
 	var stdout, stderr bytes.Buffer
 	code := run([]string{
-		"-node", "self", "-scenario", "kill,partition,weather,absent,restart", "-duration", "2s",
+		"-node", "self", "-scenario", "kill,hang,partition,weather,absent,restart", "-duration", "2s",
 		"-clients", "3", "-rooms", "3", "-rate", "15", "-seed", "1",
 	}, &stdout, &stderr)
 	t.Logf("%s", &stdout)
 	if code != 0 {
 		t.Fatalf("exit code %d: %s", code, &stderr)
 	}
-	for _, scenario := range []string{"kill", "partition", "weather", "absent", "restart"} {
+	for _, scenario := range []string{"kill", "hang", "partition", "weather", "absent", "restart"} {
 		if !regexp.MustCompile(`(?m)^` + scenario + ` .* 0$`).Match(stdout.Bytes()) {
 			t.Errorf("the table has no row of %s without faults", scenario)
 		}

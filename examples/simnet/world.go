@@ -35,6 +35,7 @@ type world struct {
 	orgs   []*org.Org
 	hosts  []*hostProcess
 	clocks []*clock // nil without stepped clocks
+	next   int      // which node is restarted next
 	tell   func(format string, args ...any)
 
 	mu      sync.Mutex

@@ -1,0 +1,37 @@
+package transport
+
+import (
+	"testing"
+	"time"
+)
+
+// By itself QUIC asks again after an interruption has lasted about as long again.
+func TestARequestGoesOnSoonAfterAnInterruption(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for seconds")
+	}
+	alpha, beta := newProvider(t, "alpha.example"), newProvider(t, "beta.example")
+	server := listen(t, alpha, approve(beta), nil, func(e *Endpoint) { e.HandleHTTP(ALPNFederation, whoami) })
+	client := listen(t, beta, approve(alpha), nil, nil)
+	w := newWire(t, server.Addr())
+	ctx := testContext(t)
+	rt, err := client.RoundTripper(ctx, w.front.LocalAddr().String(), "alpha.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := post(ctx, rt, "alpha.example", "before"); err != nil {
+		t.Fatal(err)
+	}
+	w.cut.Store(true)
+	answer := make(chan error, 1)
+	go func() { _, err := post(ctx, rt, "alpha.example", "meanwhile"); answer <- err }()
+	time.Sleep(4700 * time.Millisecond)
+	w.cut.Store(false)
+	began := time.Now()
+	if err := <-answer; err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(began); d > 1500*time.Millisecond {
+		t.Errorf("the request went on %v after the interruption", d)
+	}
+}
