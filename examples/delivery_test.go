@@ -18,6 +18,7 @@ import (
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/node"
 	"github.com/parley-mls/parley/node/client"
+	"github.com/parley-mls/parley/transport/freeport"
 )
 
 // BenchmarkDelivery sends messages of 1 KiB in one room across three nodes: the room is alpha's, the senders are
@@ -141,7 +142,11 @@ func newNetwork(tb testing.TB, ctx context.Context, running *sync.WaitGroup, per
 	}
 	var orgs []*org
 	for _, name := range []string{"beta", "gamma", "alpha"} {
-		o := &org{name: name, address: "127.0.0.1:" + freePort(tb)}
+		address, err := freeport.Address()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		o := &org{name: name, address: address}
 		data := filepath.Join(dir, name)
 		if err := os.MkdirAll(data, 0o700); err != nil {
 			tb.Fatal(err)

@@ -2,8 +2,6 @@
 package examples
 
 import (
-	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/parley-mls/parley/transport/freeport"
 )
 
 // The commands under "Run it by hand" run as they stand, in a copy of the sources; only the ports differ, so that
@@ -38,8 +38,12 @@ func TestReadmeCommandsRunByHand(t *testing.T) {
 	}
 	text := script.String()
 	for _, port := range []string{"7441", "7442", "7443"} {
-		free := freePort(t)
-		text = strings.ReplaceAll(text, ":"+port, ":"+free)
+		address, err := freeport.Address()
+		if err != nil {
+			t.Fatal(err)
+		}
+		free := strings.TrimPrefix(address, "127.0.0.1")
+		text = strings.ReplaceAll(text, ":"+port, free)
 		configs, err := filepath.Glob(filepath.Join(dir, "configs", "*.yaml"))
 		if err != nil || len(configs) != 3 {
 			t.Fatalf("configs: %v, %v", configs, err)
@@ -49,7 +53,7 @@ func TestReadmeCommandsRunByHand(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := os.WriteFile(c, []byte(strings.ReplaceAll(string(b), ":"+port, ":"+free)), 0o600); err != nil {
+			if err := os.WriteFile(c, []byte(strings.ReplaceAll(string(b), ":"+port, free)), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -88,22 +92,4 @@ func TestReadmeCommandsRunByHand(t *testing.T) {
 			t.Errorf("%s has mode %v, want %v", path, got, want)
 		}
 	}
-}
-
-// freePort returns a port on loopback that is free for UDP and TCP.
-func freePort(t testing.TB) string {
-	for range 100 {
-		u, err := net.ListenPacket("udp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		l, err := net.Listen("tcp", u.LocalAddr().String())
-		u.Close()
-		if err == nil {
-			l.Close()
-			return fmt.Sprint(u.LocalAddr().(*net.UDPAddr).Port)
-		}
-	}
-	t.Fatal("no port is free for UDP and TCP")
-	return ""
 }

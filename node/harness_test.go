@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -28,6 +27,7 @@ import (
 	"github.com/parley-mls/parley/node/api/apiconnect"
 	"github.com/parley-mls/parley/node/store"
 	"github.com/parley-mls/parley/transport"
+	"github.com/parley-mls/parley/transport/freeport"
 )
 
 const testSuite = mls.X25519_AES128GCM_SHA256_Ed25519
@@ -73,33 +73,17 @@ func newNodeOn(t testing.TB, name string, openStore func(store.Options) (*store.
 	if err != nil {
 		t.Fatal(err)
 	}
+	address, err := freeport.Address()
+	if err != nil {
+		t.Fatal(err)
+	}
 	n := &testNode{
 		t: t, root: root, log: testLog(name), openStore: openStore,
-		cfg: Config{Domain: domain, Data: dir, Listen: freeAddress(t), Gossip: "local", Suites: []mls.CipherSuite{testSuite}},
+		cfg: Config{Domain: domain, Data: dir, Listen: address, Gossip: "local", Suites: []mls.CipherSuite{testSuite}},
 	}
 	n.start()
 	t.Cleanup(n.stop)
 	return n
-}
-
-// freeAddress returns a loopback address whose port is free for UDP and TCP.
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		u, err := net.ListenPacket("udp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		address := u.LocalAddr().String()
-		l, err := net.Listen("tcp", address)
-		u.Close()
-		if err == nil {
-			l.Close()
-			return address
-		}
-	}
-	t.Fatal("no free port")
-	return ""
 }
 
 func (n *testNode) start() {

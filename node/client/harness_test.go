@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -21,6 +20,7 @@ import (
 	"github.com/parley-mls/parley/node"
 	"github.com/parley-mls/parley/node/api"
 	"github.com/parley-mls/parley/node/api/apiconnect"
+	"github.com/parley-mls/parley/transport/freeport"
 )
 
 // patience is how long a test waits for what must come.
@@ -43,8 +43,10 @@ func providers(t testing.TB, names ...string) []*provider {
 	for _, name := range names {
 		p := &provider{t: t, domain: name + ".example"}
 		data := filepath.Join(t.TempDir(), name)
-		address := "127.0.0.1:" + freePort(t)
-		var err error
+		address, err := freeport.Address()
+		if err != nil {
+			t.Fatal(err)
+		}
 		p.root, err = authority.Init(filepath.Join(data, "authority"), authority.InitOptions{
 			Domain: p.domain, Passphrase: []byte("a passphrase for tests"),
 		})
@@ -307,25 +309,6 @@ func within(t testing.TB, check func() error) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-}
-
-// freePort returns a port on loopback that is free for UDP and TCP.
-func freePort(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		u, err := net.ListenPacket("udp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		l, err := net.Listen("tcp", u.LocalAddr().String())
-		u.Close()
-		if err == nil {
-			l.Close()
-			return fmt.Sprint(u.LocalAddr().(*net.UDPAddr).Port)
-		}
-	}
-	t.Fatal("no port is free for UDP and TCP")
-	return ""
 }
 
 // faults stands between a client and its node. Each function, if set, decides what becomes of a request.

@@ -6,11 +6,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -21,6 +19,7 @@ import (
 	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/node"
+	"github.com/parley-mls/parley/transport/freeport"
 )
 
 // An Org is an organisation: its domain, its directory and its node's process. Domain and Dir are given; the zero value of
@@ -58,31 +57,13 @@ func (o *Org) Init(more string) error {
 	}
 	o.Fingerprint = f
 	if o.Address == "" {
-		if o.Address, err = freeAddress(); err != nil {
+		if o.Address, err = freeport.Address(); err != nil {
 			return err
 		}
 	}
 	config := fmt.Sprintf("domain: %s\ndata: %s\nlisten: %s\nadvertise: %s\ngossip: %s\n", o.Domain, o.Dir,
 		cmp.Or(o.Listen, o.Address), o.Address, cmp.Or(o.Gossip, "local")) + more
 	return os.WriteFile(o.configPath(), []byte(config), 0o600)
-}
-
-// freeAddress finds a port on loopback that is free for UDP and TCP alike.
-func freeAddress() (string, error) {
-	for range 100 {
-		u, err := net.ListenPacket("udp", "127.0.0.1:0")
-		if err != nil {
-			return "", fmt.Errorf("find a free port: %w", err)
-		}
-		address := u.LocalAddr().String()
-		t, err := net.Listen("tcp", address)
-		u.Close()
-		if err == nil {
-			t.Close()
-			return address, nil
-		}
-	}
-	return "", errors.New("find a free port: none is free for UDP and TCP alike")
 }
 
 // Start starts the node's process and waits until it answers on its admin socket.
