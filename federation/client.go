@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"sync"
@@ -305,6 +306,15 @@ func (c *Client) IdentifierQuery(ctx context.Context, peer string, req *mimi.Ide
 		}
 	}
 	return resp, nil
+}
+
+// Ephemeral sends a message that isn't kept: to the hub of a room, or from it to a peer that takes part.
+func (c *Client) Ephemeral(ctx context.Context, peer string, room mimi.URI, body []byte) error {
+	_, _, err := c.do(ctx, peer, exchange{
+		method: http.MethodPost, url: "https://" + peer + EphemeralPath + url.PathEscape(string(room)), contentType: contentType, body: body,
+		want: http.StatusNoContent, max: maxAnswer,
+	})
+	return err
 }
 
 // ReportAbuse sends a mimi.AbuseReport to the hub of a room. The hub has it durably when it returns nil.

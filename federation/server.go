@@ -39,6 +39,7 @@ const (
 	MaxRequestConsent      = 64 << 10
 	MaxUpdateConsent       = 4 << 20
 	MaxBundle              = 1 << 20
+	MaxEphemeral           = 4 << 10
 	maxAnswer              = 256 << 10 // to an update or a message
 
 	// MaxNotifyMessages is the largest number of FanoutMessages in one request.
@@ -67,6 +68,9 @@ const MaxHead = 48 << 10
 // HubPath, followed by the number of a cipher suite, is where a node has the key of that suite with which it signs heads,
 // and its credential (GET): an ExternalSender (RFC 9420, Section 12.1.8.1).
 const HubPath = "/parley/v1/hub/"
+
+// EphemeralPath, followed by a room, is where a node takes messages that are passed on and not kept (POST).
+const EphemeralPath = "/parley/v1/ephemeral/"
 
 // MaxSeq is the largest number of an entry that is taken from a peer: far beyond what a hub can count to, and small
 // enough to count on from.
@@ -126,6 +130,11 @@ type Provider interface {
 
 	// Asset opens an asset of an own user. The caller closes it.
 	Asset(ctx context.Context, from string, hash [sha256.Size]byte) (*Asset, error)
+
+	// Ephemeral passes a message on that is kept nowhere. In a room of the own domain body is a mimi.SubmitMessageRequest,
+	// and it goes to all who take part; in one of from's it is a mimi.FanoutMessage, for own clients. What can't be passed
+	// on at once is lost.
+	Ephemeral(ctx context.Context, from string, room mimi.URI, body []byte) error
 
 	// Head returns the content of the HeadField of answers about a room of the own domain to who takes part in it, nil if
 	// there is none.
@@ -258,6 +267,11 @@ func (h *handler) route(r *http.Request) (endpoint, param string, serve func(*ca
 		return "hub", strings.TrimPrefix(path, HubPath), (*call).getHub
 	case strings.HasPrefix(path, AssetPath) && r.Method == http.MethodGet:
 		return "asset", strings.TrimPrefix(path, AssetPath), (*call).getAsset
+	}
+	if rest, ok := strings.CutPrefix(path, EphemeralPath); ok && r.Method == http.MethodPost {
+		if room, err := url.PathUnescape(rest); err == nil {
+			return "ephemeral", room, (*call).ephemeral
+		}
 	}
 	rest, ok := strings.CutPrefix(path, apiPrefix)
 	endpoint, escaped, ok2 := strings.Cut(rest, "/")
@@ -557,6 +571,19 @@ func (c *call) reportAbuse() (*answer, error) {
 			return nil, err
 		}
 		return &answer{status: http.StatusOK}, nil
+	})
+}
+
+func (c *call) ephemeral() (*answer, error) {
+	room, err := mimi.ParseURI(c.param)
+	if err != nil || room.Kind() != mimi.KindRoom {
+		return nil, refusal(CodeMalformed, "the path names no room")
+	}
+	return c.body(MaxEphemeral, contentType, func(body []byte) (*answer, error) {
+		if err := c.h.provider.Ephemeral(c.r.Context(), c.from, room, body); err != nil {
+			return nil, err
+		}
+		return &answer{status: http.StatusNoContent}, nil
 	})
 }
 

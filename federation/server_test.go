@@ -106,6 +106,11 @@ func testAsset(size int64) *Asset {
 	return &Asset{Size: size, ReadCloser: io.NopCloser(strings.NewReader("bytes"))}
 }
 
+func (p *testProvider) Ephemeral(_ context.Context, from string, room mimi.URI, body []byte) error {
+	p.keep(body)
+	return p.note("ephemeral", from, room)
+}
+
 func (p *testProvider) Head(room mimi.URI) []byte { return []byte("head of " + room) }
 
 func (p *testProvider) HubSender(suite mls.CipherSuite) ([]byte, error) {
@@ -219,6 +224,9 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 	if err := c.ReportAbuse(ctx, peer, ownRoom, []byte("report")); err != nil || string(p.body) != "report" {
 		t.Errorf("report: %v, body %q", err, p.body)
 	}
+	if err := c.Ephemeral(ctx, peer, ownRoom, []byte("typing")); err != nil || string(p.body) != "typing" {
+		t.Errorf("ephemeral message: %v, body %q", err, p.body)
+	}
 	if err := c.Consent(ctx, peer, consentEntry(mimi.ConsentRequest)); err != nil {
 		t.Errorf("request of consent: %v", err)
 	}
@@ -242,13 +250,13 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 	want := []string{
 		"keyMaterial beta.example " + string(ownUser), "update beta.example " + string(ownRoom), "submitMessage beta.example " + string(ownRoom),
 		"notify beta.example " + string(theirRoom), "notify beta.example " + string(theirRoom), "groupInfo beta.example " + string(ownRoom),
-		"identifierQuery beta.example alice", "reportAbuse beta.example " + string(ownRoom),
+		"identifierQuery beta.example alice", "reportAbuse beta.example " + string(ownRoom), "ephemeral beta.example " + string(ownRoom),
 		"requestConsent beta.example " + string(ownUser), "updateConsent beta.example " + string(ownUser), `receiveBundle beta.example {"x":1}`,
 	}
 	if !reflect.DeepEqual(p.calls, want) {
 		t.Errorf("the provider was asked\n%s\nwant\n%s", strings.Join(p.calls, "\n"), strings.Join(want, "\n"))
 	}
-	wantSeen := []string{"directory:", "keyMaterial:", "update:", "submitMessage:", "notify:", "notify:", "groupInfo:", "identifierQuery:", "reportAbuse:", "requestConsent:", "updateConsent:", "hub:", "bundle:", "bundle:"}
+	wantSeen := []string{"directory:", "keyMaterial:", "update:", "submitMessage:", "notify:", "notify:", "groupInfo:", "identifierQuery:", "reportAbuse:", "ephemeral:", "requestConsent:", "updateConsent:", "hub:", "bundle:", "bundle:"}
 	if !reflect.DeepEqual(o.list, wantSeen) {
 		t.Errorf("observed %v, want %v (the directory once)", o.list, wantSeen)
 	}

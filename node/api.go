@@ -312,6 +312,20 @@ func (a clientAPI) SubmitMessage(ctx context.Context, req *connect.Request[api.M
 	return connect.NewResponse(answer), nil
 }
 
+// SendEphemeral passes a message on to who is connected.
+func (a clientAPI) SendEphemeral(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.SendEphemeralResponse], error) {
+	room, err := roomURI(req.Msg.Room)
+	if err != nil {
+		return nil, err
+	}
+	by := sessionOf(ctx).submitter()
+	by.generation = req.Msg.Generation
+	if err := a.n.sendEphemeral(ctx, by, room, req.Msg.Body); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(new(api.SendEphemeralResponse)), nil
+}
+
 // ReportAbuse reports abuse to the room's hub.
 func (a clientAPI) ReportAbuse(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error) {
 	room, err := roomURI(req.Msg.Room)

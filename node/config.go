@@ -95,6 +95,9 @@ type Limits struct {
 	// Reports is how many reports of abuse, and messages in them, a user may send at once, and again within 1,000
 	// seconds; 0 means 1000. All users of a peer together may send a hundred times as many.
 	Reports int `yaml:"reports"`
+	// EphemeralPerSecond is how many ephemeral messages (typing, receipts) a user may send in the long run; 0 means 10. A
+	// burst may have twice as many, all users of a peer a hundred times as many.
+	EphemeralPerSecond int `yaml:"ephemeral_per_second"`
 	// GroupInfos is how often a user may ask for what it takes to join a room at once, and again within 1,000 seconds; 0
 	// means 5000. All users of a peer together may ask a hundred times as often.
 	GroupInfos int `yaml:"group_infos"`
@@ -253,6 +256,7 @@ func (c *Config) complete() error {
 		{"rooms", &c.Limits.Rooms, 10_000, 1_000_000},
 		{"members", &c.Limits.Members, 10_000, 1_000_000},
 		{"reports", &c.Limits.Reports, 1000, 1_000_000},
+		{"ephemeral_per_second", &c.Limits.EphemeralPerSecond, 10, 100_000},
 		{"group_infos", &c.Limits.GroupInfos, 5000, 1_000_000},
 		{"anonymous_per_second", &c.Limits.AnonymousPerSecond, 50, 1_000_000},
 		{"request_bytes", &c.Limits.RequestBytes, 16 << 20, 256 << 20},
@@ -375,6 +379,7 @@ limits:
   rooms: 10000                 # created here by one user
   members: 10000               # clients, and users, in a room that is hosted here
   reports: 1000                # of abuse, and messages in them, of a user, at once and per 1,000 s
+  ephemeral_per_second: 10     # typing and receipts of a user
   group_infos: 5000            # requests for what joining takes, of a user, at once and per 1,000 s
   key_packages: 200            # unclaimed ones of a client
   key_package_days: 100        # of validity, at most

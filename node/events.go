@@ -37,12 +37,13 @@ type listener struct {
 
 // news is what may be new for a stream.
 type news struct {
-	rooms    map[mimi.URI]bool // true: the client's membership may have changed
-	welcomes bool
-	trust    map[string]struct{}
-	consents map[string]string // prefixes, by the keys of records
-	claimed  bool              // few KeyPackages are left
-	ended    error             // the stream must end with this
+	rooms     map[mimi.URI]bool // true: the client's membership may have changed
+	welcomes  bool
+	trust     map[string]struct{}
+	consents  map[string]string // prefixes, by the keys of records
+	claimed   bool              // few KeyPackages are left
+	ephemeral []ephemeral
+	ended     error // the stream must end with this
 }
 
 // add registers a stream of a user's client, or returns nil if it has max of them.

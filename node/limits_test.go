@@ -37,7 +37,13 @@ func newLimited(t testing.TB, name string, limits Limits) *testNode {
 // asPeer sends a request to an endpoint of the node, as a peer's connection brings it.
 func (n *testNode) asPeer(h http.Handler, peer, endpoint, param string, body []byte) *httptest.ResponseRecorder {
 	n.t.Helper()
-	u := must(mimi.Expand("https://"+n.cfg.Domain+"/mimi/v1/"+endpoint+"/{x}", param))(n.t)
+	return n.asPeerAt(h, peer, "https://"+n.cfg.Domain+"/mimi/v1/"+endpoint+"/", param, body)
+}
+
+// asPeerAt is asPeer for what has another address.
+func (n *testNode) asPeerAt(h http.Handler, peer, address, param string, body []byte) *httptest.ResponseRecorder {
+	n.t.Helper()
+	u := must(mimi.Expand(address+"{x}", param))(n.t)
 	r := httptest.NewRequest(http.MethodPost, u, bytes.NewReader(body))
 	r.Header.Set("From", "mimi@"+peer)
 	w := httptest.NewRecorder()

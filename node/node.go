@@ -78,6 +78,7 @@ type Node struct {
 	peerRequests   pace.Limiter[string]
 	peerBytes      pace.Limiter[string]
 	created        createdRooms
+	ephemerals     ephemerals
 	profileMu      sync.Mutex // held from reading a profile to applying what changes it
 	assets         *assets
 	searching      chan struct{} // has a value while all profiles are searched

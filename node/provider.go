@@ -81,6 +81,14 @@ func (p provider) Asset(_ context.Context, from string, hash [sha256.Size]byte) 
 	return a, peerError(err)
 }
 
+// Ephemeral passes on what isn't kept.
+func (p provider) Ephemeral(_ context.Context, from string, room mimi.URI, body []byte) error {
+	if room.Domain() == p.n.cfg.Domain {
+		return peerError(p.n.orderEphemeral(submitter{domain: from}, room, body))
+	}
+	return peerError(p.n.hearEphemeral(from, room, body))
+}
+
 // Head returns how far a room hosted here is.
 func (p provider) Head(room mimi.URI) []byte { return p.n.lastHead(room) }
 

@@ -142,6 +142,9 @@ func (st *stream) run(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := st.sendEphemerals(news.ephemeral); err != nil {
+			return err
+		}
 		if err := st.flush(); err != nil {
 			return err
 		}

@@ -39,6 +39,8 @@ var commands = map[string]command{
 	"tail":     {0, 3, tail},
 	"members":  {1, 1, members},
 	"leave":    {1, 1, leave},
+	"typing":   {1, 2, typing},
+	"read":     {1, 1, read},
 	"search":   {2, -1, search},
 	"profile":  {0, 2, profile},
 	"consent":  {0, 3, consent},
@@ -377,6 +379,27 @@ func (s *session) follow(ctx context.Context, c *client.Client, name string) err
 	}
 }
 
+// typing tells who is connected that this user writes, or with "off" that not any more.
+func typing(ctx context.Context, s *session, args []string) error {
+	if len(args) == 2 && args[1] != "off" {
+		return errUsage
+	}
+	return s.inRoom(ctx, args[0], func(ctx context.Context, _ *client.Client, r *client.Room) error {
+		return r.Typing(ctx, len(args) == 1)
+	})
+}
+
+// read tells who is connected that this user has seen all messages of a room.
+func read(ctx context.Context, s *session, args []string) error {
+	return s.inRoom(ctx, args[0], func(ctx context.Context, _ *client.Client, r *client.Room) error {
+		list := r.Messages()
+		if len(list) == 0 {
+			return nil
+		}
+		return r.Receipt(ctx, list[len(list)-1].Seq)
+	})
+}
+
 func (s *session) show(e client.Event, only mimi.URI) {
 	in := func(room mimi.URI) bool { return only == "" || only == room }
 	switch e := e.(type) {
@@ -391,6 +414,14 @@ func (s *session) show(e client.Event, only mimi.URI) {
 	case client.MemberRemoved:
 		if in(e.Room) {
 			fmt.Fprintf(s.out, "* %s of %s is out of %s\n", e.Client.ID(), e.User, e.Room.ID())
+		}
+	case client.Typing:
+		if in(e.Room) && e.On {
+			fmt.Fprintf(s.out, "* %s is writing in %s\n", e.User, e.Room.ID())
+		}
+	case client.Receipt:
+		if in(e.Room) {
+			fmt.Fprintf(s.out, "* %s has seen %s up to message %d\n", e.User, e.Room.ID(), e.Seq)
 		}
 	case client.Joined:
 		if in(e.Room) {

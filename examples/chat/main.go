@@ -32,6 +32,8 @@ const usage = `chat [-dir DIRECTORY] [-timeout 30s] [-tcp] [-v] COMMAND
   delete ROOM MESSAGE         take one's own back, a reaction too
   react ROOM MESSAGE EMOJI    react to one
   report ROOM MESSAGE [NOTE]  report its sender to the operator of the room's provider
+  typing ROOM [off]           tell who is connected that you are writing
+  read ROOM                   tell who is connected that you have seen all messages
   tail [-n N] [ROOM]          print messages as they come; with -n the last N of the room, and exit
   members ROOM                list the people in a room and their devices
   search PROVIDER KEY=VALUE...

@@ -57,6 +57,9 @@
 // Downloads (Section 5.10): assets are fetched through the hub; there is no direct download and no Oblivious HTTP. The node's
 // downloads.go has the rest.
 //
+// Typing and receipts, of which the draft has nothing: PrivateMessages with an Ephemeral go to the hub, and from it to all who
+// are connected, by an endpoint of Parley's (federation.EphemeralPath). They are in no log and in no store.
+//
 // All types are encoded as package codec has it. Decoding is strict and bounded: what doesn't encode to the same
 // bytes again is refused. The package does no I/O.
 package mimi

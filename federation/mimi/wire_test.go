@@ -47,6 +47,7 @@ var decoders = []func() wire{
 	func() wire { return new(ConsentScope) },
 	func() wire { return new(ConsentEntry) },
 	func() wire { return new(AbuseReport) },
+	func() wire { return new(Ephemeral) },
 }
 
 // unhex reads hexadecimal with spaces and quoted text in it: 'abc' stands for its bytes.
@@ -106,6 +107,8 @@ var golden = []struct {
 	{"FrankingAgentData", &FrankingAgentData{SignatureKey: []byte{1, 2}, Credential: mls.BasicCredential([]byte("h"))}, "02 0102 0001 01 'h'"},
 	{"ConsentEntry request", &ConsentEntry{Operation: ConsentRequest, Scope: ConsentScope{Requester: "mimi://b.c/u/bob", Target: "mimi://a.b/u/al", Room: "mimi://a.b/r/x"}},
 		"01 10 'mimi://b.c/u/bob' 0f 'mimi://a.b/u/al' 01 0e 'mimi://a.b/r/x' 00"},
+	{"Ephemeral typing", &Ephemeral{Kind: EphemeralTyping}, "01 0000000000000000"},
+	{"Ephemeral receipt", &Ephemeral{Kind: EphemeralReceipt, Seq: 5}, "03 0000000000000005"},
 	{"ConsentEntry grant", &ConsentEntry{Operation: ConsentGrant, Scope: ConsentScope{Requester: "mimi://b.c/u/bob", Target: "mimi://a.b/u/al"}},
 		"02 10 'mimi://b.c/u/bob' 0f 'mimi://a.b/u/al' 00 00 00"},
 	{"AbuseReport", &AbuseReport{AllegedAbuser: "mimi://b.c/u/bob", ReasonCode: 1, Note: "x", Messages: []AbusiveMessage{{Content: []byte("c"), Frank: Frank{CipherSuite: 2}, AcceptedTimestamp: 3}}},

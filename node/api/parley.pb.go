@@ -1080,6 +1080,42 @@ func (*ReportAbuseResponse) Descriptor() ([]byte, []int) {
 	return file_parley_proto_rawDescGZIP(), []int{20}
 }
 
+type SendEphemeralResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendEphemeralResponse) Reset() {
+	*x = SendEphemeralResponse{}
+	mi := &file_parley_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendEphemeralResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendEphemeralResponse) ProtoMessage() {}
+
+func (x *SendEphemeralResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendEphemeralResponse.ProtoReflect.Descriptor instead.
+func (*SendEphemeralResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{21}
+}
+
 type UpdateConsentRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entry         []byte                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`                                 // ConsentEntry, without KeyPackages; the client's user is the requester or the target
@@ -1090,7 +1126,7 @@ type UpdateConsentRequest struct {
 
 func (x *UpdateConsentRequest) Reset() {
 	*x = UpdateConsentRequest{}
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +1138,7 @@ func (x *UpdateConsentRequest) String() string {
 func (*UpdateConsentRequest) ProtoMessage() {}
 
 func (x *UpdateConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +1151,7 @@ func (x *UpdateConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConsentRequest.ProtoReflect.Descriptor instead.
 func (*UpdateConsentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{21}
+	return file_parley_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *UpdateConsentRequest) GetEntry() []byte {
@@ -1140,7 +1176,7 @@ type UpdateConsentResponse struct {
 
 func (x *UpdateConsentResponse) Reset() {
 	*x = UpdateConsentResponse{}
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1188,7 @@ func (x *UpdateConsentResponse) String() string {
 func (*UpdateConsentResponse) ProtoMessage() {}
 
 func (x *UpdateConsentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1201,7 @@ func (x *UpdateConsentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConsentResponse.ProtoReflect.Descriptor instead.
 func (*UpdateConsentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{22}
+	return file_parley_proto_rawDescGZIP(), []int{23}
 }
 
 type ConsentsRequest struct {
@@ -1176,7 +1212,7 @@ type ConsentsRequest struct {
 
 func (x *ConsentsRequest) Reset() {
 	*x = ConsentsRequest{}
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1224,7 @@ func (x *ConsentsRequest) String() string {
 func (*ConsentsRequest) ProtoMessage() {}
 
 func (x *ConsentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1237,7 @@ func (x *ConsentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsentsRequest.ProtoReflect.Descriptor instead.
 func (*ConsentsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{23}
+	return file_parley_proto_rawDescGZIP(), []int{24}
 }
 
 type ConsentsResponse struct {
@@ -1213,7 +1249,7 @@ type ConsentsResponse struct {
 
 func (x *ConsentsResponse) Reset() {
 	*x = ConsentsResponse{}
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1261,7 @@ func (x *ConsentsResponse) String() string {
 func (*ConsentsResponse) ProtoMessage() {}
 
 func (x *ConsentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1274,7 @@ func (x *ConsentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsentsResponse.ProtoReflect.Descriptor instead.
 func (*ConsentsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{24}
+	return file_parley_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ConsentsResponse) GetConsents() []*Consent {
@@ -1263,7 +1299,7 @@ type Consent struct {
 
 func (x *Consent) Reset() {
 	*x = Consent{}
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1311,7 @@ func (x *Consent) String() string {
 func (*Consent) ProtoMessage() {}
 
 func (x *Consent) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1324,7 @@ func (x *Consent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consent.ProtoReflect.Descriptor instead.
 func (*Consent) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{25}
+	return file_parley_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Consent) GetRequester() string {
@@ -1342,7 +1378,7 @@ type LastSentRequest struct {
 
 func (x *LastSentRequest) Reset() {
 	*x = LastSentRequest{}
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1390,7 @@ func (x *LastSentRequest) String() string {
 func (*LastSentRequest) ProtoMessage() {}
 
 func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1403,7 @@ func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSentRequest.ProtoReflect.Descriptor instead.
 func (*LastSentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{26}
+	return file_parley_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LastSentRequest) GetGroup() []byte {
@@ -1389,7 +1425,7 @@ type LastSentResponse struct {
 
 func (x *LastSentResponse) Reset() {
 	*x = LastSentResponse{}
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1437,7 @@ func (x *LastSentResponse) String() string {
 func (*LastSentResponse) ProtoMessage() {}
 
 func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1450,7 @@ func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSentResponse.ProtoReflect.Descriptor instead.
 func (*LastSentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{27}
+	return file_parley_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LastSentResponse) GetKnown() bool {
@@ -1455,7 +1491,7 @@ type NoteSentRequest struct {
 
 func (x *NoteSentRequest) Reset() {
 	*x = NoteSentRequest{}
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1467,7 +1503,7 @@ func (x *NoteSentRequest) String() string {
 func (*NoteSentRequest) ProtoMessage() {}
 
 func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1480,7 +1516,7 @@ func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteSentRequest.ProtoReflect.Descriptor instead.
 func (*NoteSentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{28}
+	return file_parley_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NoteSentRequest) GetMessage() []byte {
@@ -1505,7 +1541,7 @@ type NoteSentResponse struct {
 
 func (x *NoteSentResponse) Reset() {
 	*x = NoteSentResponse{}
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1553,7 @@ func (x *NoteSentResponse) String() string {
 func (*NoteSentResponse) ProtoMessage() {}
 
 func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1566,7 @@ func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteSentResponse.ProtoReflect.Descriptor instead.
 func (*NoteSentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{29}
+	return file_parley_proto_rawDescGZIP(), []int{30}
 }
 
 type UploadAssetRequest struct {
@@ -1545,7 +1581,7 @@ type UploadAssetRequest struct {
 
 func (x *UploadAssetRequest) Reset() {
 	*x = UploadAssetRequest{}
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1593,7 @@ func (x *UploadAssetRequest) String() string {
 func (*UploadAssetRequest) ProtoMessage() {}
 
 func (x *UploadAssetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1606,7 @@ func (x *UploadAssetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadAssetRequest.ProtoReflect.Descriptor instead.
 func (*UploadAssetRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{30}
+	return file_parley_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *UploadAssetRequest) GetHash() []byte {
@@ -1612,7 +1648,7 @@ type UploadAssetResponse struct {
 
 func (x *UploadAssetResponse) Reset() {
 	*x = UploadAssetResponse{}
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1660,7 @@ func (x *UploadAssetResponse) String() string {
 func (*UploadAssetResponse) ProtoMessage() {}
 
 func (x *UploadAssetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1673,7 @@ func (x *UploadAssetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadAssetResponse.ProtoReflect.Descriptor instead.
 func (*UploadAssetResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{31}
+	return file_parley_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UploadAssetResponse) GetOffset() uint64 {
@@ -1670,7 +1706,7 @@ type DeleteAssetRequest struct {
 
 func (x *DeleteAssetRequest) Reset() {
 	*x = DeleteAssetRequest{}
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +1718,7 @@ func (x *DeleteAssetRequest) String() string {
 func (*DeleteAssetRequest) ProtoMessage() {}
 
 func (x *DeleteAssetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +1731,7 @@ func (x *DeleteAssetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAssetRequest.ProtoReflect.Descriptor instead.
 func (*DeleteAssetRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{32}
+	return file_parley_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeleteAssetRequest) GetHash() []byte {
@@ -1713,7 +1749,7 @@ type DeleteAssetResponse struct {
 
 func (x *DeleteAssetResponse) Reset() {
 	*x = DeleteAssetResponse{}
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1761,7 @@ func (x *DeleteAssetResponse) String() string {
 func (*DeleteAssetResponse) ProtoMessage() {}
 
 func (x *DeleteAssetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1774,7 @@ func (x *DeleteAssetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAssetResponse.ProtoReflect.Descriptor instead.
 func (*DeleteAssetResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{33}
+	return file_parley_proto_rawDescGZIP(), []int{34}
 }
 
 type DownloadAssetRequest struct {
@@ -1751,7 +1787,7 @@ type DownloadAssetRequest struct {
 
 func (x *DownloadAssetRequest) Reset() {
 	*x = DownloadAssetRequest{}
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +1799,7 @@ func (x *DownloadAssetRequest) String() string {
 func (*DownloadAssetRequest) ProtoMessage() {}
 
 func (x *DownloadAssetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +1812,7 @@ func (x *DownloadAssetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadAssetRequest.ProtoReflect.Descriptor instead.
 func (*DownloadAssetRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{34}
+	return file_parley_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DownloadAssetRequest) GetRoom() string {
@@ -1803,7 +1839,7 @@ type DownloadAssetResponse struct {
 
 func (x *DownloadAssetResponse) Reset() {
 	*x = DownloadAssetResponse{}
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +1851,7 @@ func (x *DownloadAssetResponse) String() string {
 func (*DownloadAssetResponse) ProtoMessage() {}
 
 func (x *DownloadAssetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +1864,7 @@ func (x *DownloadAssetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadAssetResponse.ProtoReflect.Descriptor instead.
 func (*DownloadAssetResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{35}
+	return file_parley_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DownloadAssetResponse) GetSize() uint64 {
@@ -1856,7 +1892,7 @@ type MimiResponse struct {
 
 func (x *MimiResponse) Reset() {
 	*x = MimiResponse{}
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1868,7 +1904,7 @@ func (x *MimiResponse) String() string {
 func (*MimiResponse) ProtoMessage() {}
 
 func (x *MimiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1881,7 +1917,7 @@ func (x *MimiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MimiResponse.ProtoReflect.Descriptor instead.
 func (*MimiResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{36}
+	return file_parley_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *MimiResponse) GetBody() []byte {
@@ -1914,7 +1950,7 @@ type HubSenderRequest struct {
 
 func (x *HubSenderRequest) Reset() {
 	*x = HubSenderRequest{}
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +1962,7 @@ func (x *HubSenderRequest) String() string {
 func (*HubSenderRequest) ProtoMessage() {}
 
 func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +1975,7 @@ func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderRequest.ProtoReflect.Descriptor instead.
 func (*HubSenderRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{37}
+	return file_parley_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *HubSenderRequest) GetCipherSuite() uint32 {
@@ -1958,7 +1994,7 @@ type HubSenderResponse struct {
 
 func (x *HubSenderResponse) Reset() {
 	*x = HubSenderResponse{}
-	mi := &file_parley_proto_msgTypes[38]
+	mi := &file_parley_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1970,7 +2006,7 @@ func (x *HubSenderResponse) String() string {
 func (*HubSenderResponse) ProtoMessage() {}
 
 func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[38]
+	mi := &file_parley_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1983,7 +2019,7 @@ func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderResponse.ProtoReflect.Descriptor instead.
 func (*HubSenderResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{38}
+	return file_parley_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *HubSenderResponse) GetExternalSender() []byte {
@@ -2004,7 +2040,7 @@ type CreateRoomRequest struct {
 
 func (x *CreateRoomRequest) Reset() {
 	*x = CreateRoomRequest{}
-	mi := &file_parley_proto_msgTypes[39]
+	mi := &file_parley_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2052,7 @@ func (x *CreateRoomRequest) String() string {
 func (*CreateRoomRequest) ProtoMessage() {}
 
 func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[39]
+	mi := &file_parley_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2065,7 @@ func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomRequest.ProtoReflect.Descriptor instead.
 func (*CreateRoomRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{39}
+	return file_parley_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateRoomRequest) GetRoom() string {
@@ -2061,7 +2097,7 @@ type CreateRoomResponse struct {
 
 func (x *CreateRoomResponse) Reset() {
 	*x = CreateRoomResponse{}
-	mi := &file_parley_proto_msgTypes[40]
+	mi := &file_parley_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2109,7 @@ func (x *CreateRoomResponse) String() string {
 func (*CreateRoomResponse) ProtoMessage() {}
 
 func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[40]
+	mi := &file_parley_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2122,7 @@ func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomResponse.ProtoReflect.Descriptor instead.
 func (*CreateRoomResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{40}
+	return file_parley_proto_rawDescGZIP(), []int{41}
 }
 
 type RoomsRequest struct {
@@ -2097,7 +2133,7 @@ type RoomsRequest struct {
 
 func (x *RoomsRequest) Reset() {
 	*x = RoomsRequest{}
-	mi := &file_parley_proto_msgTypes[41]
+	mi := &file_parley_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2145,7 @@ func (x *RoomsRequest) String() string {
 func (*RoomsRequest) ProtoMessage() {}
 
 func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[41]
+	mi := &file_parley_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2158,7 @@ func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsRequest.ProtoReflect.Descriptor instead.
 func (*RoomsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{41}
+	return file_parley_proto_rawDescGZIP(), []int{42}
 }
 
 type RoomsResponse struct {
@@ -2134,7 +2170,7 @@ type RoomsResponse struct {
 
 func (x *RoomsResponse) Reset() {
 	*x = RoomsResponse{}
-	mi := &file_parley_proto_msgTypes[42]
+	mi := &file_parley_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2182,7 @@ func (x *RoomsResponse) String() string {
 func (*RoomsResponse) ProtoMessage() {}
 
 func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[42]
+	mi := &file_parley_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2195,7 @@ func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsResponse.ProtoReflect.Descriptor instead.
 func (*RoomsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{42}
+	return file_parley_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RoomsResponse) GetRooms() []*Room {
@@ -2180,7 +2216,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_parley_proto_msgTypes[43]
+	mi := &file_parley_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2228,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[43]
+	mi := &file_parley_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2241,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{43}
+	return file_parley_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Room) GetRoom() string {
@@ -2239,7 +2275,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_parley_proto_msgTypes[44]
+	mi := &file_parley_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2287,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[44]
+	mi := &file_parley_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2300,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{44}
+	return file_parley_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Cursor) GetRoom() string {
@@ -2291,7 +2327,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_parley_proto_msgTypes[45]
+	mi := &file_parley_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2339,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[45]
+	mi := &file_parley_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2352,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{45}
+	return file_parley_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SubscribeRequest) GetCursors() []*Cursor {
@@ -2343,7 +2379,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_parley_proto_msgTypes[46]
+	mi := &file_parley_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2355,7 +2391,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[46]
+	mi := &file_parley_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2368,7 +2404,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{46}
+	return file_parley_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SubscribeResponse) GetEvents() []*Event {
@@ -2387,6 +2423,7 @@ type Event struct {
 	//	*Event_Trust
 	//	*Event_KeyPackages
 	//	*Event_Consent
+	//	*Event_Ephemeral
 	//	*Event_Live
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
@@ -2395,7 +2432,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_parley_proto_msgTypes[47]
+	mi := &file_parley_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2407,7 +2444,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[47]
+	mi := &file_parley_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2420,7 +2457,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{47}
+	return file_parley_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -2475,6 +2512,15 @@ func (x *Event) GetConsent() *Consent {
 	return nil
 }
 
+func (x *Event) GetEphemeral() *Ephemeral {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Ephemeral); ok {
+			return x.Ephemeral
+		}
+	}
+	return nil
+}
+
 func (x *Event) GetLive() *Live {
 	if x != nil {
 		if x, ok := x.Event.(*Event_Live); ok {
@@ -2508,6 +2554,10 @@ type Event_Consent struct {
 	Consent *Consent `protobuf:"bytes,5,opt,name=consent,proto3,oneof"` // it has changed since the stream began
 }
 
+type Event_Ephemeral struct {
+	Ephemeral *Ephemeral `protobuf:"bytes,7,opt,name=ephemeral,proto3,oneof"`
+}
+
 type Event_Live struct {
 	Live *Live `protobuf:"bytes,4,opt,name=live,proto3,oneof"` // everything known when the stream began has been sent
 }
@@ -2521,6 +2571,8 @@ func (*Event_Trust) isEvent_Event() {}
 func (*Event_KeyPackages) isEvent_Event() {}
 
 func (*Event_Consent) isEvent_Event() {}
+
+func (*Event_Ephemeral) isEvent_Event() {}
 
 func (*Event_Live) isEvent_Event() {}
 
@@ -2539,7 +2591,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_parley_proto_msgTypes[48]
+	mi := &file_parley_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2551,7 +2603,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[48]
+	mi := &file_parley_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,7 +2616,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{48}
+	return file_parley_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LogEntry) GetRoom() string {
@@ -2614,7 +2666,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_parley_proto_msgTypes[49]
+	mi := &file_parley_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2626,7 +2678,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[49]
+	mi := &file_parley_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2639,7 +2691,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{49}
+	return file_parley_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Welcome) GetNumber() uint64 {
@@ -2670,6 +2722,59 @@ func (x *Welcome) GetFanout() []byte {
 	return nil
 }
 
+// Ephemeral is a message that is in no log.
+type Ephemeral struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Room          string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"`
+	Fanout        []byte                 `protobuf:"bytes,2,opt,name=fanout,proto3" json:"fanout,omitempty"` // FanoutMessage with an application message
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ephemeral) Reset() {
+	*x = Ephemeral{}
+	mi := &file_parley_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ephemeral) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ephemeral) ProtoMessage() {}
+
+func (x *Ephemeral) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ephemeral.ProtoReflect.Descriptor instead.
+func (*Ephemeral) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *Ephemeral) GetRoom() string {
+	if x != nil {
+		return x.Room
+	}
+	return ""
+}
+
+func (x *Ephemeral) GetFanout() []byte {
+	if x != nil {
+		return x.Fanout
+	}
+	return nil
+}
+
 type TrustChange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
@@ -2679,7 +2784,7 @@ type TrustChange struct {
 
 func (x *TrustChange) Reset() {
 	*x = TrustChange{}
-	mi := &file_parley_proto_msgTypes[50]
+	mi := &file_parley_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2691,7 +2796,7 @@ func (x *TrustChange) String() string {
 func (*TrustChange) ProtoMessage() {}
 
 func (x *TrustChange) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[50]
+	mi := &file_parley_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2704,7 +2809,7 @@ func (x *TrustChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustChange.ProtoReflect.Descriptor instead.
 func (*TrustChange) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{50}
+	return file_parley_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *TrustChange) GetDomain() string {
@@ -2722,7 +2827,7 @@ type Live struct {
 
 func (x *Live) Reset() {
 	*x = Live{}
-	mi := &file_parley_proto_msgTypes[51]
+	mi := &file_parley_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2734,7 +2839,7 @@ func (x *Live) String() string {
 func (*Live) ProtoMessage() {}
 
 func (x *Live) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[51]
+	mi := &file_parley_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2747,7 +2852,7 @@ func (x *Live) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Live.ProtoReflect.Descriptor instead.
 func (*Live) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{51}
+	return file_parley_proto_rawDescGZIP(), []int{53}
 }
 
 type AcknowledgeRequest struct {
@@ -2761,7 +2866,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_parley_proto_msgTypes[52]
+	mi := &file_parley_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +2878,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[52]
+	mi := &file_parley_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +2891,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{52}
+	return file_parley_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AcknowledgeRequest) GetCursors() []*Cursor {
@@ -2818,7 +2923,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_parley_proto_msgTypes[53]
+	mi := &file_parley_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2830,7 +2935,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[53]
+	mi := &file_parley_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2843,7 +2948,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{53}
+	return file_parley_proto_rawDescGZIP(), []int{55}
 }
 
 var File_parley_proto protoreflect.FileDescriptor
@@ -2911,7 +3016,8 @@ const file_parley_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\rH\x00R\n" +
 	"generation\x88\x01\x01B\r\n" +
 	"\v_generation\"\x15\n" +
-	"\x13ReportAbuseResponse\"O\n" +
+	"\x13ReportAbuseResponse\"\x17\n" +
+	"\x15SendEphemeralResponse\"O\n" +
 	"\x14UpdateConsentRequest\x12\x14\n" +
 	"\x05entry\x18\x01 \x01(\fR\x05entry\x12!\n" +
 	"\fkey_packages\x18\x02 \x01(\bR\vkeyPackages\"\x17\n" +
@@ -2987,13 +3093,14 @@ const file_parley_proto_rawDesc = "" +
 	"\acursors\x18\x01 \x03(\v2\x11.parley.v1.CursorR\acursors\x12\x18\n" +
 	"\awelcome\x18\x02 \x01(\x04R\awelcome\"=\n" +
 	"\x11SubscribeResponse\x12(\n" +
-	"\x06events\x18\x01 \x03(\v2\x10.parley.v1.EventR\x06events\"\xc0\x02\n" +
+	"\x06events\x18\x01 \x03(\v2\x10.parley.v1.EventR\x06events\"\xf6\x02\n" +
 	"\x05Event\x12+\n" +
 	"\x05entry\x18\x01 \x01(\v2\x13.parley.v1.LogEntryH\x00R\x05entry\x12.\n" +
 	"\awelcome\x18\x02 \x01(\v2\x12.parley.v1.WelcomeH\x00R\awelcome\x12.\n" +
 	"\x05trust\x18\x03 \x01(\v2\x16.parley.v1.TrustChangeH\x00R\x05trust\x12J\n" +
 	"\fkey_packages\x18\x06 \x01(\v2%.parley.v1.PublishKeyPackagesResponseH\x00R\vkeyPackages\x12.\n" +
-	"\aconsent\x18\x05 \x01(\v2\x12.parley.v1.ConsentH\x00R\aconsent\x12%\n" +
+	"\aconsent\x18\x05 \x01(\v2\x12.parley.v1.ConsentH\x00R\aconsent\x124\n" +
+	"\tephemeral\x18\a \x01(\v2\x14.parley.v1.EphemeralH\x00R\tephemeral\x12%\n" +
 	"\x04live\x18\x04 \x01(\v2\x0f.parley.v1.LiveH\x00R\x04liveB\a\n" +
 	"\x05event\"x\n" +
 	"\bLogEntry\x12\x12\n" +
@@ -3006,7 +3113,10 @@ const file_parley_proto_rawDesc = "" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x12\n" +
 	"\x04room\x18\x02 \x01(\tR\x04room\x12\x10\n" +
 	"\x03seq\x18\x03 \x01(\x04R\x03seq\x12\x16\n" +
-	"\x06fanout\x18\x04 \x01(\fR\x06fanout\"%\n" +
+	"\x06fanout\x18\x04 \x01(\fR\x06fanout\"7\n" +
+	"\tEphemeral\x12\x12\n" +
+	"\x04room\x18\x01 \x01(\tR\x04room\x12\x16\n" +
+	"\x06fanout\x18\x02 \x01(\fR\x06fanout\"%\n" +
 	"\vTrustChange\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\"\x06\n" +
 	"\x04Live\"o\n" +
@@ -3019,7 +3129,7 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Enrol\x12\x17.parley.v1.EnrolRequest\x1a\x18.parley.v1.EnrolResponse\x12=\n" +
 	"\x06Bundle\x12\x18.parley.v1.BundleRequest\x1a\x19.parley.v1.BundleResponse\x12F\n" +
 	"\tChallenge\x12\x1b.parley.v1.ChallengeRequest\x1a\x1c.parley.v1.ChallengeResponse\x12O\n" +
-	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xef\f\n" +
+	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xba\r\n" +
 	"\rClientService\x12:\n" +
 	"\x05Renew\x12\x17.parley.v1.RenewRequest\x1a\x18.parley.v1.EnrolResponse\x12@\n" +
 	"\aBundles\x12\x19.parley.v1.BundlesRequest\x1a\x1a.parley.v1.BundlesResponse\x12a\n" +
@@ -3035,7 +3145,8 @@ const file_parley_proto_rawDesc = "" +
 	"CreateRoom\x12\x1c.parley.v1.CreateRoomRequest\x1a\x1d.parley.v1.CreateRoomResponse\x12:\n" +
 	"\x05Rooms\x12\x17.parley.v1.RoomsRequest\x1a\x18.parley.v1.RoomsResponse\x129\n" +
 	"\x06Update\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12@\n" +
-	"\rSubmitMessage\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12E\n" +
+	"\rSubmitMessage\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12I\n" +
+	"\rSendEphemeral\x12\x16.parley.v1.MimiRequest\x1a .parley.v1.SendEphemeralResponse\x12E\n" +
 	"\vReportAbuse\x12\x16.parley.v1.MimiRequest\x1a\x1e.parley.v1.ReportAbuseResponse\x12R\n" +
 	"\rUpdateConsent\x12\x1f.parley.v1.UpdateConsentRequest\x1a .parley.v1.UpdateConsentResponse\x12C\n" +
 	"\bConsents\x12\x1a.parley.v1.ConsentsRequest\x1a\x1b.parley.v1.ConsentsResponse\x12C\n" +
@@ -3060,7 +3171,7 @@ func file_parley_proto_rawDescGZIP() []byte {
 	return file_parley_proto_rawDescData
 }
 
-var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_parley_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                  // 0: parley.v1.ErrorInfo
 	(*EnrolRequest)(nil),               // 1: parley.v1.EnrolRequest
@@ -3083,112 +3194,117 @@ var file_parley_proto_goTypes = []any{
 	(*GetProfileRequest)(nil),          // 18: parley.v1.GetProfileRequest
 	(*MimiRequest)(nil),                // 19: parley.v1.MimiRequest
 	(*ReportAbuseResponse)(nil),        // 20: parley.v1.ReportAbuseResponse
-	(*UpdateConsentRequest)(nil),       // 21: parley.v1.UpdateConsentRequest
-	(*UpdateConsentResponse)(nil),      // 22: parley.v1.UpdateConsentResponse
-	(*ConsentsRequest)(nil),            // 23: parley.v1.ConsentsRequest
-	(*ConsentsResponse)(nil),           // 24: parley.v1.ConsentsResponse
-	(*Consent)(nil),                    // 25: parley.v1.Consent
-	(*LastSentRequest)(nil),            // 26: parley.v1.LastSentRequest
-	(*LastSentResponse)(nil),           // 27: parley.v1.LastSentResponse
-	(*NoteSentRequest)(nil),            // 28: parley.v1.NoteSentRequest
-	(*NoteSentResponse)(nil),           // 29: parley.v1.NoteSentResponse
-	(*UploadAssetRequest)(nil),         // 30: parley.v1.UploadAssetRequest
-	(*UploadAssetResponse)(nil),        // 31: parley.v1.UploadAssetResponse
-	(*DeleteAssetRequest)(nil),         // 32: parley.v1.DeleteAssetRequest
-	(*DeleteAssetResponse)(nil),        // 33: parley.v1.DeleteAssetResponse
-	(*DownloadAssetRequest)(nil),       // 34: parley.v1.DownloadAssetRequest
-	(*DownloadAssetResponse)(nil),      // 35: parley.v1.DownloadAssetResponse
-	(*MimiResponse)(nil),               // 36: parley.v1.MimiResponse
-	(*HubSenderRequest)(nil),           // 37: parley.v1.HubSenderRequest
-	(*HubSenderResponse)(nil),          // 38: parley.v1.HubSenderResponse
-	(*CreateRoomRequest)(nil),          // 39: parley.v1.CreateRoomRequest
-	(*CreateRoomResponse)(nil),         // 40: parley.v1.CreateRoomResponse
-	(*RoomsRequest)(nil),               // 41: parley.v1.RoomsRequest
-	(*RoomsResponse)(nil),              // 42: parley.v1.RoomsResponse
-	(*Room)(nil),                       // 43: parley.v1.Room
-	(*Cursor)(nil),                     // 44: parley.v1.Cursor
-	(*SubscribeRequest)(nil),           // 45: parley.v1.SubscribeRequest
-	(*SubscribeResponse)(nil),          // 46: parley.v1.SubscribeResponse
-	(*Event)(nil),                      // 47: parley.v1.Event
-	(*LogEntry)(nil),                   // 48: parley.v1.LogEntry
-	(*Welcome)(nil),                    // 49: parley.v1.Welcome
-	(*TrustChange)(nil),                // 50: parley.v1.TrustChange
-	(*Live)(nil),                       // 51: parley.v1.Live
-	(*AcknowledgeRequest)(nil),         // 52: parley.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 53: parley.v1.AcknowledgeResponse
+	(*SendEphemeralResponse)(nil),      // 21: parley.v1.SendEphemeralResponse
+	(*UpdateConsentRequest)(nil),       // 22: parley.v1.UpdateConsentRequest
+	(*UpdateConsentResponse)(nil),      // 23: parley.v1.UpdateConsentResponse
+	(*ConsentsRequest)(nil),            // 24: parley.v1.ConsentsRequest
+	(*ConsentsResponse)(nil),           // 25: parley.v1.ConsentsResponse
+	(*Consent)(nil),                    // 26: parley.v1.Consent
+	(*LastSentRequest)(nil),            // 27: parley.v1.LastSentRequest
+	(*LastSentResponse)(nil),           // 28: parley.v1.LastSentResponse
+	(*NoteSentRequest)(nil),            // 29: parley.v1.NoteSentRequest
+	(*NoteSentResponse)(nil),           // 30: parley.v1.NoteSentResponse
+	(*UploadAssetRequest)(nil),         // 31: parley.v1.UploadAssetRequest
+	(*UploadAssetResponse)(nil),        // 32: parley.v1.UploadAssetResponse
+	(*DeleteAssetRequest)(nil),         // 33: parley.v1.DeleteAssetRequest
+	(*DeleteAssetResponse)(nil),        // 34: parley.v1.DeleteAssetResponse
+	(*DownloadAssetRequest)(nil),       // 35: parley.v1.DownloadAssetRequest
+	(*DownloadAssetResponse)(nil),      // 36: parley.v1.DownloadAssetResponse
+	(*MimiResponse)(nil),               // 37: parley.v1.MimiResponse
+	(*HubSenderRequest)(nil),           // 38: parley.v1.HubSenderRequest
+	(*HubSenderResponse)(nil),          // 39: parley.v1.HubSenderResponse
+	(*CreateRoomRequest)(nil),          // 40: parley.v1.CreateRoomRequest
+	(*CreateRoomResponse)(nil),         // 41: parley.v1.CreateRoomResponse
+	(*RoomsRequest)(nil),               // 42: parley.v1.RoomsRequest
+	(*RoomsResponse)(nil),              // 43: parley.v1.RoomsResponse
+	(*Room)(nil),                       // 44: parley.v1.Room
+	(*Cursor)(nil),                     // 45: parley.v1.Cursor
+	(*SubscribeRequest)(nil),           // 46: parley.v1.SubscribeRequest
+	(*SubscribeResponse)(nil),          // 47: parley.v1.SubscribeResponse
+	(*Event)(nil),                      // 48: parley.v1.Event
+	(*LogEntry)(nil),                   // 49: parley.v1.LogEntry
+	(*Welcome)(nil),                    // 50: parley.v1.Welcome
+	(*Ephemeral)(nil),                  // 51: parley.v1.Ephemeral
+	(*TrustChange)(nil),                // 52: parley.v1.TrustChange
+	(*Live)(nil),                       // 53: parley.v1.Live
+	(*AcknowledgeRequest)(nil),         // 54: parley.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 55: parley.v1.AcknowledgeResponse
 }
 var file_parley_proto_depIdxs = []int32{
 	16, // 0: parley.v1.Profile.fields:type_name -> parley.v1.ProfileField
-	25, // 1: parley.v1.ConsentsResponse.consents:type_name -> parley.v1.Consent
-	43, // 2: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
-	44, // 3: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
-	47, // 4: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
-	48, // 5: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
-	49, // 6: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
-	50, // 7: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
+	26, // 1: parley.v1.ConsentsResponse.consents:type_name -> parley.v1.Consent
+	44, // 2: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
+	45, // 3: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
+	48, // 4: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
+	49, // 5: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
+	50, // 6: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
+	52, // 7: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
 	13, // 8: parley.v1.Event.key_packages:type_name -> parley.v1.PublishKeyPackagesResponse
-	25, // 9: parley.v1.Event.consent:type_name -> parley.v1.Consent
-	51, // 10: parley.v1.Event.live:type_name -> parley.v1.Live
-	44, // 11: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
-	1,  // 12: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
-	3,  // 13: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
-	5,  // 14: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
-	7,  // 15: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
-	9,  // 16: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
-	10, // 17: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
-	12, // 18: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
-	14, // 19: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
-	15, // 20: parley.v1.ClientService.SetProfile:input_type -> parley.v1.Profile
-	18, // 21: parley.v1.ClientService.GetProfile:input_type -> parley.v1.GetProfileRequest
-	19, // 22: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	37, // 23: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	39, // 24: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	41, // 25: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
-	19, // 26: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
-	19, // 27: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
-	19, // 28: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
-	21, // 29: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
-	23, // 30: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
-	26, // 31: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
-	28, // 32: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
-	19, // 33: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
-	30, // 34: parley.v1.ClientService.UploadAsset:input_type -> parley.v1.UploadAssetRequest
-	32, // 35: parley.v1.ClientService.DeleteAsset:input_type -> parley.v1.DeleteAssetRequest
-	34, // 36: parley.v1.ClientService.DownloadAsset:input_type -> parley.v1.DownloadAssetRequest
-	45, // 37: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	52, // 38: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 39: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 40: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 41: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 42: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 43: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 44: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 45: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	36, // 46: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	17, // 47: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
-	15, // 48: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
-	36, // 49: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	38, // 50: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	40, // 51: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	42, // 52: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	36, // 53: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	36, // 54: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	20, // 55: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
-	22, // 56: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
-	24, // 57: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
-	27, // 58: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
-	29, // 59: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
-	36, // 60: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	31, // 61: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
-	33, // 62: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
-	35, // 63: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
-	46, // 64: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	53, // 65: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	39, // [39:66] is the sub-list for method output_type
-	12, // [12:39] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	26, // 9: parley.v1.Event.consent:type_name -> parley.v1.Consent
+	51, // 10: parley.v1.Event.ephemeral:type_name -> parley.v1.Ephemeral
+	53, // 11: parley.v1.Event.live:type_name -> parley.v1.Live
+	45, // 12: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	1,  // 13: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
+	3,  // 14: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
+	5,  // 15: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
+	7,  // 16: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
+	9,  // 17: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
+	10, // 18: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
+	12, // 19: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
+	14, // 20: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
+	15, // 21: parley.v1.ClientService.SetProfile:input_type -> parley.v1.Profile
+	18, // 22: parley.v1.ClientService.GetProfile:input_type -> parley.v1.GetProfileRequest
+	19, // 23: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
+	38, // 24: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	40, // 25: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	42, // 26: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	19, // 27: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
+	19, // 28: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
+	19, // 29: parley.v1.ClientService.SendEphemeral:input_type -> parley.v1.MimiRequest
+	19, // 30: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
+	22, // 31: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
+	24, // 32: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
+	27, // 33: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
+	29, // 34: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
+	19, // 35: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
+	31, // 36: parley.v1.ClientService.UploadAsset:input_type -> parley.v1.UploadAssetRequest
+	33, // 37: parley.v1.ClientService.DeleteAsset:input_type -> parley.v1.DeleteAssetRequest
+	35, // 38: parley.v1.ClientService.DownloadAsset:input_type -> parley.v1.DownloadAssetRequest
+	46, // 39: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	54, // 40: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 41: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 42: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 43: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 44: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 45: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	11, // 46: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	13, // 47: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	37, // 48: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	17, // 49: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
+	15, // 50: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
+	37, // 51: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	39, // 52: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	41, // 53: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	43, // 54: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	37, // 55: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	37, // 56: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	21, // 57: parley.v1.ClientService.SendEphemeral:output_type -> parley.v1.SendEphemeralResponse
+	20, // 58: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
+	23, // 59: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
+	25, // 60: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
+	28, // 61: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	30, // 62: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
+	37, // 63: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	32, // 64: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
+	34, // 65: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
+	36, // 66: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
+	47, // 67: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	55, // 68: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	41, // [41:69] is the sub-list for method output_type
+	13, // [13:41] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_parley_proto_init() }
@@ -3197,12 +3313,13 @@ func file_parley_proto_init() {
 		return
 	}
 	file_parley_proto_msgTypes[19].OneofWrappers = []any{}
-	file_parley_proto_msgTypes[47].OneofWrappers = []any{
+	file_parley_proto_msgTypes[48].OneofWrappers = []any{
 		(*Event_Entry)(nil),
 		(*Event_Welcome)(nil),
 		(*Event_Trust)(nil),
 		(*Event_KeyPackages)(nil),
 		(*Event_Consent)(nil),
+		(*Event_Ephemeral)(nil),
 		(*Event_Live)(nil),
 	}
 	type x struct{}
@@ -3211,7 +3328,7 @@ func file_parley_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_proto_rawDesc), len(file_parley_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

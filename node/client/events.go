@@ -9,7 +9,7 @@ import (
 )
 
 // Event is what a program learns from its client as it happens: Message, MemberAdded, MemberRemoved, Committed, Joined,
-// Removed, Discarded, Frozen, HubFault, HubRestored, TrustChanged or ConsentChanged. What it tells is durable.
+// Removed, Discarded, Frozen, HubFault, HubRestored, TrustChanged or ConsentChanged. What it tells is durable, but for Typing and Receipt.
 type Event interface{ event() }
 
 // Message is an application message of a room.

@@ -222,6 +222,10 @@ func (e *entry) application(f *mimi.FanoutMessage) error {
 		e.discard("", errors.New("a handshake in a private message"))
 		return nil
 	}
+	if string(x.AAD) == mimi.EphemeralAAD {
+		e.discard("", errors.New("an ephemeral message in the log"))
+		return nil
+	}
 	if msg.User, msg.Client, err = r.c.identity(x.Leaf); err != nil {
 		e.discard("", err)
 		return nil

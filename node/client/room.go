@@ -21,19 +21,23 @@ type Room struct {
 	c   *Client
 	uri mimi.URI
 
-	mu      sync.Mutex
-	group   *mls.Group          // guarded by mu; after a removal the state of the last epoch
-	header  header              // guarded by mu
-	frozen  error               // guarded by mu
-	flags   map[mimi.URI]string // guarded by mu: members whose credentials aren't good at present, by client
-	changed chan struct{}       // guarded by mu: closed and replaced at every change
-	fresh   bool                // guarded by mu: the node knows of nothing that was sent after this state; see restored.go
-	behind  bool                // guarded by mu: this state is an old copy; the room is frozen and entered anew
-	bare    bool                // guarded by mu: the state was never sealed
-	agent   agent               // guarded by mu
-	ledger  ledger              // guarded by mu
-	spent   bool                // guarded by mu: keys may have been used since the state was last resealed
-	wake    chan struct{}       // has room for one; tells the worker to look again
+	mu        sync.Mutex
+	group     *mls.Group          // guarded by mu; after a removal the state of the last epoch
+	header    header              // guarded by mu
+	frozen    error               // guarded by mu
+	flags     map[mimi.URI]string // guarded by mu: members whose credentials aren't good at present, by client
+	changed   chan struct{}       // guarded by mu: closed and replaced at every change
+	fresh     bool                // guarded by mu: the node knows of nothing that was sent after this state; see restored.go
+	behind    bool                // guarded by mu: this state is an old copy; the room is frozen and entered anew
+	bare      bool                // guarded by mu: the state was never sealed
+	agent     agent               // guarded by mu
+	ledger    ledger              // guarded by mu
+	ephemeral struct {            // guarded by mu; those sent in an epoch
+		epoch uint64
+		count int
+	}
+	spent bool          // guarded by mu: keys may have been used since the state was last resealed
+	wake  chan struct{} // has room for one; tells the worker to look again
 
 	// What the worker has to do; guarded by mu. See work.go.
 	staged   *staged

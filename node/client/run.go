@@ -243,6 +243,8 @@ func (c *Client) process(ctx context.Context, w *waits, events []*api.Event, tol
 			if more, err = c.welcomed(w, x.Number, x.Room, x.Seq, x.Fanout); err == nil {
 				c.publishMore(ctx)
 			}
+		case ev.GetEphemeral() != nil:
+			more, err = c.ephemeral(w, ev.GetEphemeral().Room, ev.GetEphemeral().Fanout)
 		case ev.GetKeyPackages() != nil:
 			if c.few(ev.GetKeyPackages()) {
 				c.publishMore(ctx)

@@ -81,6 +81,9 @@ const (
 	// ClientServiceSubmitMessageProcedure is the fully-qualified name of the ClientService's
 	// SubmitMessage RPC.
 	ClientServiceSubmitMessageProcedure = "/parley.v1.ClientService/SubmitMessage"
+	// ClientServiceSendEphemeralProcedure is the fully-qualified name of the ClientService's
+	// SendEphemeral RPC.
+	ClientServiceSendEphemeralProcedure = "/parley.v1.ClientService/SendEphemeral"
 	// ClientServiceReportAbuseProcedure is the fully-qualified name of the ClientService's ReportAbuse
 	// RPC.
 	ClientServiceReportAbuseProcedure = "/parley.v1.ClientService/ReportAbuse"
@@ -296,6 +299,9 @@ type ClientServiceClient interface {
 	// SubmitMessage submits an application message (MIMI submitMessage). Idempotent like Update. It fails with "keyUsed" for
 	// a generation that isn't after that of another message that this client submitted.
 	SubmitMessage(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
+	// SendEphemeral passes a message on to those members of a room who are connected, and keeps it nowhere. It has a generation
+	// like SubmitMessage, which must be after that of every other message, or it fails with "keyUsed".
+	SendEphemeral(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.SendEphemeralResponse], error)
 	// ReportAbuse reports abuse to the room's hub (MIMI reportAbuse). It fails with "notAllowed" for messages that the hub
 	// hasn't franked as they are reported.
 	ReportAbuse(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error)
@@ -410,6 +416,12 @@ func NewClientServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(clientServiceMethods.ByName("SubmitMessage")),
 			connect.WithClientOptions(opts...),
 		),
+		sendEphemeral: connect.NewClient[api.MimiRequest, api.SendEphemeralResponse](
+			httpClient,
+			baseURL+ClientServiceSendEphemeralProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("SendEphemeral")),
+			connect.WithClientOptions(opts...),
+		),
 		reportAbuse: connect.NewClient[api.MimiRequest, api.ReportAbuseResponse](
 			httpClient,
 			baseURL+ClientServiceReportAbuseProcedure,
@@ -493,6 +505,7 @@ type clientServiceClient struct {
 	rooms              *connect.Client[api.RoomsRequest, api.RoomsResponse]
 	update             *connect.Client[api.MimiRequest, api.MimiResponse]
 	submitMessage      *connect.Client[api.MimiRequest, api.MimiResponse]
+	sendEphemeral      *connect.Client[api.MimiRequest, api.SendEphemeralResponse]
 	reportAbuse        *connect.Client[api.MimiRequest, api.ReportAbuseResponse]
 	updateConsent      *connect.Client[api.UpdateConsentRequest, api.UpdateConsentResponse]
 	consents           *connect.Client[api.ConsentsRequest, api.ConsentsResponse]
@@ -564,6 +577,11 @@ func (c *clientServiceClient) Update(ctx context.Context, req *connect.Request[a
 // SubmitMessage calls parley.v1.ClientService.SubmitMessage.
 func (c *clientServiceClient) SubmitMessage(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
 	return c.submitMessage.CallUnary(ctx, req)
+}
+
+// SendEphemeral calls parley.v1.ClientService.SendEphemeral.
+func (c *clientServiceClient) SendEphemeral(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.SendEphemeralResponse], error) {
+	return c.sendEphemeral.CallUnary(ctx, req)
 }
 
 // ReportAbuse calls parley.v1.ClientService.ReportAbuse.
@@ -648,6 +666,9 @@ type ClientServiceHandler interface {
 	// SubmitMessage submits an application message (MIMI submitMessage). Idempotent like Update. It fails with "keyUsed" for
 	// a generation that isn't after that of another message that this client submitted.
 	SubmitMessage(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
+	// SendEphemeral passes a message on to those members of a room who are connected, and keeps it nowhere. It has a generation
+	// like SubmitMessage, which must be after that of every other message, or it fails with "keyUsed".
+	SendEphemeral(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.SendEphemeralResponse], error)
 	// ReportAbuse reports abuse to the room's hub (MIMI reportAbuse). It fails with "notAllowed" for messages that the hub
 	// hasn't franked as they are reported.
 	ReportAbuse(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error)
@@ -758,6 +779,12 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(clientServiceMethods.ByName("SubmitMessage")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clientServiceSendEphemeralHandler := connect.NewUnaryHandler(
+		ClientServiceSendEphemeralProcedure,
+		svc.SendEphemeral,
+		connect.WithSchema(clientServiceMethods.ByName("SendEphemeral")),
+		connect.WithHandlerOptions(opts...),
+	)
 	clientServiceReportAbuseHandler := connect.NewUnaryHandler(
 		ClientServiceReportAbuseProcedure,
 		svc.ReportAbuse,
@@ -850,6 +877,8 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 			clientServiceUpdateHandler.ServeHTTP(w, r)
 		case ClientServiceSubmitMessageProcedure:
 			clientServiceSubmitMessageHandler.ServeHTTP(w, r)
+		case ClientServiceSendEphemeralProcedure:
+			clientServiceSendEphemeralHandler.ServeHTTP(w, r)
 		case ClientServiceReportAbuseProcedure:
 			clientServiceReportAbuseHandler.ServeHTTP(w, r)
 		case ClientServiceUpdateConsentProcedure:
@@ -927,6 +956,10 @@ func (UnimplementedClientServiceHandler) Update(context.Context, *connect.Reques
 
 func (UnimplementedClientServiceHandler) SubmitMessage(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.SubmitMessage is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) SendEphemeral(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.SendEphemeralResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.SendEphemeral is not implemented"))
 }
 
 func (UnimplementedClientServiceHandler) ReportAbuse(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error) {
