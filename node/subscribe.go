@@ -263,7 +263,9 @@ func (st *stream) sendRoom(ctx context.Context, uri mimi.URI) error {
 		}
 		// A head beyond the list is kept until its entry is sent, however many later ones are signed meanwhile.
 		if c.head == nil || c.head.Seq < list[0].seq {
-			c.head = st.n.headFor(r, list[len(list)-1].seq)
+			if c.head = st.n.headFor(r, list[len(list)-1].seq); c.head != nil {
+				r.advance(c.head.Seq) // it is of what is on disk, and may have come a moment before its entry is known to be
+			}
 		}
 		for _, e := range list {
 			entry := &api.LogEntry{Room: string(uri), Seq: e.seq, Fanout: e.fanout}

@@ -192,6 +192,23 @@ func TestAFollowerHasTheChainOfTheHub(t *testing.T) {
 	}
 }
 
+// A client that connects is given the log up to a head, or it would have to think that the hub signs no more.
+func TestAStreamBeginsWithAHeadThoughItsEntryHasJustCome(t *testing.T) {
+	_, beta, alice, bob, _, bobs := twoNodes(t)
+	alice.send("one")
+	seq := alice.send("two")
+	bobs.until(func() bool { return bob.seq >= seq })
+	r := must(beta.openRoom(alice.room))(t)
+	r.durable.Store(seq - 1) // as between the two steps that make a change seen
+	st := &stream{n: beta.Node, cursors: map[mimi.URI]*cursor{alice.room: {next: seq - 1}}}
+	if err := st.sendRoom(t.Context(), alice.room); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(st.batch); n != 2 || st.batch[n-1].GetEntry().Head == nil {
+		t.Errorf("%d entries, want 2 of which the last one has a head", n)
+	}
+}
+
 func TestAHubThatRewritesAnEntryIsAccused(t *testing.T) {
 	l := lying(t)
 	seq := l.last - 1

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // What a fault is. The checker finds each of them; see check.
@@ -53,6 +54,8 @@ type view struct {
 	Epoch         uint64    `json:"epoch"`
 	Authenticator []byte    `json:"authenticator"`
 	Outbox        int       `json:"outbox"`
+	Member        bool      `json:"member"`
+	Guests        []string  `json:"guests,omitempty"` // clients of guests that it takes for members
 	Frozen        string    `json:"frozen,omitempty"`
 	Messages      []message `json:"messages"`
 }
@@ -65,6 +68,7 @@ type record struct {
 	queued  map[name]bool       // what Send said is durable and waits
 	commits map[place][]uint64  // for each commit that was acknowledged, the epoch in which the client then was or a later one
 	told    map[place][]message // in the order of telling
+	joined  map[place]int       // of guests: how many of the told came before they last became a member
 	applied map[place][]commit  // in the order of telling
 	views   map[place]view
 	late    []string // what didn't heal or settle in time
@@ -76,7 +80,7 @@ type record struct {
 func newRecord() *record {
 	return &record{
 		sending: make(map[name]bool), acked: make(map[name]uint64), queued: make(map[name]bool),
-		commits: make(map[place][]uint64), told: make(map[place][]message), applied: make(map[place][]commit), views: make(map[place]view),
+		commits: make(map[place][]uint64), told: make(map[place][]message), joined: make(map[place]int), applied: make(map[place][]commit), views: make(map[place]view),
 	}
 }
 
@@ -91,7 +95,11 @@ func (f fault) String() string {
 func check(r *record) []fault {
 	c := checker{record: r, rooms: make(map[string]*roomCheck)}
 	for p := range r.views {
-		c.room(p.Room).clients = append(c.room(p.Room).clients, p.Client)
+		if rc := c.room(p.Room); isGuest(p.Client) {
+			rc.guests = append(rc.guests, p.Client)
+		} else {
+			rc.clients = append(rc.clients, p.Client)
+		}
 	}
 	for _, room := range slices.Sorted(maps.Keys(c.rooms)) {
 		c.order(c.rooms[room])
@@ -102,6 +110,9 @@ func check(r *record) []fault {
 		c.history(c.rooms[room])
 	}
 	c.acknowledgedCommits()
+	for _, room := range slices.Sorted(maps.Keys(c.rooms)) {
+		c.guests(c.rooms[room])
+	}
 	for _, s := range r.late {
 		c.add(stuck, "", "", "%s", s)
 	}
@@ -121,7 +132,8 @@ type checker struct {
 // roomCheck is what is known of a room by all views together.
 type roomCheck struct {
 	uri     string
-	clients []string
+	clients []string                   // that are members all the time
+	guests  []string                   // that are members from time to time
 	seqs    map[name]uint64            // where the first view has a message
 	has     map[string]map[name]uint64 // by client
 	epochs  map[uint64]commit
@@ -143,8 +155,9 @@ func (c *checker) add(kind, room, client, format string, args ...any) {
 // order compares the views of a room: the same messages, each once, at the same numbers, each sender's in its order.
 func (c *checker) order(rc *roomCheck) {
 	slices.Sort(rc.clients)
+	slices.Sort(rc.guests)
 	at := make(map[uint64]name)
-	for _, client := range rc.clients {
+	for _, client := range slices.Concat(rc.clients, rc.guests) {
 		v := c.record.views[place{client, rc.uri}]
 		if v.Frozen != "" {
 			c.add(frozen, rc.uri, client, "%s", v.Frozen)
@@ -245,18 +258,22 @@ func (c *checker) tellings() {
 
 // history compares the epochs of a room.
 func (c *checker) history(rc *roomCheck) {
-	for _, client := range rc.clients {
+	for _, client := range slices.Concat(rc.clients, rc.guests) {
 		var last commit
 		for _, k := range c.record.applied[place{client, rc.uri}] {
 			if k.Epoch <= last.Epoch || k.Seq <= last.Seq {
 				c.add(undone, rc.uri, client, "epoch %d (entry %d) follows epoch %d (entry %d)", k.Epoch, k.Seq, last.Epoch, last.Seq)
 			}
-			last = k
-			c.epoch(rc, client, k)
+			if last = k; len(k.Authenticator) > 0 { // else it is the one that removed this client
+				c.epoch(rc, client, k)
+			}
 		}
 	}
 	for _, client := range rc.clients {
 		v := c.record.views[place{client, rc.uri}]
+		if !v.Member {
+			c.add(frozen, rc.uri, client, "isn't a member any more")
+		}
 		if len(v.Authenticator) > 0 {
 			if known, ok := rc.epochs[v.Epoch]; ok {
 				known.Authenticator = v.Authenticator
@@ -314,3 +331,45 @@ func (c *checker) acknowledgedCommits() {
 		}
 	}
 }
+
+// guests compares what guests have with what they should: who is a member, by everybody's word, is one, has the epoch of
+// all, and every message from the first that it was told since it last became one.
+func (c *checker) guests(rc *roomCheck) {
+	if len(rc.clients) == 0 {
+		return
+	}
+	first := c.record.views[place{rc.clients[0], rc.uri}]
+	for _, guest := range first.Guests {
+		if !slices.Contains(rc.guests, guest) {
+			c.add(stuck, rc.uri, guest, "doesn't know of the room, of which %s takes it for a member", rc.clients[0])
+		}
+	}
+	for _, guest := range rc.guests {
+		p := place{guest, rc.uri}
+		v := c.record.views[p]
+		switch {
+		case v.Member != slices.Contains(first.Guests, guest):
+			c.add(stuck, rc.uri, guest, "is a member: %v, by the word of %s: %v", v.Member, rc.clients[0], !v.Member)
+			continue
+		case !v.Member:
+			continue
+		case v.Epoch != first.Epoch || string(v.Authenticator) != string(first.Authenticator):
+			c.add(diverged, rc.uri, guest, "ends in epoch %d with authenticator %.8x, %s in %d with %.8x",
+				v.Epoch, v.Authenticator, rc.clients[0], first.Epoch, first.Authenticator)
+		case v.Seq != first.Seq:
+			c.add(stuck, rc.uri, guest, "ends at entry %d, %s at %d", v.Seq, rc.clients[0], first.Seq)
+		}
+		told := c.record.told[p]
+		if told = told[min(c.record.joined[p], len(told)):]; len(told) == 0 {
+			continue
+		}
+		for n, seq := range rc.seqs {
+			if _, ok := rc.has[guest][n]; !ok && seq > told[0].Seq {
+				c.add(lost, rc.uri, guest, "%d of %s, which others have as entry %d", n.Number, n.Client, seq)
+			}
+		}
+	}
+}
+
+// isGuest says whether a client is a guest's, by its name.
+func isGuest(client string) bool { return strings.Contains(client, "/d/guest") }

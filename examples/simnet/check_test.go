@@ -7,7 +7,9 @@ import (
 	"testing"
 )
 
-// honest is a record of two clients in a room in which all went well: a's messages 1 and 2 and b's message 1 are entries
+const guest = "mimi://x.example/d/guest"
+
+// honest is a record of two clients and a guest in a room in which all went well: a's messages 1 and 2 and b's message 1 are entries
 // 1, 2 and 4, a's acknowledged commit to epoch 2 is entry 3.
 func honest() *record {
 	r := newRecord()
@@ -23,8 +25,12 @@ func honest() *record {
 		p := place{client, "r"}
 		r.told[p] = []message{{1, "a", 1}, {2, "a", 2}, {4, "b", 1}}
 		r.applied[p] = []commit{{Seq: 3, Epoch: 2, By: "a", Authenticator: []byte("two")}}
-		r.views[p] = view{Seq: 4, Epoch: 2, Authenticator: []byte("two"), Messages: slices.Clone(r.told[p])}
+		r.views[p] = view{Seq: 4, Epoch: 2, Authenticator: []byte("two"), Member: true, Guests: []string{guest}, Messages: slices.Clone(r.told[p])}
 	}
+	p := place{guest, "r"} // a member since entry 3, and once before
+	r.told[p] = []message{{1, "a", 1}, {4, "b", 1}}
+	r.joined[p] = 1
+	r.views[p] = view{Seq: 4, Epoch: 2, Authenticator: []byte("two"), Member: true, Messages: slices.Clone(r.told[p])}
 	return r
 }
 
@@ -115,6 +121,29 @@ func TestTheCheckerFindsEachFault(t *testing.T) {
 		{"a client has given a room up", frozen, func(r *record) { change(r, func(v *view) { v.Frozen = "it can't follow" }) }},
 		{"a message waits for ever", stuck, func(r *record) { change(r, func(v *view) { v.Outbox = 1 }) }},
 		{"a client stays behind", stuck, func(r *record) { change(r, func(v *view) { v.Seq = 3 }) }},
+		{"a client isn't a member any more", frozen, func(r *record) { change(r, func(v *view) { v.Member = false }) }},
+		{"a guest doesn't know of the room", stuck, func(r *record) { delete(r.views, place{guest, "r"}) }},
+		{"a guest doesn't know that it was removed", stuck, func(r *record) {
+			for p, v := range r.views {
+				v.Guests = nil
+				r.views[p] = v
+			}
+		}},
+		{"a guest is in another epoch", diverged, func(r *record) {
+			p := place{guest, "r"}
+			v := r.views[p]
+			v.Epoch = 1
+			r.views[p] = v
+		}},
+		{"a guest lacks a message", lost, func(r *record) {
+			for _, client := range []string{"a", "b"} {
+				p := place{client, "r"}
+				v := r.views[p]
+				v.Messages, v.Seq = append(v.Messages, message{5, "b", 2}), 5
+				r.views[p] = v
+			}
+			r.sending[name{"b", "r", 2}] = true
+		}},
 		{"something didn't heal", stuck, func(r *record) { r.late = []string{"it"} }},
 		{"a client accuses a hub", accused, func(r *record) { r.accused = []string{"it"} }},
 		{"a node has evidence against a hub", accused, func(r *record) { r.evidence = []string{"it"} }},

@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -41,6 +40,7 @@ type order struct {
 	Seed    uint64   `json:"seed,omitempty"`   // talk
 	Rate    float64  `json:"rate,omitempty"`   // talk: messages per second of each client
 	Commits float64  `json:"commits,omitempty"`
+	Guests  []string `json:"guests,omitempty"` // talk: users who are added to rooms and removed
 }
 
 // A fact is something that happened to a client.
@@ -208,6 +208,8 @@ func (h *host) listen(id string, events <-chan client.Event) {
 			h.state(fact{Is: "discarded", Client: id, Room: string(e.Room), Seq: e.Seq, Err: e.Reason})
 		case client.Frozen:
 			h.state(fact{Is: "frozen", Client: id, Room: string(e.Room), Seq: e.Seq, Err: e.Err.Error()})
+		case client.Joined:
+			h.state(fact{Is: "joined", Client: id, Room: string(e.Room)})
 		case client.HubFault:
 			h.state(fact{Is: "accused", Client: id, Room: string(e.Room), Seq: e.Seq, Err: e.Reason})
 		case client.HubRestored:
@@ -293,8 +295,14 @@ func viewOf(r *client.Room, messages bool) view {
 	v := view{Seq: r.Seq(), Epoch: r.Epoch(), Authenticator: r.EpochAuthenticator(), Outbox: len(r.Outbox())}
 	if err := r.Frozen(); err != nil {
 		v.Frozen = err.Error()
-	} else if !r.Active() {
-		v.Frozen = "not a member any more"
+	}
+	v.Member = r.Active()
+	for _, p := range r.Participants() {
+		for _, m := range p.Clients {
+			if isGuest(string(m.Client)) {
+				v.Guests = append(v.Guests, string(m.Client))
+			}
+		}
 	}
 	if messages {
 		for _, m := range r.Messages() {
@@ -312,6 +320,9 @@ func (h *host) talk(o order) {
 	h.hush, h.talkers = hush, talkers
 	h.mu.Unlock()
 	for i, c := range h.all() {
+		if isGuest(string(c.ID())) {
+			continue
+		}
 		rng := rand.New(rand.NewPCG(o.Seed, uint64(i)))
 		pick := func() *client.Room {
 			rooms := c.Rooms()
@@ -329,7 +340,14 @@ func (h *host) talk(o order) {
 						h.say(talkers, string(c.ID()), r)
 					}
 				case <-change():
-					if r := pick(); r != nil {
+					r := pick()
+					if r == nil {
+						continue
+					}
+					if made(c, r) && len(o.Guests) > 0 {
+						guest := mimi.URI(o.Guests[rng.IntN(len(o.Guests))])
+						talkers.Go(func() { h.invite(ctx, c, r, guest) })
+					} else {
 						talkers.Go(func() { h.change(ctx, string(c.ID()), r) })
 					}
 				case <-ctx.Done():
@@ -390,13 +408,45 @@ func (h *host) say(talkers *sync.WaitGroup, id string, r *client.Room) {
 // filler makes messages as long as those of people.
 var filler = strings.Repeat("and so on ", 10)
 
+// made says whether it was this client's user who made a room, and so may add and remove.
+func made(c *client.Client, r *client.Room) bool {
+	for _, p := range r.Participants() {
+		if p.User == c.User() {
+			return p.Role == mimi.RoleAdmin
+		}
+	}
+	return false
+}
+
+// invite adds a guest to a room, or removes a guest who is there.
+func (h *host) invite(ctx context.Context, c *client.Client, r *client.Room, guest mimi.URI) {
+	ctx, cancel := context.WithTimeout(ctx, commitPatience)
+	defer cancel()
+	there := false
+	for _, p := range r.Participants() {
+		there = there || p.User == guest
+	}
+	f := fact{Is: "added", Client: string(c.ID()), Room: string(r.URI())}
+	var err error
+	if there {
+		f.Is = "removed"
+		err = r.Remove(ctx, guest)
+	} else {
+		err = r.Add(ctx, guest)
+	}
+	if err != nil {
+		f.Is, f.Err = "unchanged", err.Error()
+	}
+	h.state(f)
+}
+
 // change replaces a client's keys in a room.
 func (h *host) change(ctx context.Context, id string, r *client.Room) {
 	ctx, cancel := context.WithTimeout(ctx, commitPatience)
 	defer cancel()
 	f := fact{Is: "changed", Client: id, Room: string(r.URI())}
 	if err := r.UpdateKeys(ctx); err != nil {
-		f.Is, f.Err = "unchanged", cmp.Or(err.Error(), "failed")
+		f.Is, f.Err = "unchanged", err.Error()
 	}
 	f.Epoch = r.Epoch()
 	h.state(f)

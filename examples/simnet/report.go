@@ -61,7 +61,7 @@ func (t *table) add(scenario string, w *world, before, after totals, faults int)
 	}
 	t.rows = append(t.rows, []string{
 		scenario, strings.Join(acts, ", "), fmt.Sprint(after.acked - before.acked), fmt.Sprint(w.counts["queued"]),
-		fmt.Sprint(after.delivered - before.delivered), fmt.Sprint(after.commits - before.commits), fmt.Sprint(after.epochs - before.epochs),
+		fmt.Sprint(after.delivered - before.delivered), fmt.Sprint(after.commits - before.commits), fmt.Sprintf("%d, %d", w.counts["added"], w.counts["removed"]), fmt.Sprint(after.epochs - before.epochs),
 		fmt.Sprintf("%d, %d, %d", after.passed-before.passed, after.dropped-before.dropped, after.overtaken-before.overtaken),
 		strings.Join(heals, "; "), fmt.Sprint(faults),
 	})
@@ -74,7 +74,7 @@ func (t *table) print(out io.Writer) {
 		return
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "\nSCENARIO\tDONE\tACKED\tQUEUED\tDELIVERED\tCOMMITS\tEPOCHS\tPACKETS, LOST, OVERTAKEN\tS TO HEAL: MEDIAN, LONGEST\tFAULTS")
+	fmt.Fprintln(w, "\nSCENARIO\tDONE\tACKED\tQUEUED\tDELIVERED\tCOMMITS\tADDED, REMOVED\tEPOCHS\tPACKETS, LOST, OVERTAKEN\tS TO HEAL: MEDIAN, LONGEST\tFAULTS")
 	for _, row := range t.rows {
 		fmt.Fprintln(w, strings.Join(row, "\t"))
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -36,6 +37,7 @@ type world struct {
 	hosts  []*hostProcess
 	clocks []*clock // nil without stepped clocks
 	next   int      // which node is restarted next
+	guests []string // users
 	tell   func(format string, args ...any)
 
 	mu      sync.Mutex
@@ -147,8 +149,11 @@ func (w *world) found(ctx context.Context) error {
 		if err := o.WaitPeers(ctx, len(w.orgs)-1, 30*time.Second); err != nil {
 			return err
 		}
+		people := []string{"guest"}
 		for n := range w.o.clients / len(w.orgs) {
-			user := "user" + strconv.Itoa(n+1)
+			people = append(people, "user"+strconv.Itoa(n+1))
+		}
+		for n, user := range people {
 			inv, err := o.Invite(ctx, user)
 			if err != nil {
 				return err
@@ -158,7 +163,11 @@ func (w *world) found(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("enrol %s at %s: %w", user, o.Domain, err)
 			}
-			if users = append(users, string(inv.User)); n == 0 {
+			if n == 0 {
+				w.guests = append(w.guests, string(inv.User))
+				continue
+			}
+			if users = append(users, string(inv.User)); n == 1 {
 				first = append(first, f.Client)
 			}
 		}
@@ -322,7 +331,7 @@ func (h *hostProcess) kill() {
 func (h *hostProcess) talk(ctx context.Context) error {
 	h.seed += uint64(len(names))
 	n := float64(h.world.o.clients)
-	_, err := h.call(ctx, order{Do: "talk", Seed: h.seed, Rate: h.world.o.rate / n, Commits: h.world.o.commits / n})
+	_, err := h.call(ctx, order{Do: "talk", Guests: h.world.guests, Seed: h.seed, Rate: h.world.o.rate / n, Commits: h.world.o.commits / n})
 	return err
 }
 
@@ -332,6 +341,9 @@ func (w *world) take(f fact) {
 	defer w.mu.Unlock()
 	w.counts[f.Is]++
 	p, n := place{f.Client, f.Room}, name{f.Client, f.Room, f.Number}
+	if f.Is == "joined" {
+		w.record.joined[p] = len(w.record.told[p])
+	}
 	switch f.Is {
 	case "sending":
 		w.record.sending[n] = true
@@ -371,7 +383,11 @@ func (w *world) take(f fact) {
 }
 
 // reach notes how far a client is in a room. mu is held.
-func (w *world) reach(p place, seq uint64) { w.reached[p] = max(w.reached[p], seq) }
+func (w *world) reach(p place, seq uint64) {
+	if !isGuest(p.Client) {
+		w.reached[p] = max(w.reached[p], seq)
+	}
+}
 
 // behind says which place hasn't everything that was acknowledged in the rooms of want, "" if none.
 func (w *world) behind(want map[string]uint64) string {
@@ -453,16 +469,36 @@ func (w *world) unsettled() []string {
 	defer w.mu.Unlock()
 	var slow []string
 	most := make(map[string]view)
+	members := 0
 	for p, v := range w.status {
-		if v.Seq > most[p.Room].Seq {
+		if isGuest(p.Client) {
+			continue
+		}
+		if members++; v.Seq >= most[p.Room].Seq {
 			most[p.Room] = v
 		}
 	}
-	if n := w.o.rooms * w.o.clients; len(w.status) != n {
-		slow = append(slow, fmt.Sprintf("%d clients are in rooms, want %d", len(w.status), n))
+	if n := w.o.rooms * w.o.clients; members != n {
+		slow = append(slow, fmt.Sprintf("%d clients are in rooms, want %d", members, n))
+	}
+	for room, m := range most {
+		for _, guest := range m.Guests {
+			if !w.status[place{guest, room}].Member {
+				slow = append(slow, fmt.Sprintf("%s isn't in %s yet", guest, room))
+			}
+		}
 	}
 	for p, v := range w.status {
-		switch m := most[p.Room]; {
+		m := most[p.Room]
+		if isGuest(p.Client) {
+			if v.Member != slices.Contains(m.Guests, p.Client) {
+				slow = append(slow, fmt.Sprintf("%s is a member of %s: %v", p.Client, p.Room, v.Member))
+			}
+			if !v.Member {
+				continue
+			}
+		}
+		switch {
 		case v.Outbox > 0:
 			slow = append(slow, fmt.Sprintf("%s has %d messages for %s in its outbox", p.Client, v.Outbox, p.Room))
 		case v.Seq != m.Seq || m.Seq < w.newest[p.Room]:
