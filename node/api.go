@@ -326,6 +326,14 @@ func (a clientAPI) SendEphemeral(ctx context.Context, req *connect.Request[api.M
 	return connect.NewResponse(new(api.SendEphemeralResponse)), nil
 }
 
+// RegisterPush has the client woken while it isn't connected.
+func (a clientAPI) RegisterPush(ctx context.Context, req *connect.Request[api.RegisterPushRequest]) (*connect.Response[api.RegisterPushResponse], error) {
+	if err := a.n.registerPush(sessionOf(ctx).client, req.Msg.Endpoint); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(new(api.RegisterPushResponse)), nil
+}
+
 // ReportAbuse reports abuse to the room's hub.
 func (a clientAPI) ReportAbuse(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error) {
 	room, err := roomURI(req.Msg.Room)

@@ -118,8 +118,10 @@ func (c *change) finish(wait func() error) error {
 	}
 	for client := range c.welcomed {
 		c.n.listeners.welcome(client)
+		c.n.push.client(client)
 	}
 	c.n.listeners.room(c.r.uri)
+	c.n.push.room(c.r.uri)
 	for peer := range c.queued {
 		c.n.outbox.Wake(peer)
 	}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -43,17 +44,27 @@ type Config struct {
 	Consent string `yaml:"consent"`
 	// Search says whose queries find users of this node, as far as these want to be found: those of users of peers too
 	// (SearchOpen, the default), or of own users only (SearchOwn).
-	Search string    `yaml:"search"`
+	Search string `yaml:"search"`
+	// Push says which endpoints may wake clients: those at public addresses (PushPublic, the default), at any address
+	// (PushPrivate), or none (PushOff).
+	Push   string    `yaml:"push"`
 	Limits Limits    `yaml:"limits"`
 	Log    LogConfig `yaml:"log"`
+
+	// For tests: roots of push services, and other times than pushDelay and pushRetry.
+	pushRoots            *x509.CertPool
+	pushDelay, pushRetry time.Duration
 }
 
-// The values of Config.Consent and Config.Search.
+// The values of Config.Consent, Config.Search and Config.Push.
 const (
 	ConsentOpen     = "open"
 	ConsentExplicit = "explicit"
 	SearchOpen      = "open"
 	SearchOwn       = "own"
+	PushPublic      = "public"
+	PushPrivate     = "private"
+	PushOff         = "off"
 )
 
 // PeerConfig is a peer that the configuration approves.
@@ -204,6 +215,13 @@ func (c *Config) complete() error {
 	case SearchOpen, SearchOwn:
 	default:
 		return fmt.Errorf("search: %q is not one of %s, %s", c.Search, SearchOpen, SearchOwn)
+	}
+	switch c.Push {
+	case "":
+		c.Push = PushPublic
+	case PushPublic, PushPrivate, PushOff:
+	default:
+		return fmt.Errorf("push: %q is not one of %s, %s, %s", c.Push, PushPublic, PushPrivate, PushOff)
 	}
 	switch c.Consent {
 	case "":
@@ -360,6 +378,7 @@ gossip: lan                    # local (one machine), lan or wan
 suites: [1, 2, 3, 5, 7]        # cipher suites of hosted rooms, 0xf001 to 0xf00b the post-quantum ones; default: all
 consent: open                  # who may fetch KeyPackages of users: open (users of approved peers) or explicit (whom the user allows)
 search: open                   # whose searches find users who want to be found: open (users of peers too) or own
+push: public                   # where clients may have themselves woken: public (addresses), private (any address) or off
 peers:                         # approved at every start, besides those of "peers approve"
   - domain: beta.example
     fingerprint: <SHA-256 of beta's root, in hexadecimal>

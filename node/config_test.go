@@ -73,6 +73,7 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		{minimal + "gossip: loud\n", "gossip:"},
 		{minimal + "consent: maybe\n", "consent:"},
 		{minimal + "search: maybe\n", "search:"},
+		{minimal + "push: maybe\n", "push:"},
 		{minimal + "suites: [1, 4]\n", "suites[1]:"},
 		{minimal + "suites: [1, 1]\n", "suites[1]:"},
 		{minimal + "peers: [{domain: beta.example}]\n", "peers[0].fingerprint:"},

@@ -72,6 +72,13 @@ func (ls *listeners) remove(l *listener) {
 	}
 }
 
+// connected says whether a client has an open stream.
+func (ls *listeners) connected(client mimi.URI) bool {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	return len(ls.byClient[client]) > 0
+}
+
 // listen has l hear of a room.
 func (ls *listeners) listen(l *listener, room mimi.URI) {
 	ls.mu.Lock()

@@ -43,6 +43,7 @@ import (
 //	n/K/<KeyPackageRef>               refRecord: the local client whose KeyPackage it is, kept after it was claimed, with the
 //	                                  provider whose hub has claimed it
 //	n/p/<KeyPackageRef>               refRecord: the provider from which this hub got the KeyPackage for somebody
+//	n/U/<client> 00                   where the client is woken when a message waits for it: the URL of a push endpoint
 //	n/u/<user> 00 <room>              a room whose participant list has the user, as far as the node knows
 //	n/m/<user> 00 <room>              a room that the user has created here; none for rooms from before format 2
 //	n/b/<room> 00 <SHA-256>           reportRecord: a report of abuse in a room hosted here, by the hash of the reporter's
@@ -81,6 +82,7 @@ const (
 	prefixClaimedRef = "n/p/"
 	prefixUserRoom   = "n/u/"
 	prefixCreated    = "n/m/"
+	prefixPush       = "n/U/"
 	prefixReport     = "n/b/"
 	prefixConsent    = "n/q/"
 	prefixConsentOf  = "n/Q/"

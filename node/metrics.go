@@ -17,6 +17,7 @@ type metrics struct {
 	requests  *prometheus.HistogramVec // procedure
 	delivered prometheus.Counter       // events sent to clients
 	evidence  prometheus.Counter       // contradictions of hubs
+	pushed    *prometheus.CounterVec   // result
 }
 
 func newMetrics(n *Node) *metrics {
@@ -38,11 +39,14 @@ func newMetrics(n *Node) *metrics {
 		delivered: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "parley_events_total", Help: "Events sent to clients' streams.",
 		}),
+		pushed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "parley_pushed_total", Help: "Wake-ups of clients, by what became of them.",
+		}, []string{"result"}),
 		evidence: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "parley_evidence_total", Help: "Times that a hub has contradicted a head that it has signed.",
 		}),
 	}
-	m.registry.MustRegister(m.refused, m.accepted, m.followed, m.requests, m.delivered, m.evidence,
+	m.registry.MustRegister(m.refused, m.accepted, m.followed, m.requests, m.delivered, m.evidence, m.pushed,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "parley_streams", Help: "Open event streams.",

@@ -79,6 +79,7 @@ type Node struct {
 	peerBytes      pace.Limiter[string]
 	created        createdRooms
 	ephemerals     ephemerals
+	push           *push
 	profileMu      sync.Mutex // held from reading a profile to applying what changes it
 	assets         *assets
 	searching      chan struct{} // has a value while all profiles are searched
@@ -172,6 +173,7 @@ func (n *Node) open() error {
 	}
 	n.auth = newAuth(n.cfg.Domain, n.verifier, n.cfg.Limits)
 	n.metrics = newMetrics(n)
+	n.push = newPush(n)
 	if err := n.listen(); err != nil {
 		return err
 	}
@@ -274,6 +276,7 @@ func (n *Node) Run(ctx context.Context) error {
 	start(&serving, "admin socket", n.serveAdmin)
 	start(&serving, "maintenance", n.maintain)
 	start(&serving, "bundles", n.refreshBundles)
+	start(&serving, "push", n.push.run)
 	start(&serving, "removals", n.serveRemovals)
 	n.kickRemovals() // what a crash may have cut off
 	n.pushBundle()

@@ -32,6 +32,9 @@ func (n *Node) revoked(c *authority.Certificate) {
 		return
 	}
 	n.listeners.end(c.Client, refuse("revoked", "%s was revoked", c.Client))
+	if err := n.registerPush(c.Client, ""); err != nil {
+		n.log.Error("deleting the push endpoint", "client", c.Client, "err", err)
+	}
 	if err := n.forgetClient(c.User, c.Client); err != nil {
 		n.log.Error("deleting KeyPackages", "client", c.Client, "err", err)
 	}

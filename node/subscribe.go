@@ -51,7 +51,13 @@ func (a clientAPI) Subscribe(ctx context.Context, req *connect.Request[api.Subsc
 	if l == nil {
 		return refuse("busy", "%s has %d streams open", s.client, a.n.cfg.Limits.Streams)
 	}
-	defer a.n.listeners.remove(l)
+	a.n.push.wakes(s.client)
+	defer func() {
+		a.n.listeners.remove(l)
+		if err := a.n.push.sleeps(s.client, true); err != nil {
+			a.n.log.Error("watching the rooms of a client that went away", "client", s.client, "err", err)
+		}
+	}()
 	if err := a.n.auth.check(s); err != nil {
 		return err
 	}

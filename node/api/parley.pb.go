@@ -1116,6 +1116,86 @@ func (*SendEphemeralResponse) Descriptor() ([]byte, []int) {
 	return file_parley_proto_rawDescGZIP(), []int{21}
 }
 
+type RegisterPushRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Endpoint      string                 `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // https URL of a UnifiedPush endpoint; empty: none any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegisterPushRequest) Reset() {
+	*x = RegisterPushRequest{}
+	mi := &file_parley_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegisterPushRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegisterPushRequest) ProtoMessage() {}
+
+func (x *RegisterPushRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegisterPushRequest.ProtoReflect.Descriptor instead.
+func (*RegisterPushRequest) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RegisterPushRequest) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+type RegisterPushResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegisterPushResponse) Reset() {
+	*x = RegisterPushResponse{}
+	mi := &file_parley_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegisterPushResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegisterPushResponse) ProtoMessage() {}
+
+func (x *RegisterPushResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegisterPushResponse.ProtoReflect.Descriptor instead.
+func (*RegisterPushResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{23}
+}
+
 type UpdateConsentRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entry         []byte                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`                                 // ConsentEntry, without KeyPackages; the client's user is the requester or the target
@@ -1126,7 +1206,7 @@ type UpdateConsentRequest struct {
 
 func (x *UpdateConsentRequest) Reset() {
 	*x = UpdateConsentRequest{}
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1218,7 @@ func (x *UpdateConsentRequest) String() string {
 func (*UpdateConsentRequest) ProtoMessage() {}
 
 func (x *UpdateConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1231,7 @@ func (x *UpdateConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConsentRequest.ProtoReflect.Descriptor instead.
 func (*UpdateConsentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{22}
+	return file_parley_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdateConsentRequest) GetEntry() []byte {
@@ -1176,7 +1256,7 @@ type UpdateConsentResponse struct {
 
 func (x *UpdateConsentResponse) Reset() {
 	*x = UpdateConsentResponse{}
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1268,7 @@ func (x *UpdateConsentResponse) String() string {
 func (*UpdateConsentResponse) ProtoMessage() {}
 
 func (x *UpdateConsentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1281,7 @@ func (x *UpdateConsentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConsentResponse.ProtoReflect.Descriptor instead.
 func (*UpdateConsentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{23}
+	return file_parley_proto_rawDescGZIP(), []int{25}
 }
 
 type ConsentsRequest struct {
@@ -1212,7 +1292,7 @@ type ConsentsRequest struct {
 
 func (x *ConsentsRequest) Reset() {
 	*x = ConsentsRequest{}
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1304,7 @@ func (x *ConsentsRequest) String() string {
 func (*ConsentsRequest) ProtoMessage() {}
 
 func (x *ConsentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1317,7 @@ func (x *ConsentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsentsRequest.ProtoReflect.Descriptor instead.
 func (*ConsentsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{24}
+	return file_parley_proto_rawDescGZIP(), []int{26}
 }
 
 type ConsentsResponse struct {
@@ -1249,7 +1329,7 @@ type ConsentsResponse struct {
 
 func (x *ConsentsResponse) Reset() {
 	*x = ConsentsResponse{}
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1341,7 @@ func (x *ConsentsResponse) String() string {
 func (*ConsentsResponse) ProtoMessage() {}
 
 func (x *ConsentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1354,7 @@ func (x *ConsentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsentsResponse.ProtoReflect.Descriptor instead.
 func (*ConsentsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{25}
+	return file_parley_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ConsentsResponse) GetConsents() []*Consent {
@@ -1299,7 +1379,7 @@ type Consent struct {
 
 func (x *Consent) Reset() {
 	*x = Consent{}
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1391,7 @@ func (x *Consent) String() string {
 func (*Consent) ProtoMessage() {}
 
 func (x *Consent) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1404,7 @@ func (x *Consent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consent.ProtoReflect.Descriptor instead.
 func (*Consent) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{26}
+	return file_parley_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Consent) GetRequester() string {
@@ -1378,7 +1458,7 @@ type LastSentRequest struct {
 
 func (x *LastSentRequest) Reset() {
 	*x = LastSentRequest{}
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1470,7 @@ func (x *LastSentRequest) String() string {
 func (*LastSentRequest) ProtoMessage() {}
 
 func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1483,7 @@ func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSentRequest.ProtoReflect.Descriptor instead.
 func (*LastSentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{27}
+	return file_parley_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LastSentRequest) GetGroup() []byte {
@@ -1425,7 +1505,7 @@ type LastSentResponse struct {
 
 func (x *LastSentResponse) Reset() {
 	*x = LastSentResponse{}
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1517,7 @@ func (x *LastSentResponse) String() string {
 func (*LastSentResponse) ProtoMessage() {}
 
 func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1530,7 @@ func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSentResponse.ProtoReflect.Descriptor instead.
 func (*LastSentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{28}
+	return file_parley_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *LastSentResponse) GetKnown() bool {
@@ -1491,7 +1571,7 @@ type NoteSentRequest struct {
 
 func (x *NoteSentRequest) Reset() {
 	*x = NoteSentRequest{}
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +1583,7 @@ func (x *NoteSentRequest) String() string {
 func (*NoteSentRequest) ProtoMessage() {}
 
 func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +1596,7 @@ func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteSentRequest.ProtoReflect.Descriptor instead.
 func (*NoteSentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{29}
+	return file_parley_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NoteSentRequest) GetMessage() []byte {
@@ -1541,7 +1621,7 @@ type NoteSentResponse struct {
 
 func (x *NoteSentResponse) Reset() {
 	*x = NoteSentResponse{}
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1633,7 @@ func (x *NoteSentResponse) String() string {
 func (*NoteSentResponse) ProtoMessage() {}
 
 func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1646,7 @@ func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteSentResponse.ProtoReflect.Descriptor instead.
 func (*NoteSentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{30}
+	return file_parley_proto_rawDescGZIP(), []int{32}
 }
 
 type UploadAssetRequest struct {
@@ -1581,7 +1661,7 @@ type UploadAssetRequest struct {
 
 func (x *UploadAssetRequest) Reset() {
 	*x = UploadAssetRequest{}
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +1673,7 @@ func (x *UploadAssetRequest) String() string {
 func (*UploadAssetRequest) ProtoMessage() {}
 
 func (x *UploadAssetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1606,7 +1686,7 @@ func (x *UploadAssetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadAssetRequest.ProtoReflect.Descriptor instead.
 func (*UploadAssetRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{31}
+	return file_parley_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UploadAssetRequest) GetHash() []byte {
@@ -1648,7 +1728,7 @@ type UploadAssetResponse struct {
 
 func (x *UploadAssetResponse) Reset() {
 	*x = UploadAssetResponse{}
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1740,7 @@ func (x *UploadAssetResponse) String() string {
 func (*UploadAssetResponse) ProtoMessage() {}
 
 func (x *UploadAssetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1753,7 @@ func (x *UploadAssetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadAssetResponse.ProtoReflect.Descriptor instead.
 func (*UploadAssetResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{32}
+	return file_parley_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UploadAssetResponse) GetOffset() uint64 {
@@ -1706,7 +1786,7 @@ type DeleteAssetRequest struct {
 
 func (x *DeleteAssetRequest) Reset() {
 	*x = DeleteAssetRequest{}
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1798,7 @@ func (x *DeleteAssetRequest) String() string {
 func (*DeleteAssetRequest) ProtoMessage() {}
 
 func (x *DeleteAssetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1811,7 @@ func (x *DeleteAssetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAssetRequest.ProtoReflect.Descriptor instead.
 func (*DeleteAssetRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{33}
+	return file_parley_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeleteAssetRequest) GetHash() []byte {
@@ -1749,7 +1829,7 @@ type DeleteAssetResponse struct {
 
 func (x *DeleteAssetResponse) Reset() {
 	*x = DeleteAssetResponse{}
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1841,7 @@ func (x *DeleteAssetResponse) String() string {
 func (*DeleteAssetResponse) ProtoMessage() {}
 
 func (x *DeleteAssetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1854,7 @@ func (x *DeleteAssetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAssetResponse.ProtoReflect.Descriptor instead.
 func (*DeleteAssetResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{34}
+	return file_parley_proto_rawDescGZIP(), []int{36}
 }
 
 type DownloadAssetRequest struct {
@@ -1787,7 +1867,7 @@ type DownloadAssetRequest struct {
 
 func (x *DownloadAssetRequest) Reset() {
 	*x = DownloadAssetRequest{}
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +1879,7 @@ func (x *DownloadAssetRequest) String() string {
 func (*DownloadAssetRequest) ProtoMessage() {}
 
 func (x *DownloadAssetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1892,7 @@ func (x *DownloadAssetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadAssetRequest.ProtoReflect.Descriptor instead.
 func (*DownloadAssetRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{35}
+	return file_parley_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DownloadAssetRequest) GetRoom() string {
@@ -1839,7 +1919,7 @@ type DownloadAssetResponse struct {
 
 func (x *DownloadAssetResponse) Reset() {
 	*x = DownloadAssetResponse{}
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +1931,7 @@ func (x *DownloadAssetResponse) String() string {
 func (*DownloadAssetResponse) ProtoMessage() {}
 
 func (x *DownloadAssetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +1944,7 @@ func (x *DownloadAssetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadAssetResponse.ProtoReflect.Descriptor instead.
 func (*DownloadAssetResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{36}
+	return file_parley_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DownloadAssetResponse) GetSize() uint64 {
@@ -1892,7 +1972,7 @@ type MimiResponse struct {
 
 func (x *MimiResponse) Reset() {
 	*x = MimiResponse{}
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1904,7 +1984,7 @@ func (x *MimiResponse) String() string {
 func (*MimiResponse) ProtoMessage() {}
 
 func (x *MimiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1917,7 +1997,7 @@ func (x *MimiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MimiResponse.ProtoReflect.Descriptor instead.
 func (*MimiResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{37}
+	return file_parley_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *MimiResponse) GetBody() []byte {
@@ -1950,7 +2030,7 @@ type HubSenderRequest struct {
 
 func (x *HubSenderRequest) Reset() {
 	*x = HubSenderRequest{}
-	mi := &file_parley_proto_msgTypes[38]
+	mi := &file_parley_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2042,7 @@ func (x *HubSenderRequest) String() string {
 func (*HubSenderRequest) ProtoMessage() {}
 
 func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[38]
+	mi := &file_parley_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2055,7 @@ func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderRequest.ProtoReflect.Descriptor instead.
 func (*HubSenderRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{38}
+	return file_parley_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *HubSenderRequest) GetCipherSuite() uint32 {
@@ -1994,7 +2074,7 @@ type HubSenderResponse struct {
 
 func (x *HubSenderResponse) Reset() {
 	*x = HubSenderResponse{}
-	mi := &file_parley_proto_msgTypes[39]
+	mi := &file_parley_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2006,7 +2086,7 @@ func (x *HubSenderResponse) String() string {
 func (*HubSenderResponse) ProtoMessage() {}
 
 func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[39]
+	mi := &file_parley_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2019,7 +2099,7 @@ func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderResponse.ProtoReflect.Descriptor instead.
 func (*HubSenderResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{39}
+	return file_parley_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *HubSenderResponse) GetExternalSender() []byte {
@@ -2040,7 +2120,7 @@ type CreateRoomRequest struct {
 
 func (x *CreateRoomRequest) Reset() {
 	*x = CreateRoomRequest{}
-	mi := &file_parley_proto_msgTypes[40]
+	mi := &file_parley_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2132,7 @@ func (x *CreateRoomRequest) String() string {
 func (*CreateRoomRequest) ProtoMessage() {}
 
 func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[40]
+	mi := &file_parley_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2145,7 @@ func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomRequest.ProtoReflect.Descriptor instead.
 func (*CreateRoomRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{40}
+	return file_parley_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CreateRoomRequest) GetRoom() string {
@@ -2097,7 +2177,7 @@ type CreateRoomResponse struct {
 
 func (x *CreateRoomResponse) Reset() {
 	*x = CreateRoomResponse{}
-	mi := &file_parley_proto_msgTypes[41]
+	mi := &file_parley_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2189,7 @@ func (x *CreateRoomResponse) String() string {
 func (*CreateRoomResponse) ProtoMessage() {}
 
 func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[41]
+	mi := &file_parley_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2202,7 @@ func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomResponse.ProtoReflect.Descriptor instead.
 func (*CreateRoomResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{41}
+	return file_parley_proto_rawDescGZIP(), []int{43}
 }
 
 type RoomsRequest struct {
@@ -2133,7 +2213,7 @@ type RoomsRequest struct {
 
 func (x *RoomsRequest) Reset() {
 	*x = RoomsRequest{}
-	mi := &file_parley_proto_msgTypes[42]
+	mi := &file_parley_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2225,7 @@ func (x *RoomsRequest) String() string {
 func (*RoomsRequest) ProtoMessage() {}
 
 func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[42]
+	mi := &file_parley_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2238,7 @@ func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsRequest.ProtoReflect.Descriptor instead.
 func (*RoomsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{42}
+	return file_parley_proto_rawDescGZIP(), []int{44}
 }
 
 type RoomsResponse struct {
@@ -2170,7 +2250,7 @@ type RoomsResponse struct {
 
 func (x *RoomsResponse) Reset() {
 	*x = RoomsResponse{}
-	mi := &file_parley_proto_msgTypes[43]
+	mi := &file_parley_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2262,7 @@ func (x *RoomsResponse) String() string {
 func (*RoomsResponse) ProtoMessage() {}
 
 func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[43]
+	mi := &file_parley_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2275,7 @@ func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsResponse.ProtoReflect.Descriptor instead.
 func (*RoomsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{43}
+	return file_parley_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RoomsResponse) GetRooms() []*Room {
@@ -2216,7 +2296,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_parley_proto_msgTypes[44]
+	mi := &file_parley_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2228,7 +2308,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[44]
+	mi := &file_parley_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2241,7 +2321,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{44}
+	return file_parley_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Room) GetRoom() string {
@@ -2275,7 +2355,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_parley_proto_msgTypes[45]
+	mi := &file_parley_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +2367,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[45]
+	mi := &file_parley_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +2380,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{45}
+	return file_parley_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Cursor) GetRoom() string {
@@ -2327,7 +2407,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_parley_proto_msgTypes[46]
+	mi := &file_parley_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2419,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[46]
+	mi := &file_parley_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2432,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{46}
+	return file_parley_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SubscribeRequest) GetCursors() []*Cursor {
@@ -2379,7 +2459,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_parley_proto_msgTypes[47]
+	mi := &file_parley_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2471,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[47]
+	mi := &file_parley_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2484,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{47}
+	return file_parley_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SubscribeResponse) GetEvents() []*Event {
@@ -2432,7 +2512,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_parley_proto_msgTypes[48]
+	mi := &file_parley_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +2524,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[48]
+	mi := &file_parley_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +2537,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{48}
+	return file_parley_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -2591,7 +2671,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_parley_proto_msgTypes[49]
+	mi := &file_parley_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +2683,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[49]
+	mi := &file_parley_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +2696,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{49}
+	return file_parley_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *LogEntry) GetRoom() string {
@@ -2666,7 +2746,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_parley_proto_msgTypes[50]
+	mi := &file_parley_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2678,7 +2758,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[50]
+	mi := &file_parley_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2691,7 +2771,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{50}
+	return file_parley_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Welcome) GetNumber() uint64 {
@@ -2733,7 +2813,7 @@ type Ephemeral struct {
 
 func (x *Ephemeral) Reset() {
 	*x = Ephemeral{}
-	mi := &file_parley_proto_msgTypes[51]
+	mi := &file_parley_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2745,7 +2825,7 @@ func (x *Ephemeral) String() string {
 func (*Ephemeral) ProtoMessage() {}
 
 func (x *Ephemeral) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[51]
+	mi := &file_parley_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2758,7 +2838,7 @@ func (x *Ephemeral) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ephemeral.ProtoReflect.Descriptor instead.
 func (*Ephemeral) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{51}
+	return file_parley_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Ephemeral) GetRoom() string {
@@ -2784,7 +2864,7 @@ type TrustChange struct {
 
 func (x *TrustChange) Reset() {
 	*x = TrustChange{}
-	mi := &file_parley_proto_msgTypes[52]
+	mi := &file_parley_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +2876,7 @@ func (x *TrustChange) String() string {
 func (*TrustChange) ProtoMessage() {}
 
 func (x *TrustChange) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[52]
+	mi := &file_parley_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +2889,7 @@ func (x *TrustChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustChange.ProtoReflect.Descriptor instead.
 func (*TrustChange) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{52}
+	return file_parley_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TrustChange) GetDomain() string {
@@ -2827,7 +2907,7 @@ type Live struct {
 
 func (x *Live) Reset() {
 	*x = Live{}
-	mi := &file_parley_proto_msgTypes[53]
+	mi := &file_parley_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +2919,7 @@ func (x *Live) String() string {
 func (*Live) ProtoMessage() {}
 
 func (x *Live) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[53]
+	mi := &file_parley_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +2932,7 @@ func (x *Live) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Live.ProtoReflect.Descriptor instead.
 func (*Live) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{53}
+	return file_parley_proto_rawDescGZIP(), []int{55}
 }
 
 type AcknowledgeRequest struct {
@@ -2866,7 +2946,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_parley_proto_msgTypes[54]
+	mi := &file_parley_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2878,7 +2958,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[54]
+	mi := &file_parley_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2891,7 +2971,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{54}
+	return file_parley_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *AcknowledgeRequest) GetCursors() []*Cursor {
@@ -2923,7 +3003,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_parley_proto_msgTypes[55]
+	mi := &file_parley_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +3015,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[55]
+	mi := &file_parley_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +3028,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{55}
+	return file_parley_proto_rawDescGZIP(), []int{57}
 }
 
 var File_parley_proto protoreflect.FileDescriptor
@@ -3017,7 +3097,10 @@ const file_parley_proto_rawDesc = "" +
 	"generation\x88\x01\x01B\r\n" +
 	"\v_generation\"\x15\n" +
 	"\x13ReportAbuseResponse\"\x17\n" +
-	"\x15SendEphemeralResponse\"O\n" +
+	"\x15SendEphemeralResponse\"1\n" +
+	"\x13RegisterPushRequest\x12\x1a\n" +
+	"\bendpoint\x18\x01 \x01(\tR\bendpoint\"\x16\n" +
+	"\x14RegisterPushResponse\"O\n" +
 	"\x14UpdateConsentRequest\x12\x14\n" +
 	"\x05entry\x18\x01 \x01(\fR\x05entry\x12!\n" +
 	"\fkey_packages\x18\x02 \x01(\bR\vkeyPackages\"\x17\n" +
@@ -3129,7 +3212,7 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Enrol\x12\x17.parley.v1.EnrolRequest\x1a\x18.parley.v1.EnrolResponse\x12=\n" +
 	"\x06Bundle\x12\x18.parley.v1.BundleRequest\x1a\x19.parley.v1.BundleResponse\x12F\n" +
 	"\tChallenge\x12\x1b.parley.v1.ChallengeRequest\x1a\x1c.parley.v1.ChallengeResponse\x12O\n" +
-	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xba\r\n" +
+	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\x8b\x0e\n" +
 	"\rClientService\x12:\n" +
 	"\x05Renew\x12\x17.parley.v1.RenewRequest\x1a\x18.parley.v1.EnrolResponse\x12@\n" +
 	"\aBundles\x12\x19.parley.v1.BundlesRequest\x1a\x1a.parley.v1.BundlesResponse\x12a\n" +
@@ -3146,7 +3229,8 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Rooms\x12\x17.parley.v1.RoomsRequest\x1a\x18.parley.v1.RoomsResponse\x129\n" +
 	"\x06Update\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12@\n" +
 	"\rSubmitMessage\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12I\n" +
-	"\rSendEphemeral\x12\x16.parley.v1.MimiRequest\x1a .parley.v1.SendEphemeralResponse\x12E\n" +
+	"\rSendEphemeral\x12\x16.parley.v1.MimiRequest\x1a .parley.v1.SendEphemeralResponse\x12O\n" +
+	"\fRegisterPush\x12\x1e.parley.v1.RegisterPushRequest\x1a\x1f.parley.v1.RegisterPushResponse\x12E\n" +
 	"\vReportAbuse\x12\x16.parley.v1.MimiRequest\x1a\x1e.parley.v1.ReportAbuseResponse\x12R\n" +
 	"\rUpdateConsent\x12\x1f.parley.v1.UpdateConsentRequest\x1a .parley.v1.UpdateConsentResponse\x12C\n" +
 	"\bConsents\x12\x1a.parley.v1.ConsentsRequest\x1a\x1b.parley.v1.ConsentsResponse\x12C\n" +
@@ -3171,7 +3255,7 @@ func file_parley_proto_rawDescGZIP() []byte {
 	return file_parley_proto_rawDescData
 }
 
-var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_parley_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                  // 0: parley.v1.ErrorInfo
 	(*EnrolRequest)(nil),               // 1: parley.v1.EnrolRequest
@@ -3195,55 +3279,57 @@ var file_parley_proto_goTypes = []any{
 	(*MimiRequest)(nil),                // 19: parley.v1.MimiRequest
 	(*ReportAbuseResponse)(nil),        // 20: parley.v1.ReportAbuseResponse
 	(*SendEphemeralResponse)(nil),      // 21: parley.v1.SendEphemeralResponse
-	(*UpdateConsentRequest)(nil),       // 22: parley.v1.UpdateConsentRequest
-	(*UpdateConsentResponse)(nil),      // 23: parley.v1.UpdateConsentResponse
-	(*ConsentsRequest)(nil),            // 24: parley.v1.ConsentsRequest
-	(*ConsentsResponse)(nil),           // 25: parley.v1.ConsentsResponse
-	(*Consent)(nil),                    // 26: parley.v1.Consent
-	(*LastSentRequest)(nil),            // 27: parley.v1.LastSentRequest
-	(*LastSentResponse)(nil),           // 28: parley.v1.LastSentResponse
-	(*NoteSentRequest)(nil),            // 29: parley.v1.NoteSentRequest
-	(*NoteSentResponse)(nil),           // 30: parley.v1.NoteSentResponse
-	(*UploadAssetRequest)(nil),         // 31: parley.v1.UploadAssetRequest
-	(*UploadAssetResponse)(nil),        // 32: parley.v1.UploadAssetResponse
-	(*DeleteAssetRequest)(nil),         // 33: parley.v1.DeleteAssetRequest
-	(*DeleteAssetResponse)(nil),        // 34: parley.v1.DeleteAssetResponse
-	(*DownloadAssetRequest)(nil),       // 35: parley.v1.DownloadAssetRequest
-	(*DownloadAssetResponse)(nil),      // 36: parley.v1.DownloadAssetResponse
-	(*MimiResponse)(nil),               // 37: parley.v1.MimiResponse
-	(*HubSenderRequest)(nil),           // 38: parley.v1.HubSenderRequest
-	(*HubSenderResponse)(nil),          // 39: parley.v1.HubSenderResponse
-	(*CreateRoomRequest)(nil),          // 40: parley.v1.CreateRoomRequest
-	(*CreateRoomResponse)(nil),         // 41: parley.v1.CreateRoomResponse
-	(*RoomsRequest)(nil),               // 42: parley.v1.RoomsRequest
-	(*RoomsResponse)(nil),              // 43: parley.v1.RoomsResponse
-	(*Room)(nil),                       // 44: parley.v1.Room
-	(*Cursor)(nil),                     // 45: parley.v1.Cursor
-	(*SubscribeRequest)(nil),           // 46: parley.v1.SubscribeRequest
-	(*SubscribeResponse)(nil),          // 47: parley.v1.SubscribeResponse
-	(*Event)(nil),                      // 48: parley.v1.Event
-	(*LogEntry)(nil),                   // 49: parley.v1.LogEntry
-	(*Welcome)(nil),                    // 50: parley.v1.Welcome
-	(*Ephemeral)(nil),                  // 51: parley.v1.Ephemeral
-	(*TrustChange)(nil),                // 52: parley.v1.TrustChange
-	(*Live)(nil),                       // 53: parley.v1.Live
-	(*AcknowledgeRequest)(nil),         // 54: parley.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 55: parley.v1.AcknowledgeResponse
+	(*RegisterPushRequest)(nil),        // 22: parley.v1.RegisterPushRequest
+	(*RegisterPushResponse)(nil),       // 23: parley.v1.RegisterPushResponse
+	(*UpdateConsentRequest)(nil),       // 24: parley.v1.UpdateConsentRequest
+	(*UpdateConsentResponse)(nil),      // 25: parley.v1.UpdateConsentResponse
+	(*ConsentsRequest)(nil),            // 26: parley.v1.ConsentsRequest
+	(*ConsentsResponse)(nil),           // 27: parley.v1.ConsentsResponse
+	(*Consent)(nil),                    // 28: parley.v1.Consent
+	(*LastSentRequest)(nil),            // 29: parley.v1.LastSentRequest
+	(*LastSentResponse)(nil),           // 30: parley.v1.LastSentResponse
+	(*NoteSentRequest)(nil),            // 31: parley.v1.NoteSentRequest
+	(*NoteSentResponse)(nil),           // 32: parley.v1.NoteSentResponse
+	(*UploadAssetRequest)(nil),         // 33: parley.v1.UploadAssetRequest
+	(*UploadAssetResponse)(nil),        // 34: parley.v1.UploadAssetResponse
+	(*DeleteAssetRequest)(nil),         // 35: parley.v1.DeleteAssetRequest
+	(*DeleteAssetResponse)(nil),        // 36: parley.v1.DeleteAssetResponse
+	(*DownloadAssetRequest)(nil),       // 37: parley.v1.DownloadAssetRequest
+	(*DownloadAssetResponse)(nil),      // 38: parley.v1.DownloadAssetResponse
+	(*MimiResponse)(nil),               // 39: parley.v1.MimiResponse
+	(*HubSenderRequest)(nil),           // 40: parley.v1.HubSenderRequest
+	(*HubSenderResponse)(nil),          // 41: parley.v1.HubSenderResponse
+	(*CreateRoomRequest)(nil),          // 42: parley.v1.CreateRoomRequest
+	(*CreateRoomResponse)(nil),         // 43: parley.v1.CreateRoomResponse
+	(*RoomsRequest)(nil),               // 44: parley.v1.RoomsRequest
+	(*RoomsResponse)(nil),              // 45: parley.v1.RoomsResponse
+	(*Room)(nil),                       // 46: parley.v1.Room
+	(*Cursor)(nil),                     // 47: parley.v1.Cursor
+	(*SubscribeRequest)(nil),           // 48: parley.v1.SubscribeRequest
+	(*SubscribeResponse)(nil),          // 49: parley.v1.SubscribeResponse
+	(*Event)(nil),                      // 50: parley.v1.Event
+	(*LogEntry)(nil),                   // 51: parley.v1.LogEntry
+	(*Welcome)(nil),                    // 52: parley.v1.Welcome
+	(*Ephemeral)(nil),                  // 53: parley.v1.Ephemeral
+	(*TrustChange)(nil),                // 54: parley.v1.TrustChange
+	(*Live)(nil),                       // 55: parley.v1.Live
+	(*AcknowledgeRequest)(nil),         // 56: parley.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 57: parley.v1.AcknowledgeResponse
 }
 var file_parley_proto_depIdxs = []int32{
 	16, // 0: parley.v1.Profile.fields:type_name -> parley.v1.ProfileField
-	26, // 1: parley.v1.ConsentsResponse.consents:type_name -> parley.v1.Consent
-	44, // 2: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
-	45, // 3: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
-	48, // 4: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
-	49, // 5: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
-	50, // 6: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
-	52, // 7: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
+	28, // 1: parley.v1.ConsentsResponse.consents:type_name -> parley.v1.Consent
+	46, // 2: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
+	47, // 3: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
+	50, // 4: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
+	51, // 5: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
+	52, // 6: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
+	54, // 7: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
 	13, // 8: parley.v1.Event.key_packages:type_name -> parley.v1.PublishKeyPackagesResponse
-	26, // 9: parley.v1.Event.consent:type_name -> parley.v1.Consent
-	51, // 10: parley.v1.Event.ephemeral:type_name -> parley.v1.Ephemeral
-	53, // 11: parley.v1.Event.live:type_name -> parley.v1.Live
-	45, // 12: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	28, // 9: parley.v1.Event.consent:type_name -> parley.v1.Consent
+	53, // 10: parley.v1.Event.ephemeral:type_name -> parley.v1.Ephemeral
+	55, // 11: parley.v1.Event.live:type_name -> parley.v1.Live
+	47, // 12: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
 	1,  // 13: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
 	3,  // 14: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
 	5,  // 15: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
@@ -3255,53 +3341,55 @@ var file_parley_proto_depIdxs = []int32{
 	15, // 21: parley.v1.ClientService.SetProfile:input_type -> parley.v1.Profile
 	18, // 22: parley.v1.ClientService.GetProfile:input_type -> parley.v1.GetProfileRequest
 	19, // 23: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	38, // 24: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	40, // 25: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	42, // 26: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	40, // 24: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	42, // 25: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	44, // 26: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
 	19, // 27: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
 	19, // 28: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
 	19, // 29: parley.v1.ClientService.SendEphemeral:input_type -> parley.v1.MimiRequest
-	19, // 30: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
-	22, // 31: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
-	24, // 32: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
-	27, // 33: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
-	29, // 34: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
-	19, // 35: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
-	31, // 36: parley.v1.ClientService.UploadAsset:input_type -> parley.v1.UploadAssetRequest
-	33, // 37: parley.v1.ClientService.DeleteAsset:input_type -> parley.v1.DeleteAssetRequest
-	35, // 38: parley.v1.ClientService.DownloadAsset:input_type -> parley.v1.DownloadAssetRequest
-	46, // 39: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	54, // 40: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 41: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 42: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 43: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 44: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 45: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 46: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 47: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	37, // 48: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	17, // 49: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
-	15, // 50: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
-	37, // 51: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	39, // 52: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	41, // 53: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	43, // 54: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	37, // 55: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	37, // 56: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	21, // 57: parley.v1.ClientService.SendEphemeral:output_type -> parley.v1.SendEphemeralResponse
-	20, // 58: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
-	23, // 59: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
-	25, // 60: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
-	28, // 61: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
-	30, // 62: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
-	37, // 63: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	32, // 64: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
-	34, // 65: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
-	36, // 66: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
-	47, // 67: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	55, // 68: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	41, // [41:69] is the sub-list for method output_type
-	13, // [13:41] is the sub-list for method input_type
+	22, // 30: parley.v1.ClientService.RegisterPush:input_type -> parley.v1.RegisterPushRequest
+	19, // 31: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
+	24, // 32: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
+	26, // 33: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
+	29, // 34: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
+	31, // 35: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
+	19, // 36: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
+	33, // 37: parley.v1.ClientService.UploadAsset:input_type -> parley.v1.UploadAssetRequest
+	35, // 38: parley.v1.ClientService.DeleteAsset:input_type -> parley.v1.DeleteAssetRequest
+	37, // 39: parley.v1.ClientService.DownloadAsset:input_type -> parley.v1.DownloadAssetRequest
+	48, // 40: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	56, // 41: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 42: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 43: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 44: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 45: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 46: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	11, // 47: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	13, // 48: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	39, // 49: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	17, // 50: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
+	15, // 51: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
+	39, // 52: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	41, // 53: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	43, // 54: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	45, // 55: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	39, // 56: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	39, // 57: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	21, // 58: parley.v1.ClientService.SendEphemeral:output_type -> parley.v1.SendEphemeralResponse
+	23, // 59: parley.v1.ClientService.RegisterPush:output_type -> parley.v1.RegisterPushResponse
+	20, // 60: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
+	25, // 61: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
+	27, // 62: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
+	30, // 63: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	32, // 64: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
+	39, // 65: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	34, // 66: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
+	36, // 67: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
+	38, // 68: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
+	49, // 69: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	57, // 70: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	42, // [42:71] is the sub-list for method output_type
+	13, // [13:42] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -3313,7 +3401,7 @@ func file_parley_proto_init() {
 		return
 	}
 	file_parley_proto_msgTypes[19].OneofWrappers = []any{}
-	file_parley_proto_msgTypes[48].OneofWrappers = []any{
+	file_parley_proto_msgTypes[50].OneofWrappers = []any{
 		(*Event_Entry)(nil),
 		(*Event_Welcome)(nil),
 		(*Event_Trust)(nil),
@@ -3328,7 +3416,7 @@ func file_parley_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_proto_rawDesc), len(file_parley_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   56,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

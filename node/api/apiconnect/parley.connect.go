@@ -84,6 +84,9 @@ const (
 	// ClientServiceSendEphemeralProcedure is the fully-qualified name of the ClientService's
 	// SendEphemeral RPC.
 	ClientServiceSendEphemeralProcedure = "/parley.v1.ClientService/SendEphemeral"
+	// ClientServiceRegisterPushProcedure is the fully-qualified name of the ClientService's
+	// RegisterPush RPC.
+	ClientServiceRegisterPushProcedure = "/parley.v1.ClientService/RegisterPush"
 	// ClientServiceReportAbuseProcedure is the fully-qualified name of the ClientService's ReportAbuse
 	// RPC.
 	ClientServiceReportAbuseProcedure = "/parley.v1.ClientService/ReportAbuse"
@@ -302,6 +305,8 @@ type ClientServiceClient interface {
 	// SendEphemeral passes a message on to those members of a room who are connected, and keeps it nowhere. It has a generation
 	// like SubmitMessage, which must be after that of every other message, or it fails with "keyUsed".
 	SendEphemeral(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.SendEphemeralResponse], error)
+	// RegisterPush has this client woken at an endpoint while it isn't connected and a message waits.
+	RegisterPush(context.Context, *connect.Request[api.RegisterPushRequest]) (*connect.Response[api.RegisterPushResponse], error)
 	// ReportAbuse reports abuse to the room's hub (MIMI reportAbuse). It fails with "notAllowed" for messages that the hub
 	// hasn't franked as they are reported.
 	ReportAbuse(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error)
@@ -422,6 +427,12 @@ func NewClientServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(clientServiceMethods.ByName("SendEphemeral")),
 			connect.WithClientOptions(opts...),
 		),
+		registerPush: connect.NewClient[api.RegisterPushRequest, api.RegisterPushResponse](
+			httpClient,
+			baseURL+ClientServiceRegisterPushProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("RegisterPush")),
+			connect.WithClientOptions(opts...),
+		),
 		reportAbuse: connect.NewClient[api.MimiRequest, api.ReportAbuseResponse](
 			httpClient,
 			baseURL+ClientServiceReportAbuseProcedure,
@@ -506,6 +517,7 @@ type clientServiceClient struct {
 	update             *connect.Client[api.MimiRequest, api.MimiResponse]
 	submitMessage      *connect.Client[api.MimiRequest, api.MimiResponse]
 	sendEphemeral      *connect.Client[api.MimiRequest, api.SendEphemeralResponse]
+	registerPush       *connect.Client[api.RegisterPushRequest, api.RegisterPushResponse]
 	reportAbuse        *connect.Client[api.MimiRequest, api.ReportAbuseResponse]
 	updateConsent      *connect.Client[api.UpdateConsentRequest, api.UpdateConsentResponse]
 	consents           *connect.Client[api.ConsentsRequest, api.ConsentsResponse]
@@ -582,6 +594,11 @@ func (c *clientServiceClient) SubmitMessage(ctx context.Context, req *connect.Re
 // SendEphemeral calls parley.v1.ClientService.SendEphemeral.
 func (c *clientServiceClient) SendEphemeral(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.SendEphemeralResponse], error) {
 	return c.sendEphemeral.CallUnary(ctx, req)
+}
+
+// RegisterPush calls parley.v1.ClientService.RegisterPush.
+func (c *clientServiceClient) RegisterPush(ctx context.Context, req *connect.Request[api.RegisterPushRequest]) (*connect.Response[api.RegisterPushResponse], error) {
+	return c.registerPush.CallUnary(ctx, req)
 }
 
 // ReportAbuse calls parley.v1.ClientService.ReportAbuse.
@@ -669,6 +686,8 @@ type ClientServiceHandler interface {
 	// SendEphemeral passes a message on to those members of a room who are connected, and keeps it nowhere. It has a generation
 	// like SubmitMessage, which must be after that of every other message, or it fails with "keyUsed".
 	SendEphemeral(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.SendEphemeralResponse], error)
+	// RegisterPush has this client woken at an endpoint while it isn't connected and a message waits.
+	RegisterPush(context.Context, *connect.Request[api.RegisterPushRequest]) (*connect.Response[api.RegisterPushResponse], error)
 	// ReportAbuse reports abuse to the room's hub (MIMI reportAbuse). It fails with "notAllowed" for messages that the hub
 	// hasn't franked as they are reported.
 	ReportAbuse(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error)
@@ -785,6 +804,12 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(clientServiceMethods.ByName("SendEphemeral")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clientServiceRegisterPushHandler := connect.NewUnaryHandler(
+		ClientServiceRegisterPushProcedure,
+		svc.RegisterPush,
+		connect.WithSchema(clientServiceMethods.ByName("RegisterPush")),
+		connect.WithHandlerOptions(opts...),
+	)
 	clientServiceReportAbuseHandler := connect.NewUnaryHandler(
 		ClientServiceReportAbuseProcedure,
 		svc.ReportAbuse,
@@ -879,6 +904,8 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 			clientServiceSubmitMessageHandler.ServeHTTP(w, r)
 		case ClientServiceSendEphemeralProcedure:
 			clientServiceSendEphemeralHandler.ServeHTTP(w, r)
+		case ClientServiceRegisterPushProcedure:
+			clientServiceRegisterPushHandler.ServeHTTP(w, r)
 		case ClientServiceReportAbuseProcedure:
 			clientServiceReportAbuseHandler.ServeHTTP(w, r)
 		case ClientServiceUpdateConsentProcedure:
@@ -960,6 +987,10 @@ func (UnimplementedClientServiceHandler) SubmitMessage(context.Context, *connect
 
 func (UnimplementedClientServiceHandler) SendEphemeral(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.SendEphemeralResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.SendEphemeral is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) RegisterPush(context.Context, *connect.Request[api.RegisterPushRequest]) (*connect.Response[api.RegisterPushResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.RegisterPush is not implemented"))
 }
 
 func (UnimplementedClientServiceHandler) ReportAbuse(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.ReportAbuseResponse], error) {
