@@ -36,6 +36,8 @@ var commands = map[string]command{
 	"delete":   {2, 2, deleteMessage},
 	"react":    {3, 3, react},
 	"report":   {2, -1, report},
+	"attach":   {2, -1, attach},
+	"save":     {3, 4, save},
 	"tail":     {0, 3, tail},
 	"members":  {1, 1, members},
 	"leave":    {1, 1, leave},

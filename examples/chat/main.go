@@ -31,6 +31,8 @@ const usage = `chat [-dir DIRECTORY] [-timeout 30s] [-tcp] [-v] COMMAND
   edit ROOM MESSAGE TEXT      put another text in the place of one's own
   delete ROOM MESSAGE         take one's own back, a reaction too
   react ROOM MESSAGE EMOJI    react to one
+  attach ROOM FILE [TEXT...]  send a file, with a text
+  save ROOM MESSAGE FILE [N]  save the file that came with a message, or the N-th of its files, under a name that isn't taken
   report ROOM MESSAGE [NOTE]  report its sender to the operator of the room's provider
   typing ROOM [off]           tell who is connected that you are writing
   read ROOM                   tell who is connected that you have seen all messages

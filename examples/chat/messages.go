@@ -1,9 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"mime"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -86,6 +91,56 @@ func instead(r *client.Room, old client.Message, body content.Part) *content.Mes
 		c.Replaces = old.ID
 	}
 	return c
+}
+
+func attach(ctx context.Context, s *session, args []string) error {
+	return s.inRoom(ctx, args[0], func(ctx context.Context, c *client.Client, r *client.Room) error {
+		f, err := os.Open(args[1])
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		name := filepath.Base(args[1])
+		part, err := c.Upload(ctx, f, cmp.Or(mime.TypeByExtension(filepath.Ext(name)), content.Bytes), name)
+		if err != nil {
+			return err
+		}
+		if text := strings.Join(args[2:], " "); text != "" {
+			part = content.Part{
+				Disposition: content.Render, Cardinality: content.MultiPart, Semantics: content.ProcessAll,
+				Parts: []content.Part{content.Text(text), part},
+			}
+		}
+		_, err = r.SendContent(ctx, r.Compose(part))
+		return queued(err)
+	})
+}
+
+func save(ctx context.Context, s *session, args []string) error {
+	n := 1
+	if len(args) > 3 {
+		var err error
+		if n, err = strconv.Atoi(args[3]); err != nil || n < 1 {
+			return fmt.Errorf("%q isn't the number of a file", args[3])
+		}
+	}
+	return s.inRoom(ctx, args[0], func(ctx context.Context, _ *client.Client, r *client.Room) error {
+		m, err := message(r, args[1])
+		if err != nil {
+			return err
+		}
+		var files []*content.Part
+		m.Content.Body.Walk(func(_ int, p *content.Part) bool {
+			if p.External != nil {
+				files = append(files, p)
+			}
+			return true
+		})
+		if n > len(files) {
+			return fmt.Errorf("there are %d files with that message", len(files))
+		}
+		return r.Download(ctx, files[n-1], args[2])
+	})
 }
 
 func report(ctx context.Context, s *session, args []string) error {

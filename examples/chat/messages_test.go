@@ -81,7 +81,18 @@ func TestMessagesAreAnsweredEditedAndReported(t *testing.T) {
 			}
 		}
 	}
-	chat("alice", "report", room, id("alice", "3", "yes, gladly"), "too", "glad")
+	menu := filepath.Join(dir, "menu.txt")
+	if err := os.WriteFile(menu, []byte("soup"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	chat("bob", "attach", room, menu, "the", "menu")
+	saved := filepath.Join(dir, "saved.txt")
+	chat("alice", "tail", "-n", "1", room)
+	chat("alice", "save", room, id("alice", "1", "the menu [text/plain; charset=utf-8 menu.txt, 20 bytes]"), saved)
+	if b, err := os.ReadFile(saved); err != nil || string(b) != "soup" {
+		t.Errorf("saved %q, %v", b, err)
+	}
+	chat("alice", "report", room, id("alice", "4", "yes, gladly"), "too", "glad")
 	list, err := node.DialAdmin(o.Socket()).Reports(t.Context())
 	if err != nil || len(list) != 1 || list[0].Note != "too glad" || list[0].Messages[0].Text != "yes, gladly" {
 		t.Errorf("the operator has %+v, %v", list, err)

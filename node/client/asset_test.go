@@ -1,0 +1,175 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/parley-mls/parley/federation/mimi/content"
+	"github.com/parley-mls/parley/node/api"
+	"github.com/parley-mls/parley/node/api/apiconnect"
+)
+
+// interrupted loses the answers to some requests to upload, and calls then in between.
+type interrupted struct {
+	apiconnect.ClientServiceClient
+	requests int
+	then     func(request int)
+}
+
+func (i *interrupted) UploadAsset(ctx context.Context, req *connect.Request[api.UploadAssetRequest]) (*connect.Response[api.UploadAssetResponse], error) {
+	i.requests++
+	res, err := i.ClientServiceClient.UploadAsset(ctx, req)
+	if i.requests%2 == 0 {
+		i.then(i.requests)
+		return nil, connect.NewError(connect.CodeUnavailable, errors.New("the answer is lost"))
+	}
+	return res, err
+}
+
+func TestAssetsPassFromProviderToProvider(t *testing.T) {
+	p := providers(t, "alpha", "beta", "gamma")
+	alice, bob, carol := p[0].enrol("alice", "alice-laptop"), p[1].enrol("bob", "bob-phone"), p[2].enrol("carol", "carol-pc")
+	room := alice.create(bob.User(), carol.User())
+	uri := room.URI()
+	agree(t, uri, alice, bob, carol)
+
+	file := make([]byte, 3*assetChunk+17)
+	rand.Read(file)
+	restarted := false
+	bob.session.service = &interrupted{ClientServiceClient: bob.session.service, then: func(request int) {
+		if request == 2 {
+			p[1].stop()
+			p[1].start()
+			restarted = true
+		}
+	}}
+	part, err := bob.Upload(t.Context(), bytes.NewReader(file), "image/png", "a picture.png")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !restarted || part.External.Expires < uint32(time.Now().Unix()) {
+		t.Errorf("restarted %v, expires at %d", restarted, part.External.Expires)
+	}
+	if _, err := bob.room(uri).SendContent(t.Context(), bob.room(uri).Compose(part)); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []*device{alice, bob, carol} {
+		within(t, func() error {
+			if len(d.texts(uri)) != 1 {
+				return errors.New("no message yet")
+			}
+			return nil
+		})
+		got := d.last(uri, 1).Content.Body
+		path := filepath.Join(t.TempDir(), "got")
+		if err := d.room(uri).Download(t.Context(), &got, path); err != nil {
+			t.Errorf("%s: %v", d.User(), err)
+			continue
+		}
+		b, err := os.ReadFile(path)
+		if err != nil || !bytes.Equal(b, file) {
+			t.Errorf("%s has %d bytes, %v", d.User(), len(b), err)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
+			t.Errorf("the file has mode %v, %v", info.Mode(), err)
+		}
+		if err := d.room(uri).Download(t.Context(), &got, path); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("over a file that is there: %v", err)
+		}
+		if got.External.Filename != "a picture.png" || got.ContentType != "image/png" {
+			t.Errorf("%q, %q", got.External.Filename, got.ContentType)
+		}
+	}
+
+	for what, change := range map[string]func(p *content.Part, e *content.External){
+		"no asset":             func(p *content.Part, _ *content.External) { *p = content.Text("text") },
+		"another key":          func(_ *content.Part, e *content.External) { e.Key = make([]byte, 16) },
+		"another nonce":        func(_ *content.Part, e *content.External) { e.Nonce = make([]byte, 12) },
+		"other data":           func(_ *content.Part, e *content.External) { e.AAD = []byte{1} },
+		"a short key":          func(_ *content.Part, e *content.External) { e.Key = e.Key[:15] },
+		"a key of AES-256":     func(_ *content.Part, e *content.External) { e.EncAlg = aeadAES256GCM },
+		"no encryption":        func(_ *content.Part, e *content.External) { e.EncAlg, e.Key, e.Nonce = 0, nil, nil },
+		"a short nonce":        func(_ *content.Part, e *content.External) { e.Nonce = e.Nonce[:8] },
+		"another hash":         func(_ *content.Part, e *content.External) { e.ContentHash = make([]byte, 32) },
+		"another kind of hash": func(_ *content.Part, e *content.External) { e.HashAlg = 7 },
+		"a smaller size":       func(_ *content.Part, e *content.External) { e.Size-- },
+		"a larger size":        func(_ *content.Part, e *content.External) { e.Size++ },
+		"a size beyond bounds": func(_ *content.Part, e *content.External) { e.Size = 1 << 60 },
+		"a URL elsewhere":      func(_ *content.Part, e *content.External) { e.URL = "https://127.0.0.1/" },
+		"a URL with a port": func(_ *content.Part, e *content.External) {
+			e.URL = strings.Replace(e.URL, ".example/", ".example:443/", 1)
+		},
+		"a URL with a query":    func(_ *content.Part, e *content.External) { e.URL += "?x" },
+		"a file":                func(_ *content.Part, e *content.External) { e.URL = "file:///etc/passwd" },
+		"an unknown provider":   func(_ *content.Part, e *content.External) { e.URL = strings.Replace(e.URL, "beta", "mallory", 1) },
+		"another peer's domain": func(_ *content.Part, e *content.External) { e.URL = strings.Replace(e.URL, "beta", "alpha", 1) },
+	} {
+		forged, e := part, *part.External
+		forged.External = &e
+		change(&forged, &e)
+		path := filepath.Join(t.TempDir(), "forged")
+		if err := carol.room(uri).Download(t.Context(), &forged, path); err == nil {
+			t.Errorf("%s: downloaded", what)
+		}
+		if list, _ := os.ReadDir(filepath.Dir(path)); len(list) != 0 {
+			t.Errorf("%s: left %v", what, list)
+		}
+	}
+	if err := carol.room(uri).Download(t.Context(), &part, filepath.Join(t.TempDir(), "no", "directory")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("into a directory that isn't there: %v", err)
+	}
+}
+
+func TestWhatTheNodeDoesNotTakeIsNotTriedAgain(t *testing.T) {
+	p := providers(t, "alpha")
+	p[0].stop()
+	p[0].config.Limits.AssetMiB = 1
+	p[0].start()
+	alice := p[0].enrol("alice", "alice-laptop")
+	if _, err := alice.Upload(t.Context(), bytes.NewReader(make([]byte, 1<<20)), content.Bytes, "large"); Code(err) != "tooLarge" {
+		t.Errorf("an asset that is too large: %v", err)
+	}
+	if _, err := alice.Upload(t.Context(), bytes.NewReader(make([]byte, 1<<20-gcmOverhead)), content.Bytes, "fits"); err != nil {
+		t.Error(err)
+	}
+	if _, err := alice.Upload(t.Context(), endless{}, content.Bytes, "endless"); err == nil || !strings.Contains(err.Error(), "longer than") {
+		t.Errorf("a file without an end: %v", err)
+	}
+	p[0].stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := alice.Upload(ctx, strings.NewReader("x"), content.Bytes, "x"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while the node is down: %v", err)
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) { return len(b), nil }
+
+func TestNoTwoAssetsHaveTheSameKey(t *testing.T) {
+	alice := providers(t, "alpha")[0].enrol("alice", "alice-laptop")
+	seen := make(map[string]bool)
+	for range 4 {
+		p, err := alice.Upload(t.Context(), strings.NewReader("the same"), content.Bytes, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []string{"key " + string(p.External.Key), "hash " + string(p.External.ContentHash)} {
+			if seen[s] {
+				t.Errorf("%.4s twice", s)
+			}
+			seen[s] = true
+		}
+	}
+}
