@@ -66,10 +66,10 @@ func (r *relay) close() {
 	if r == nil {
 		return
 	}
-	close(r.done)
-	r.conn.Close()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	close(r.done)
+	r.conn.Close()
 	for _, f := range r.flows {
 		f.node.Close()
 	}
@@ -98,6 +98,11 @@ func (r *relay) flow(from netip.AddrPort) (*flow, error) {
 	defer r.mu.Unlock()
 	if f := r.flows[from]; f != nil {
 		return f, nil
+	}
+	select {
+	case <-r.done: // and the router may be gone
+		return nil, net.ErrClosed
+	default:
 	}
 	if len(r.flows) >= maxFlows {
 		return nil, fmt.Errorf("relay: more than %d flows", maxFlows)
