@@ -321,7 +321,7 @@ func verifyGroup(s store.Store, uri mimi.URI, last uint64) error {
 
 // checkRecord says whether a record of the node's own decodes. What has another owner, or no structure, passes.
 func checkRecord(k, v []byte) error {
-	if string(k) == keyIncarnation {
+	if string(k) == keyIncarnation || string(k) == keyWelcomes {
 		return checkLength(k, v, 8)
 	}
 	if len(k) < len(prefixRoom) {

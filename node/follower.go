@@ -2,6 +2,7 @@ package node
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
+	"github.com/parley-mls/parley/node/store"
 )
 
 // What a follower can't see: a commit removes leaves by their index or by reference to proposals, and only the hub has
@@ -214,7 +216,8 @@ func fanoutKey(seq uint64, fanout []byte) []byte {
 
 // queueWelcome puts a Welcome into the queue of a local client, who is a member of the room from then on.
 func (c *change) queueWelcome(to *refRecord, seq uint64, rest []byte) {
-	number := c.n.welcomeNumbers.next(to.client)
+	number, mark := c.n.welcomeNumbers.next(to.client)
+	c.batch.Set([]byte(keyWelcomes), mark)
 	c.batch.Set(key(prefixWelcome, to.client, be64(number)), codec.Marshal(welcomeRecord{room: c.r.uri, seq: seq, fanout: slices.Clone(rest)}))
 	setMember(&c.batch, to.client, to.user, c.r.uri, seq)
 	c.members[to.client] = struct{}{}
@@ -222,18 +225,38 @@ func (c *change) queueWelcome(to *refRecord, seq uint64, rest []byte) {
 }
 
 // numbers gives the entries of each client's queue of Welcomes their growing numbers: the time in µs, or one more than
-// the last one. A client that says it has had a higher one, before the clock was put back, goes on from there.
+// the last one of all, also if the clock is put back. A client that says it has had a higher one, before the store was
+// restored, goes on from there.
 type numbers struct {
 	mu   sync.Mutex
 	last map[mimi.URI]uint64 // guarded by mu
+	high uint64              // guarded by mu: no number that was given is higher
 }
 
-func (ns *numbers) next(client mimi.URI) uint64 {
+// numberSlack is by how much the number in the store is higher than the one with which it was written, so that the order
+// in which changes of rooms are applied doesn't matter.
+const numberSlack = 1_000_000
+
+// openNumbers reads how far the numbers of Welcomes were.
+func openNumbers(s store.Store) (*numbers, error) {
+	ns := &numbers{last: make(map[mimi.URI]uint64)}
+	b, err := s.Get([]byte(keyWelcomes))
+	if err == nil && b != nil {
+		if len(b) != 8 {
+			return nil, fmt.Errorf("%w: number of Welcomes", errRecord)
+		}
+		ns.high = binary.BigEndian.Uint64(b)
+	}
+	return ns, err
+}
+
+// next returns the number of a client's next Welcome, and what goes into the store with it.
+func (ns *numbers) next(client mimi.URI) (number uint64, mark []byte) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
-	n := max(ns.last[client]+1, uint64(time.Now().UnixMicro()))
-	ns.last[client] = n
-	return n
+	n := max(ns.last[client]+1, ns.high+1, uint64(time.Now().UnixMicro()))
+	ns.last[client], ns.high = n, n
+	return n, be64(n + numberSlack)
 }
 
 func (ns *numbers) seen(client mimi.URI, number uint64) {

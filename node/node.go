@@ -63,7 +63,7 @@ type Node struct {
 
 	auth           *auth
 	listeners      *listeners
-	welcomeNumbers numbers
+	welcomeNumbers *numbers
 	claims         claims
 	hubKeys        hubKeys
 	reports        reports
@@ -115,7 +115,7 @@ func open(cfg Config, log *slog.Logger, openStore func(store.Options) (*store.Pe
 	}
 	n := &Node{
 		cfg: cfg, log: log, listeners: newListeners(), removals: make(chan struct{}, 1), searching: make(chan struct{}, 1),
-		welcomeNumbers: numbers{last: make(map[mimi.URI]uint64)}, rooms: make(map[mimi.URI]*room),
+		rooms:    make(map[mimi.URI]*room),
 		presence: presence{alive: make(map[string]bool), greeting: make(map[string]bool)},
 		refusals: rate.Sometimes{First: 5, Interval: 10 * time.Second},
 	}
@@ -137,6 +137,9 @@ func (n *Node) open() error {
 		return err
 	}
 	if n.incarnation, err = openIncarnation(n.store); err != nil {
+		return err
+	}
+	if n.welcomeNumbers, err = openNumbers(n.store); err != nil {
 		return err
 	}
 	if n.embedded, err = authority.Open(AuthorityDir(n.cfg.Data), n.store, n.log); err != nil {

@@ -38,6 +38,7 @@ type wire struct {
 	front  *net.UDPConn
 	server *net.UDPAddr
 	cut    atomic.Bool // nothing passes
+	hello  atomic.Bool // of the clients' nothing passes once the server has answered
 
 	mu      sync.Mutex
 	back    map[string]*net.UDPConn // by client
@@ -70,8 +71,9 @@ func newWire(t *testing.T, server *net.UDPAddr) *wire {
 				w.back[from.String()] = c
 				group.Go(func() { w.answer(c, from) })
 			}
+			answered := w.answers > 0
 			w.mu.Unlock()
-			if !w.cut.Load() {
+			if !w.cut.Load() && !(w.hello.Load() && answered) {
 				_, _ = c.Write(b[:n])
 			}
 		}

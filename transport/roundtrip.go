@@ -123,18 +123,32 @@ func (e *Endpoint) Poke(domain string) {
 // probeEvery is how soon requests that wait go on when a peer that was cut off can be reached again.
 const probeEvery = time.Second
 
+const maxUnanswered = 3
+
 // probe pokes a connection from time to time until it ends, whenever wanted is true. An answer to it has everything sent
 // again at once that was lost before. And it may be that nothing else would be answered with a stateless reset: the packets
 // that keep a QUIC connection alive are too small.
+//
+// A connection with a process that has ended before it confirmed the handshake (RFC 9001, Section 4.1.2) has neither: what
+// is lost isn't sent again before, and the packets of the handshake are answered with no reset. If nothing has come on it
+// after maxUnanswered pokes it is given up.
 func probe(c *quic.Conn, every time.Duration, wanted func() bool) {
 	t := time.NewTicker(every)
 	defer t.Stop()
+	handshake := c.ConnectionStats().PacketsReceived
+	confirmed, unanswered := false, 0
 	for {
 		select {
 		case <-t.C:
-			if wanted() {
-				poke(c)
+			if !wanted() {
+				continue
 			}
+			confirmed = confirmed || c.ConnectionStats().PacketsReceived > handshake
+			if unanswered++; !confirmed && unanswered > maxUnanswered {
+				_ = c.CloseWithError(codeUnconfirmed, "")
+				return
+			}
+			poke(c)
 		case <-c.Context().Done():
 			return
 		}
@@ -205,7 +219,7 @@ func goneAway(err error) bool {
 		return true
 	}
 	if ae, ok := errors.AsType[*quic.ApplicationError](err); ok {
-		return ae.Remote && (ae.ErrorCode == codeShutdown || ae.ErrorCode == codeDone)
+		return ae.Remote && (ae.ErrorCode == codeShutdown || ae.ErrorCode == codeDone) || !ae.Remote && ae.ErrorCode == codeUnconfirmed
 	}
 	he, ok := errors.AsType[*http3.Error](err)
 	return ok && he.Remote && (he.ErrorCode == http3.ErrCodeRequestRejected || he.ErrorCode == http3.ErrCodeNoError)

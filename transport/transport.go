@@ -151,6 +151,8 @@ const (
 	codeBusy     quic.ApplicationErrorCode = 0x107 // H3_EXCESSIVE_LOAD
 	codeRevoked  quic.ApplicationErrorCode = 0x1001
 	codeShutdown quic.ApplicationErrorCode = 0x1002
+
+	codeUnconfirmed quic.ApplicationErrorCode = 0x1003 // that nobody hears
 )
 
 type peerKey struct{}
