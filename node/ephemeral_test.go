@@ -99,6 +99,7 @@ func TestEphemeralMessagesAreCheckedLikeOthers(t *testing.T) {
 		"another group":   {alice.sendEphemeral(foreign, 102), "notAllowed"},
 		"a large one":     {alice.sendEphemeral(large, 103), "tooLarge"},
 		"one for the log": {alice.sendEphemeral(logged, 104), "malformed"},
+		"a colleague's":   {eve.sendEphemeral(alice.whisper(), 2), "notAllowed"},
 		"of a stranger":   {eve.sendEphemeral(stranger, 1), "notAllowed"},
 	} {
 		if code(tt.err) != tt.code {

@@ -80,6 +80,10 @@ var refusing = []string{"Unmarshal", "Finish", "Err"}
 // making are functions that fail for what the application gave or for want of randomness.
 var making = []string{"sign", "signContent", "SignWithLabel", "AddSigner", "describe"}
 
+// coded are functions that make an error of a code, a string or one of federation's constants, in packages node and
+// federation.
+var coded = []string{"refuse", "refusal", "busy", "refuseMessage"}
+
 var sentinel = regexp.MustCompile(`^(Err|err)[A-Z]\w*$`)
 
 type finder struct {
@@ -234,6 +238,11 @@ func (f *finder) refusal(e ast.Expr) string {
 	case *ast.CallExpr:
 		name := callee(x)
 		switch {
+		case slices.Contains(coded, name):
+			if text := words(x.Args); text != "" || len(x.Args) == 0 {
+				return text
+			}
+			return words(x.Args[1:])
 		case strings.HasPrefix(name, "invalid") || sentinel.MatchString(name):
 			return strings.TrimSpace(name + " " + words(x.Args))
 		case name == "New" && words(x.Args) != "":

@@ -1,11 +1,16 @@
-// Mutate shows that the tests of package mls notice the loss of each of its guards. It builds the tests of the package
+// Mutate shows that the tests of package mls notice the loss of each of its guards, and those of node and federation the
+// loss of what stops hostile nodes. It builds the tests of the package
 // once with a switch at each guard, the working tree stays as it is, and runs for each guard, switched off, the test
 // that guards.txt names; the test has to fail. A guard whose loss goes unnoticed is a failure.
 //
 //	go run ./mls/internal/mutate [-run pattern] [-p 2] [-timeout 1m]
 //	go run ./mls/internal/mutate -find [-run pattern]
+//	go run ./mls/internal/mutate -hostile [-run pattern]
+//	go run ./mls/internal/mutate -list node
 //
-// With -find it looks for a test for each guard that has none, and prints the lines that guards.txt lacks.
+// With -find it looks for a test for each guard that has none, and prints the lines that guards.txt lacks. With -hostile it
+// does the same for the rows of hostile.txt: what hostile nodes try on other nodes and clients, and what stops them. With
+// -list it prints the guards of one of those packages.
 package main
 
 import (
@@ -33,7 +38,16 @@ func main() {
 	timeout := flag.Duration("timeout", time.Minute, "bound of each test, which counts as failed past it")
 	find := flag.Bool("find", false, "look for tests of guards that have none")
 	verbose := flag.Bool("v", false, "print a line for each guard")
+	hostile := flag.Bool("hostile", false, "the table of hostile nodes instead of the guards of mls")
+	list := flag.String("list", "", "print the guards of that package of the table of hostile nodes")
 	flag.Parse()
+	if *list != "" || *hostile {
+		if err := runHostile(*list, *pattern, *parallel, *timeout, *verbose); err != nil {
+			fmt.Fprintln(os.Stderr, "mutate:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(*pattern, *parallel, *timeout, *find, *verbose); err != nil {
 		fmt.Fprintln(os.Stderr, "mutate:", err)
 		os.Exit(1)

@@ -42,6 +42,42 @@ func TestEveryGuardHasATest(t *testing.T) {
 	}
 }
 
+// TestEveryAttemptHasAGuardAndATest keeps hostile.txt true, as far as the source says.
+func TestEveryAttemptHasAGuardAndATest(t *testing.T) {
+	rows, err := readAttempts("hostile.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	guards, tests := make(map[string]bool), make(map[string]bool)
+	for _, p := range hostilePackages {
+		dir := filepath.Join("..", "..", "..", p.dir)
+		src, err := findGuards(dir, p.prefix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range src.guards {
+			guards[g.id] = true
+		}
+		for name := range testFunctions(t, dir) {
+			tests[p.prefix+name] = true
+		}
+	}
+	for _, r := range rows {
+		for _, g := range r.guards() {
+			if !guards[g] {
+				t.Errorf("%s: there is no guard %q", r.what, g)
+			}
+		}
+		name, _, _ := strings.Cut(r.test, "/")
+		if prefix, _, _ := strings.Cut(r.guard, "."); !tests[prefix+"."+name] {
+			t.Errorf("%s: there is no %s", r.what, name)
+		}
+	}
+	if len(rows) < 50 {
+		t.Errorf("the table has %d rows", len(rows))
+	}
+}
+
 func testFunctions(t *testing.T, dir string) map[string]bool {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
