@@ -110,8 +110,11 @@ func (n *Node) checkNewRoom(by submitter, uri mimi.URI, group *mls.PublicGroup) 
 	if err != nil {
 		return refuse("malformed", "%v", err)
 	}
-	if len(list) != 1 || list[0].User != user || list[0].Role != mimi.RoleAdmin {
-		return refuse("notAllowed", "a new room has its creator as only participant and administrator")
+	if len(list) != 1 || list[0].User != user {
+		return refuse("notAllowed", "a new room has its creator as only participant")
+	}
+	if err := mimi.CheckNewRoom(group.Dictionary()); err != nil {
+		return notAllowed(err)
 	}
 	if err := checkComponents(group.Dictionary()); err != nil {
 		return err
@@ -224,7 +227,7 @@ func (n *Node) update(by submitter, uri mimi.URI, body []byte) (*mimi.UpdateRoom
 			resp, seq = new(mimi.UpdateRoomResponse), rec.seq
 			return nil, decodeRecord(rec.response, resp, "answer")
 		}
-		if err := r.takesPart(by); err != nil {
+		if err := r.takesPart(by); err != nil && !n.mayJoin(by, r, m.Public) {
 			return nil, err
 		}
 		if m.Public.Content.Epoch != r.group.Epoch() {
@@ -274,7 +277,7 @@ func (r *room) takesPart(by submitter) error {
 		return err
 	}
 	if by.user != "" {
-		if _, role, ok := who.list.Find(by.user); !ok || role <= mimi.RoleBanned {
+		if !who.role(by.user).Active() {
 			return refuse("notAllowed", "%s isn't a participant", by.user)
 		}
 		return nil
@@ -300,6 +303,12 @@ func (n *Node) orderCommit(by submitter, r *room, bundle *mimi.HandshakeBundle) 
 		return nil, 0, err
 	}
 	if err := r.checkPendingRemoves(info); err != nil {
+		return nil, 0, err
+	}
+	if err := n.checkLinks(r, info.Proposals); err != nil {
+		return nil, 0, err
+	}
+	if err := checkLink(info); err != nil {
 		return nil, 0, err
 	}
 	gi := bundle.GroupInfo.Full
@@ -559,7 +568,7 @@ func (n *Node) orderProposals(by submitter, r *room, bundle *mimi.HandshakeBundl
 		if err != nil {
 			return nil, 0, notAllowed(err)
 		}
-		if err := n.allowProposal(r, who.list, s.Proposal()); err != nil {
+		if err := n.allowProposal(r, s.Proposal(), staged); err != nil {
 			return nil, 0, err
 		}
 		staged = append(staged, s)
@@ -580,7 +589,7 @@ func (n *Node) orderProposals(by submitter, r *room, bundle *mimi.HandshakeBundl
 
 // allowProposal refuses proposals by reference which no commit could carry under the room's policy, since pending
 // proposals are for everyone to commit.
-func (n *Node) allowProposal(r *room, list mimi.ParticipantList, p mls.PendingProposal) error {
+func (n *Node) allowProposal(r *room, p mls.PendingProposal, before []*mls.StagedProposal) error {
 	m, ok := r.group.Member(p.Sender.Leaf)
 	if !ok {
 		return refuse("notAllowed", "the sender isn't a member")
@@ -588,36 +597,12 @@ func (n *Node) allowProposal(r *room, list mimi.ParticipantList, p mls.PendingPr
 	if err := n.judge(r, m.Leaf); err != nil {
 		return refuse("notAllowed", "the sender's credential: %v", err)
 	}
-	user, _, err := n.verifier.IdentityOf(m.Leaf.Credential)
-	if err != nil {
+	var next []mls.PendingProposal
+	for _, s := range before {
+		next = append(next, s.Proposal())
+	}
+	if err := mimi.CheckPending(n.verifier.IdentityOf, r.group, append(next, p)...); err != nil {
 		return notAllowed(err)
 	}
-	own, role, ok := list.Find(user)
-	if !ok || role <= mimi.RoleBanned {
-		return refuse("notAllowed", "%s isn't a participant", user)
-	}
-	switch {
-	case p.Proposal.Update != nil:
-		return nil
-	case p.Proposal.Remove != nil:
-		removed, ok := r.group.Member(p.Proposal.Remove.Removed)
-		if !ok {
-			return refuse("notAllowed", "there is no leaf %d", p.Proposal.Remove.Removed)
-		}
-		owner, _, err := n.verifier.IdentityOf(removed.Leaf.Credential)
-		if err == nil && (owner == user || role == mimi.RoleAdmin) {
-			return nil
-		}
-	case p.Proposal.AppDataUpdate != nil && role == mimi.RoleAdmin:
-		return nil
-	case p.Proposal.AppDataUpdate != nil && p.Proposal.AppDataUpdate.Component == mimi.ComponentParticipantList:
-		var u mimi.ParticipantListUpdate
-		if err := decode(p.Proposal.AppDataUpdate.Update, &u); err != nil {
-			return notAllowed(err)
-		}
-		if len(u.Changed) == 0 && len(u.Added) == 0 && len(u.Removed) == 1 && u.Removed[0] == uint32(own) {
-			return nil
-		}
-	}
-	return refuse("notAllowed", "%s may not propose this", user)
+	return n.checkLinks(r, []mls.PendingProposal{p})
 }

@@ -50,8 +50,8 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 		if err != nil {
 			return nil, err
 		}
-		if _, role, ok := who.list.Find(req.Sender); !ok || role <= mimi.RoleBanned {
-			return nil, refuse("notAllowed", "%s isn't a participant", req.Sender)
+		if role := who.role(req.Sender); !role.Speaks() {
+			return nil, refuse("notAllowed", "%s isn't a participant who may send messages", req.Sender)
 		}
 		if string(m.Private.GroupID) != string(r.group.GroupID()) {
 			return nil, refuse("notAllowed", "a message of another group")
@@ -112,7 +112,7 @@ func (s submitter) name() string {
 	return s.domain
 }
 
-// groupInfo gives a client of a participant what it needs to join by an external commit.
+// groupInfo gives a client what it needs to join by an external commit: one of a participant, or of who may become one.
 func (n *Node) groupInfo(uri mimi.URI, req *mimi.GroupInfoRequest) (*mimi.GroupInfoResponse, error) {
 	r, err := n.hostedRoom(uri)
 	if err != nil {
@@ -136,15 +136,10 @@ func (n *Node) groupInfo(uri mimi.URI, req *mimi.GroupInfoRequest) (*mimi.GroupI
 		r.mu.Unlock()
 		return nil, err
 	}
-	who, err := r.who()
-	if err != nil {
-		r.mu.Unlock()
-		return nil, err
-	}
-	if _, role, ok := who.list.Find(id.User); !ok || role <= mimi.RoleBanned {
+	if err := mimi.MayAsk(r.group.Dictionary(), uri, id.User, id.Client, req.JoiningCode, unixNow()); err != nil {
 		r.mu.Unlock()
 		n.metrics.refused.WithLabelValues("groupInfo", "notAuthorized").Inc()
-		n.log.Info("group info refused", "room", uri, "client", id.Client)
+		n.log.Info("group info refused", "room", uri, "client", id.Client, "reason", err)
 		return &mimi.GroupInfoResponse{Room: uri, Code: mimi.GroupInfoNotAuthorized}, nil
 	}
 	last := r.record.last

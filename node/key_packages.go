@@ -242,8 +242,8 @@ func (n *Node) mayClaim(req *mimi.KeyMaterialRequest) error {
 	if err != nil {
 		return err
 	}
-	if _, role, ok := who.list.Find(req.RequestingUser); !ok || role <= mimi.RoleBanned {
-		return refuse("notAllowed", "%s isn't a participant", req.RequestingUser)
+	if !who.role(req.RequestingUser).Claims(req.RequestingUser == req.TargetUser) {
+		return refuse("notAllowed", "%s isn't a participant who may add clients of %s", req.RequestingUser, req.TargetUser)
 	}
 	return nil
 }

@@ -187,6 +187,7 @@ func (r *room) usable() error {
 type roster struct {
 	epoch uint64
 	list  mimi.ParticipantList
+	roles mimi.RoleList
 	peers map[string]struct{} // the providers of users and clients, this one excepted; not to be changed
 	agent []byte              // the signature key of the franking agent, nil if there is none
 
@@ -205,14 +206,18 @@ func (r *room) who() (*roster, error) {
 	if err != nil {
 		return nil, err
 	}
-	ro := &roster{epoch: r.group.Epoch(), list: list, peers: make(map[string]struct{}), context: chain.ContextOf(r.group.Context())}
+	roles, err := mimi.RolesOf(dictionary)
+	if err != nil {
+		return nil, err
+	}
+	ro := &roster{epoch: r.group.Epoch(), list: list, roles: roles, peers: make(map[string]struct{}), context: chain.ContextOf(r.group.Context())}
 	if a, err := mimi.FrankingAgent(dictionary); err != nil {
 		return nil, err
 	} else if a != nil {
 		ro.agent = a.SignatureKey
 	}
 	for _, p := range list {
-		if p.Role > mimi.RoleBanned {
+		if roles.Find(p.Role).Active() {
 			ro.peers[p.User.Domain()] = struct{}{}
 		}
 	}
@@ -225,6 +230,15 @@ func (r *room) who() (*roster, error) {
 	delete(ro.peers, r.uri.Domain())
 	r.roster = ro
 	return ro, nil
+}
+
+// role returns a user's role, nil if the user isn't in the participant list.
+func (ro *roster) role(user mimi.URI) *mimi.Role {
+	_, role, ok := ro.list.Find(user)
+	if !ok {
+		return nil
+	}
+	return ro.roles.Find(role)
 }
 
 func participantsOf(d mls.AppDataDictionary) (mimi.ParticipantList, error) {

@@ -7,16 +7,6 @@ import (
 	"github.com/parley-mls/parley/mls/codec"
 )
 
-// The roles of a room. Their indexes are those of draft-ietf-mimi-room-policy-03, Appendix A, as far as Parley has them:
-// a member sends and reads, an administrator also changes the room. A moderator has no more rights than a member.
-const (
-	RoleNone      uint32 = 0 // not a participant; never in a list
-	RoleBanned    uint32 = 1 // in the list, and may have no client in the room
-	RoleMember    uint32 = 2
-	RoleModerator uint32 = 3
-	RoleAdmin     uint32 = 4
-)
-
 // MaxParticipants is the largest number of users in a room's list.
 const MaxParticipants = 1 << 16
 
@@ -43,7 +33,8 @@ func (p *Participant) UnmarshalMLS(r *codec.Reader) {
 }
 
 // ParticipantList is the participant_list component of a room's GroupContext: the room's users with their roles. Updates
-// name users by their index in it. A list that decodes names nobody twice and has only the roles above.
+// name users by their index in it. A list that decodes names nobody twice and has nobody with RoleNone; that the room has
+// their roles is for RoomPolicy to check.
 //
 //	struct {
 //	    UserRolePair participants<V>;
@@ -83,20 +74,13 @@ func (l ParticipantList) check() error {
 	}
 	seen := make(map[URI]bool, len(l))
 	for _, p := range l {
-		if err := checkRole(p.Role); err != nil {
-			return err
+		if p.Role == RoleNone {
+			return fmt.Errorf("mimi: %s is in the participant list without a role", p.User)
 		}
 		if seen[p.User] {
 			return fmt.Errorf("mimi: %s is in the participant list twice", p.User)
 		}
 		seen[p.User] = true
-	}
-	return nil
-}
-
-func checkRole(role uint32) error {
-	if role == RoleNone || role > RoleAdmin {
-		return fmt.Errorf("mimi: participant with role %d", role)
 	}
 	return nil
 }
@@ -212,10 +196,15 @@ func (l ParticipantList) apply(updates []ParticipantListUpdate) (ParticipantList
 
 // Components is the logic of a room's components for mls.Config and mls.PublicConfig.
 func Components() map[mls.ComponentID]mls.Component {
-	return map[mls.ComponentID]mls.Component{
+	m := map[mls.ComponentID]mls.Component{
 		ComponentParticipantList: participantComponent{},
 		ComponentRoomMetadata:    metadataComponent{},
+		ComponentJoinLinks:       joinLinksComponent{},
 	}
+	for id, decoder := range policies {
+		m[id] = policyComponent{decoder}
+	}
+	return m
 }
 
 // RoomComponents are the components that every member of a room has to support.
@@ -236,7 +225,7 @@ func RoomDictionary(list ParticipantList, metadata RoomMetadata) mls.AppDataDict
 func LeafExtensions() mls.Extensions {
 	supported := append(mls.ComponentsList{
 		mls.ComponentAppComponents, mls.ComponentSafeAAD, mls.ComponentMediaTypes, ComponentFrankingAgent,
-	}, RoomComponents()...)
+	}, append(RoomComponents(), PolicyComponents()...)...)
 	dictionary := mls.AppDataDictionary(nil).
 		Set(mls.ComponentAppComponents, codec.Marshal(supported)).
 		Set(mls.ComponentSafeAAD, codec.Marshal(mls.ComponentsList{ComponentFrankAAD})).

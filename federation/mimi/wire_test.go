@@ -48,6 +48,17 @@ var decoders = []func() wire{
 	func() wire { return new(ConsentEntry) },
 	func() wire { return new(AbuseReport) },
 	func() wire { return new(Ephemeral) },
+	func() wire { return new(RoleList) },
+	func() wire { return new(Preauthorized) },
+	func() wire { return new(BasePolicy) },
+	func() wire { return new(JoinLinkPolicy) },
+	func() wire { return new(JoinLinks) },
+	func() wire { return new(JoinLinksUpdate) },
+	func() wire { return new(JoiningCode) },
+	func() wire { return new(HistoryPolicy) },
+	func() wire { return new(BotPolicy) },
+	func() wire { return new(MessageExpiration) },
+	func() wire { return new(LeafRenewal) },
 }
 
 // unhex reads hexadecimal with spaces and quoted text in it: 'abc' stands for its bytes.
@@ -113,12 +124,29 @@ var golden = []struct {
 		"02 10 'mimi://b.c/u/bob' 0f 'mimi://a.b/u/al' 00 00 00"},
 	{"AbuseReport", &AbuseReport{AllegedAbuser: "mimi://b.c/u/bob", ReasonCode: 1, Note: "x", Messages: []AbusiveMessage{{Content: []byte("c"), Frank: Frank{CipherSuite: 2}, AcceptedTimestamp: 3}}},
 		"00 10 'mimi://b.c/u/bob' 01 01 'x' 2d 01 'c'" + strings.Repeat("00", 32) + "0002 00 0000000000000003 00"},
+	{"RoleData", &RoleList{{Index: 3, Name: "x", Description: "y", Capabilities: []Capability{CanBan, CanSendMessage}, MinParticipants: 1, MaxParticipants: ptr(uint32(2)), Changes: []RoleChanges{{0, []uint32{3}}}}},
+		"25 00000003 01 'x' 01 'y' 04 000a 0100 00000001 01 00000002 00000000 00 09 00000000 04 00000003"},
+	{"PreAuthData", &Preauthorized{{Claims: []Claim{ProviderClaim("mimi://a.b")}, Role: 2}}, "18 13 0002 05 0603551d12 0a 'mimi://a.b' 00000002"},
+	{"BaseRoomPolicy", &BasePolicy{FixedMembership: true, MaxClients: ptr(uint32(7)), Discoverable: true, Components: mls.ComponentsList{ComponentRoles}},
+		"01 00 00 00 01 00000007 00 00 00 01 02 0025"},
+	{"JoinLinkPolicy", &JoinLinkPolicy{RequestURI: "x", MultiUser: true, Expiration: 5}, "00 01 'x' 01 00000005"},
+	{"JoinLinksData", &JoinLinks{testLink}, "2f 2e 20" + strings.Repeat("00", 32) + "00000002 01 0000000000000009"},
+	{"JoinLinksUpdate", &JoinLinksUpdate{Removed: []uint32{4}, Added: JoinLinks{testLink}}, "04 00000004 2f 2e 20" + strings.Repeat("00", 32) + "00000002 01 0000000000000009"},
+	{"JoiningCode", &JoiningCode{Key: make([]byte, 32), Signature: []byte{1, 2}}, "20" + strings.Repeat("00", 32) + "02 0102"},
+	{"HistoryPolicy", &HistoryPolicy{Roles: []uint32{4}, Automatic: true, MaxPeriod: 60}, "00 04 00000004 01 0000003c"},
+	{"HistoryPolicy forbidden", &HistoryPolicy{Sharing: Forbidden}, "02"},
+	{"BotPolicy", &BotPolicy{{Name: "b", Description: "d", Homepage: "h", Role: 2, PerUser: true}}, "0d 01 'b' 01 'd' 01 'h' 00 00000002 00 01"},
+	{"MessageExpiration", &MessageExpiration{Expiring: Required, Min: 1, Max: 3, Default: ptr(uint32(2))}, "01 00000001 00000003 01 00000002"},
+	{"LeafRenewal", &LeafRenewal{Days: 30}, "001e"},
 	{"KeyMaterialRequest", &KeyMaterialRequest{RequestingUser: "mimi://b.c/u/bob", TargetUser: "mimi://a.b/u/al", Room: "mimi://a.b/r/x", CipherSuites: []mls.CipherSuite{1, 2},
 		RequiredCapabilities: required(), SignatureKey: []byte{7}, Credential: mls.BasicCredential([]byte("b")), Signature: []byte{8, 9}},
 		"01 10 'mimi://b.c/u/bob' 0f 'mimi://a.b/u/al' 0e 'mimi://a.b/r/x' 04 0001 0002 02 0006 02 0008 00 01 07 0001 01 'b' 02 0809"},
 	{"GroupInfoRequest", &GroupInfoRequest{CipherSuite: 1, SignatureKey: []byte{7}, Credential: mls.BasicCredential([]byte("b")), GroupInfoPublicKey: mls.HPKEPublicKey{6}, Signature: []byte{8}},
 		"01 0001 01 07 0001 01 'b' 01 06 00 01 08"},
 }
+
+// testLink is a link with a key of zeros.
+var testLink = JoinLink{Key: make([]byte, 32), Role: 2, MultiUser: true, Expires: 9}
 
 func ptr[T any](v T) *T { return &v }
 
@@ -259,6 +287,22 @@ func TestWhatTheDraftForbidsDoesNotDecode(t *testing.T) {
 		{"participant with role 0", new(ParticipantList), codec.Marshal(ParticipantList{{"mimi://b.c/u/bob", 0}})},
 		{"a client as participant", new(ParticipantList), codec.Marshal(ParticipantList{{"mimi://b.c/d/bob", 2}})},
 		{"empty URI as participant", new(ParticipantList), codec.Marshal(ParticipantList{{"", 2}})},
+		{"role twice", new(RoleList), codec.Marshal(RoleList{{Index: 2}, {Index: 2}})},
+		{"a role that lets strangers join", new(RoleList), codec.Marshal(RoleList{{Index: 2, Capabilities: []Capability{CanOpenJoin}}})},
+		{"more roles than there may be", new(RoleList), codec.Marshal(func() (l RoleList) {
+			for i := range uint32(MaxRoles + 1) {
+				l = append(l, Role{Index: i})
+			}
+			return l
+		}())},
+		{"a role with less room than it needs", new(RoleList), codec.Marshal(RoleList{{Index: 2, MinActive: 2, MaxActive: ptr(uint32(1))}})},
+		{"a preauthorization of everybody", new(Preauthorized), codec.Marshal(Preauthorized{{Role: 2}})},
+		{"a room that depends on another", new(BasePolicy), unhex(t, "00 01 00 01 00 00 00 00 00 00")},
+		{"a link to no role", new(JoinLinks), codec.Marshal(JoinLinks{{Key: make([]byte, 32), Role: 0}})},
+		{"a link with a short key", new(JoinLinks), codec.Marshal(JoinLinks{{Key: make([]byte, 31), Role: 2}})},
+		{"history that the banned share", new(HistoryPolicy), codec.Marshal(HistoryPolicy{Roles: []uint32{1}})},
+		{"a default that is out of range", new(MessageExpiration), codec.Marshal(MessageExpiration{Min: 5, Max: 6, Default: ptr(uint32(7))})},
+		{"renewal within no days", new(LeafRenewal), unhex(t, "0000")},
 		{"submitted commit", new(SubmitMessageRequest), encode("01", commit, user("bob"))},
 		{"submitted for a client", new(SubmitMessageRequest), encode("01", app, client("bob1"))},
 		{"application message as handshake", new(UpdateRequest), encode(app, "00")},

@@ -35,7 +35,7 @@ func keyPackageKey(ref []byte) []byte { return append([]byte(prefixKeyPackage), 
 
 // leafFormat counts the changes of what mimi.LeafExtensions offers. KeyPackages of another one are replaced: with them
 // nobody could add the client to a new room.
-const leafFormat = 2
+const leafFormat = 3
 
 // keptLastResorts is how many last-resort KeyPackages are kept, the published one among them: a Welcome for a former one
 // may be on its way.

@@ -338,12 +338,16 @@ func (c *Client) checkRoom(room mimi.URI, g *mls.Group) error {
 	if err != nil {
 		return err
 	}
+	roles, err := mimi.RolesOf(g.Dictionary())
+	if err != nil {
+		return err
+	}
 	for m := range g.Members() {
 		user, id, err := c.identity(m.Leaf)
 		if err != nil {
 			return fmt.Errorf("leaf %d: %w", m.Index, err)
 		}
-		if _, role, ok := list.Find(user); !ok || role <= mimi.RoleBanned {
+		if _, role, ok := list.Find(user); !ok || !roles.Find(role).Active() {
 			return fmt.Errorf("%s is a member and its user %s no participant", id, user)
 		}
 	}
