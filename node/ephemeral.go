@@ -148,7 +148,7 @@ func (r *room) mayPass(req *mimi.SubmitMessageRequest) (map[string]struct{}, err
 	if err != nil {
 		return nil, err
 	}
-	if _, role, ok := who.list.Find(req.Sender); !ok || role <= mimi.RoleBanned {
+	if !who.role(req.Sender).Active() {
 		return nil, refuse("notAllowed", "%s isn't a participant", req.Sender)
 	}
 	m := req.Message.Private
