@@ -235,7 +235,7 @@ func (r *Room) readHead(b []byte) *chain.Signed {
 
 // hear notes a head that a client claims in a message. mu is held.
 func (r *Room) hear(client mimi.URI, aad []byte, seq uint64) {
-	if c := chain.ClaimOf(aad); c != nil && client != r.c.ID() {
+	if c := chain.ClaimOf(aad); c != nil {
 		r.note(client, &heard{Claim: *c, at: seq})
 	}
 }

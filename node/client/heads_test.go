@@ -76,6 +76,23 @@ func TestClientsFollowTheHeadsOfAnHonestHub(t *testing.T) {
 		}
 		r.mu.Unlock()
 	}
+	// Who is added again gets the chain anew.
+	if err := room.Remove(t.Context(), bob.User()); err != nil {
+		t.Fatal(err)
+	}
+	within(t, func() error {
+		if bob.Rooms()[0].Active() {
+			return errors.New("bob is still in")
+		}
+		return nil
+	})
+	alice.say(uri, "without bob")
+	if err := room.Add(t.Context(), bob.User()); err != nil {
+		t.Fatal(err)
+	}
+	agree(t, uri, alice, bob)
+	alice.say(uri, "with bob")
+	verifies(t, uri, alice, bob)
 	// A second device by an external commit, and both ends after restarts.
 	bob.stop()
 	alice.say(uri, "four")
@@ -430,6 +447,18 @@ func TestAHubThatSignsNoMoreIsTold(t *testing.T) {
 			e.Head = []byte("x")
 			return []*api.Event{entry(e), live()}
 		},
+		"a head of another room": func(x *told) []*api.Event {
+			e := x.next(h.invent())
+			other := *h
+			other.uri += "2"
+			e.Head = codec.Marshal(other.sign(x.seq, x.chain))
+			return []*api.Event{entry(e), live()}
+		},
+		"a head at another entry": func(x *told) []*api.Event {
+			e, f := x.headed(h.invent()), x.next(h.invent())
+			e.Head, f.Head = nil, e.Head
+			return []*api.Event{entry(e), entry(f), live()}
+		},
 	} {
 		h.alice.reopen()
 		if f := h.alice.fault(h.alice.events(events(h.alice)...), faultUnsigned); f.Evidence != nil {
@@ -607,6 +636,53 @@ func TestClaimsAreFewAndSmall(t *testing.T) {
 	h.alice.due()
 	if m := h.alice.sealed("text"); claimIn(t, m) == nil || size(m)-size(without) != 54 {
 		t.Errorf("a claim without signature has %d bytes", size(m)-size(without))
+	}
+}
+
+// A hub that contradicts itself in each of many incarnations fills no store.
+func TestEvidenceIsBounded(t *testing.T) {
+	h := lyingHub(t)
+	for range maxEvidence + 2 {
+		h.alice.hearAnswer(h.uri, true, codec.Marshal(h.sign(h.alice.seq+1, chain.Hash{1})))
+		if told := h.alice.handled(h.alice.headed(h.invent())); len(told) == 0 {
+			t.Fatal("nothing was told")
+		}
+		h.incarnation++
+		if told := h.alice.handled(h.alice.headed(h.invent())); len(told) != 1 {
+			t.Fatalf("a new incarnation: %+v", told)
+		}
+	}
+	if list, err := h.alice.Evidence(); err != nil || len(list) != maxEvidence {
+		t.Errorf("%d pieces of evidence, %v", len(list), err)
+	}
+}
+
+// The context that an entry of another epoch led to isn't known to who joined later, and so the chain begins anew.
+func TestAnEntryOfAnEarlierEpochIsNoContradiction(t *testing.T) {
+	h := lyingHub(t)
+	update, err := h.alice.r().StageUpdate(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var late, won mimi.UpdateRequest
+	if err := codec.Unmarshal(update, &late); err != nil {
+		t.Fatal(err)
+	}
+	if update, err = h.bob.r().StageUpdate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := codec.Unmarshal(update, &won); err != nil {
+		t.Fatal(err)
+	}
+	for i, m := range []*mls.MLSMessage{won.Bundle.Message, late.Bundle.Message} {
+		e := &api.LogEntry{Room: string(h.uri), Seq: h.alice.seq + 1 + uint64(i), Fanout: codec.Marshal(&mimi.FanoutMessage{Timestamp: 1, Message: m})}
+		h.alice.quiet(h.alice.handled(e))
+	}
+	h.alice.seq += 2
+	h.alice.quiet(h.alice.handled(h.alice.headed(h.invent())))
+	h.alice.quiet(h.alice.handled(h.alice.headed(h.invent())))
+	if known, at, _ := ledgerOf(h.alice.device, h.uri); !known || at.chain != h.alice.chain {
+		t.Errorf("the chain is %x", at.chain)
 	}
 }
 
