@@ -506,6 +506,32 @@ func TestAHubThatGoesOnFromAnotherLogIsAccused(t *testing.T) {
 	e.Previous = bytes.Repeat([]byte{0}, 32)
 	e.Previous[0] = 1
 	h.alice.proves(h.alice.fault(h.alice.handled(e), faultOther), first, first+1)
+
+	// And again: more of the same.
+	h.alice.r().newStream()
+	h.alice.chain = chain.Hash{2}
+	e = h.alice.headed(h.invent())
+	e.Previous = bytes.Repeat([]byte{0}, 32)
+	e.Previous[0] = 2
+	h.alice.quiet(h.alice.handled(e))
+	if list, err := h.alice.Evidence(); err != nil || len(list) != 1 {
+		t.Errorf("%d pieces of evidence, %v", len(list), err)
+	}
+}
+
+// What nobody else could verify is told, and isn't evidence.
+func TestEvidenceNeedsTheHubsRoot(t *testing.T) {
+	another := bundleOf(t, embedded(t, "alpha.example"))
+	for name, bundle := range map[string]*authority.Bundle{"unknown": nil, "another": another} {
+		h := lyingHub(t)
+		h.alice.trust.mu.Lock()
+		h.alice.trust.bundles["alpha.example"] = bundle
+		h.alice.trust.mu.Unlock()
+		h.alice.hearAnswer(h.uri, true, codec.Marshal(h.sign(h.alice.seq+1, chain.Hash{1})))
+		if f := h.alice.fault(h.alice.handled(h.alice.headed(h.invent())), faultOther); f.Evidence != nil {
+			t.Errorf("%s: told %+v", name, f)
+		}
+	}
 }
 
 func TestARestoredHubIsToldAndNotAccused(t *testing.T) {
@@ -605,6 +631,10 @@ func TestClaimsAreFewAndSmall(t *testing.T) {
 	}
 	without = h.alice.sealed("text")
 	if claimIn(t, without) != nil {
+		t.Error("a head is claimed at once again")
+	}
+	h.alice.due()
+	if claimIn(t, h.alice.sealed("text")) != nil {
 		t.Error("the same head is claimed twice")
 	}
 	var claimed []uint64
@@ -619,7 +649,7 @@ func TestClaimsAreFewAndSmall(t *testing.T) {
 			t.Errorf("a claim has %d bytes", size(m)-size(without))
 		}
 	}
-	if len(claimed) != 2 || claimed[1]-claimed[0] != claimEvery {
+	if len(claimed) != 3 || claimed[1]-claimed[0] != claimEvery || claimed[2]-claimed[1] != claimEvery {
 		t.Errorf("claims in the messages %v", claimed)
 	}
 	h.alice.due()
@@ -683,6 +713,31 @@ func TestAnEntryOfAnEarlierEpochIsNoContradiction(t *testing.T) {
 	h.alice.quiet(h.alice.handled(h.alice.headed(h.invent())))
 	if known, at, _ := ledgerOf(h.alice.device, h.uri); !known || at.chain != h.alice.chain {
 		t.Errorf("the chain is %x", at.chain)
+	}
+}
+
+// A message that is sent before the heads that came are verified has the last of them verified, or none.
+func TestAClaimIsVerifiedBeforeItIsMade(t *testing.T) {
+	h := lyingHub(t)
+	come := func(e *api.LogEntry) *chain.Claim {
+		t.Helper()
+		var w waits
+		var all []Event
+		events := []*api.Event{{Event: &api.Event_Entry{Entry: e}}}
+		if err := errors.Join(h.alice.process(t.Context(), &w, events, &all), h.alice.check(&w, events, &all), w.wait()); err != nil {
+			t.Fatal(err)
+		}
+		h.alice.due()
+		return claimIn(t, h.alice.sealed("text"))
+	}
+	e := h.alice.headed(h.invent())
+	e.Head[len(e.Head)-1]++
+	if c := come(e); c == nil || c.Seq >= e.Seq {
+		t.Errorf("after a forged head the claim is %+v", c)
+	}
+	e = h.alice.headed(h.invent())
+	if c := come(e); c == nil || c.Seq != e.Seq || c.Chain != h.alice.chain {
+		t.Errorf("after a head the claim is %+v", c)
 	}
 }
 
