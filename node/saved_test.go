@@ -5,11 +5,12 @@ import (
 	"encoding/hex"
 	"flag"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"connectrpc.com/connect"
 
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
@@ -22,12 +23,33 @@ import (
 // new format gets a new folder, and this test goes on reading the old ones.
 var update = flag.Bool("update", false, "write the saved stores of the present format anew")
 
-const savedStores = "testdata/store-v1"
+// savedStores is the folder with the saved stores of a format.
+func savedStores(format int) string { return fmt.Sprintf("testdata/store-v%d", format) }
 
 // writeSavedStores saves the stores of a hub and a follower, with a record of every kind, and what is to be found in them.
 func writeSavedStores(t *testing.T) {
 	alpha, beta, alice, bob, alices, bobs := twoNodes(t)
 	alice.publish(1)
+	alice.publishThese(alice.lastResort())
+	alice.setProfile(&api.Profile{Fields: []*api.ProfileField{claim("given_name", "Alice", searchPart)}})
+	alice.uploadAll([]byte("an asset"))
+	dave := newClient(t, alpha, "dave", "dave-pc")
+	dave.createFranked()
+	if err := dave.report(dave.room, mimi.AbuseReport{ReportingUser: dave.user, AllegedAbuser: dave.user, Messages: []mimi.AbusiveMessage{dave.abuse("you fool")}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.consent(mimi.ConsentRequest, alice.user, bob.user, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := bob.consent(mimi.ConsentRequest, bob.user, alice.user, ""); err != nil {
+		t.Fatal(err)
+	}
+	grant := &mimi.ConsentEntry{Operation: mimi.ConsentGrant, Scope: mimi.ConsentScope{Requester: alice.user, Target: bob.user}}
+	bob.keyPackages(1)
+	grant.KeyPackages = append(grant.KeyPackages, *bob.kps[len(bob.kps)-1])
+	if err := (provider{alpha.Node}).UpdateConsent(t.Context(), "beta.example", grant); err != nil {
+		t.Fatal(err)
+	}
 	phone := newClient(t, alpha, "alice", "alice-phone")
 	phone.publish(2)
 	for _, c := range []*testClient{alice, bob} {
@@ -40,7 +62,15 @@ func writeSavedStores(t *testing.T) {
 	seq := alice.commit()
 	alices.until(func() bool { return alice.seq >= seq })
 	bobs.until(func() bool { return bob.seq >= seq })
+	for _, c := range []*testClient{alice, bob} {
+		must(c.api.Acknowledge(t.Context(), connect.NewRequest(&api.AcknowledgeRequest{Cursors: []*api.Cursor{{Room: string(c.room), Seq: c.seq}}})))(t)
+	}
+	l := &liar{t: t, alpha: alpha, beta: beta, room: alice.room, incarnation: alpha.incarnation, last: seq}
+	l.notified(l.tell(seq, l.chainAt(seq-1).chain, l.invent()))
 	beta.stop()
+	if err := alice.consent(mimi.ConsentRequest, alice.user, "mimi://beta.example/u/erin", ""); err != nil { // waits for beta
+		t.Fatal(err)
+	}
 	resp := must(alice.claim(alice.user))(t)
 	for _, k := range resp.Clients {
 		if _, uri, err := alpha.verifier.IdentityOf(k.KeyPackage.LeafNode.Credential); err == nil && uri == phone.uri {
@@ -49,10 +79,12 @@ func writeSavedStores(t *testing.T) {
 	}
 	alices.until(func() bool { return alice.seq >= seq })
 	alice.send("last")
-	if err := os.RemoveAll(savedStores); err != nil {
+	folder := savedStores(formatVersion)
+	if err := os.RemoveAll(folder); err != nil {
 		t.Fatal(err)
 	}
-	for name, n := range map[string]*testNode{"alpha": alpha, "beta": beta} {
+	for i, n := range []*testNode{alpha, beta} { // in this order: the hub tells beta nothing more
+		name := []string{"alpha", "beta"}[i]
 		if name == "beta" {
 			n.start()
 		}
@@ -68,14 +100,14 @@ func writeSavedStores(t *testing.T) {
 			all["n/"+k] = []byte(v)
 		}
 		n.stop()
-		db := must(store.Open(filepath.Join(savedStores, name), store.Options{}))(t)
+		db := must(store.Open(filepath.Join(folder, name), store.Options{}))(t)
 		if _, err := db.Commit(all, nil); err != nil {
 			t.Fatal(err)
 		}
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(savedStores, name+".txt"), []byte(log.String()), 0o666); err != nil {
+		if err := os.WriteFile(filepath.Join(folder, name+".txt"), []byte(log.String()), 0o666); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -87,21 +119,30 @@ func TestStoresOfReleasesAreServed(t *testing.T) {
 	if *update {
 		writeSavedStores(t)
 	}
+	for format := 1; format <= formatVersion; format++ {
+		t.Run(fmt.Sprint(format), func(t *testing.T) { testSavedStores(t, format) })
+	}
+}
+
+func testSavedStores(t *testing.T, format int) {
 	kinds := make(map[string]int)
+	folder := savedStores(format)
 	for _, name := range []string{"alpha", "beta"} {
-		b, err := os.ReadFile(filepath.Join(savedStores, name+".txt"))
+		b, err := os.ReadFile(filepath.Join(folder, name+".txt"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		room, rest, _ := strings.Cut(string(b), "\n")
 		log := strings.Fields(rest)
 		dir := filepath.Join(t.TempDir(), "store")
-		if err := os.CopyFS(dir, os.DirFS(filepath.Join(savedStores, name))); err != nil {
+		if err := os.CopyFS(dir, os.DirFS(filepath.Join(folder, name))); err != nil {
 			t.Fatal(err)
 		}
 		db := must(store.Open(dir, store.Options{}))(t)
 		// What is kept for a while only is there before the node runs.
-		maps.Copy(kinds, readRecords(t, db))
+		for prefix, n := range readRecords(t, db) {
+			kinds[prefix] += n
+		}
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -140,10 +181,19 @@ func TestStoresOfReleasesAreServed(t *testing.T) {
 		if last == nil || last.generation != 1 {
 			t.Errorf("%s: %s has sent %+v last", name, c.uri, last)
 		}
+		r := must(n.openRoom(c.room))(t)
+		if format > 1 && r.link == nil {
+			t.Errorf("%s: no chain at entry %d", name, r.record.last)
+		}
 		if name != "alpha" {
+			if h := r.heads.last.Load(); format > 1 && (h == nil || h.Seq != r.record.last || h.Chain != r.link.chain) {
+				t.Errorf("the hub's head is %+v", h)
+			}
+			if list := must(n.listEvidence())(t); len(list) != format-1 {
+				t.Errorf("evidence %+v", list)
+			}
 			continue
 		}
-		r := must(n.hostedRoom(c.room))(t)
 		m := &mls.MLSMessage{Version: mls.MLS10, WireFormat: mls.WireFormatPrivateMessage, Private: &mls.PrivateMessage{
 			GroupID: r.group.GroupID(), Epoch: r.group.Epoch(), ContentType: mls.ContentApplication,
 			EncryptedSenderData: []byte("a hub can't read it"), Ciphertext: []byte("nor this"),
@@ -156,8 +206,13 @@ func TestStoresOfReleasesAreServed(t *testing.T) {
 			t.Errorf("entry %d after entry %d", e.Seq, len(log))
 		}
 	}
-	for _, p := range []string{prefixRoom, prefixGroup, prefixLog, prefixAnswer, prefixFanout, prefixWelcome, prefixMember,
-		prefixSent, prefixDevice, prefixKeyPackage, prefixOwnRef, prefixUserRoom, prefixOutbox} {
+	want := []string{prefixRoom, prefixGroup, prefixLog, prefixAnswer, prefixFanout, prefixWelcome, prefixMember,
+		prefixSent, prefixDevice, prefixKeyPackage, prefixOwnRef, prefixUserRoom, prefixOutbox}
+	if format > 1 {
+		want = append(want, prefixLink, prefixHead, prefixEvidence, prefixHubKey, prefixAcked, prefixLastResort, prefixClaimedRef, prefixReport,
+			prefixConsent, prefixConsentOf, prefixGranted, prefixConsentOut, prefixProfile, prefixTerm, prefixAsset, prefixAssetRef)
+	}
+	for _, p := range want {
 		if kinds[p] == 0 {
 			t.Errorf("no store has anything under %s", p)
 		}
