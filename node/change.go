@@ -26,6 +26,7 @@ type change struct {
 
 	entries  []logged              // what the log gets
 	members  map[mimi.URI]struct{} // local clients whose membership changes
+	welcomes []queuedWelcome       // for local clients
 	welcomed map[mimi.URI]struct{} // local clients with a new Welcome
 	joined   map[mimi.URI]struct{} // local clients that joined by themselves
 	queued   map[string]struct{}   // peers with something new in the outbox
@@ -78,6 +79,7 @@ func (c *change) answer(hash []byte, seq, time uint64, response codec.Marshaler)
 // apply makes the change visible in the store. r.mu is held; the caller releases it and calls finish.
 func (c *change) apply() (wait func() error, err error) {
 	c.batch.Set(roomKey(c.r.uri), codec.Marshal(c.record))
+	defer c.number()()
 	unlock, err := c.n.raise(&c.batch, c.mark)
 	if err != nil {
 		return nil, err // a message has changed nothing in memory

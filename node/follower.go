@@ -216,9 +216,7 @@ func fanoutKey(seq uint64, fanout []byte) []byte {
 
 // queueWelcome puts a Welcome into the queue of a local client, who is a member of the room from then on.
 func (c *change) queueWelcome(to *refRecord, seq uint64, rest []byte) {
-	number, mark := c.n.welcomeNumbers.next(to.client)
-	c.batch.Set([]byte(keyWelcomes), mark)
-	c.batch.Set(key(prefixWelcome, to.client, be64(number)), codec.Marshal(welcomeRecord{room: c.r.uri, seq: seq, fanout: slices.Clone(rest)}))
+	c.welcomes = append(c.welcomes, queuedWelcome{to.client, welcomeRecord{room: c.r.uri, seq: seq, fanout: slices.Clone(rest)}})
 	setMember(&c.batch, to.client, to.user, c.r.uri, seq)
 	c.members[to.client] = struct{}{}
 	c.welcomed[to.client] = struct{}{}
@@ -230,12 +228,8 @@ func (c *change) queueWelcome(to *refRecord, seq uint64, rest []byte) {
 type numbers struct {
 	mu   sync.Mutex
 	last map[mimi.URI]uint64 // guarded by mu
-	high uint64              // guarded by mu: no number that was given is higher
+	high uint64              // guarded by mu: the last number that was given
 }
-
-// numberSlack is by how much the number in the store is higher than the one with which it was written, so that the order
-// in which changes of rooms are applied doesn't matter.
-const numberSlack = 1_000_000
 
 // openNumbers reads how far the numbers of Welcomes were.
 func openNumbers(s store.Store) (*numbers, error) {
@@ -250,13 +244,27 @@ func openNumbers(s store.Store) (*numbers, error) {
 	return ns, err
 }
 
-// next returns the number of a client's next Welcome, and what goes into the store with it.
-func (ns *numbers) next(client mimi.URI) (number uint64, mark []byte) {
+// queuedWelcome is a Welcome on its way into the queue of a client.
+type queuedWelcome struct {
+	client  mimi.URI
+	welcome welcomeRecord
+}
+
+// number gives a change's Welcomes their numbers. unlock comes after the change is applied: a stream that saw a higher
+// number first would never look for the lower one.
+func (c *change) number() (unlock func()) {
+	if len(c.welcomes) == 0 {
+		return func() {}
+	}
+	ns := c.n.welcomeNumbers
 	ns.mu.Lock()
-	defer ns.mu.Unlock()
-	n := max(ns.last[client]+1, ns.high+1, uint64(time.Now().UnixMicro()))
-	ns.last[client], ns.high = n, n
-	return n, be64(n + numberSlack)
+	for _, q := range c.welcomes {
+		n := max(ns.last[q.client]+1, ns.high+1, uint64(time.Now().UnixMicro()))
+		ns.last[q.client], ns.high = n, n
+		c.batch.Set(key(prefixWelcome, q.client, be64(n)), codec.Marshal(q.welcome))
+	}
+	c.batch.Set([]byte(keyWelcomes), be64(ns.high))
+	return ns.mu.Unlock
 }
 
 func (ns *numbers) seen(client mimi.URI, number uint64) {

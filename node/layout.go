@@ -31,7 +31,7 @@ import (
 //	n/i/<room> 00 <SHA-256>           answerRecord: the answer that the MLSMessage of that hash got (hosted rooms);
 //	                                  for a hub that numbers nothing, that the FanoutMessage was received
 //	n/f/<room> 00 <seq> <SHA-256>     FanoutMessage with a Welcome that belongs to the commit of number seq
-//	n/w                               a number that is higher than those of all Welcomes so far
+//	n/w                               the number of the last Welcome of all
 //	n/w/<client> 00 <number>          welcomeRecord: a Welcome that waits for a client; the number is the time in
 //	                                  µs since 1970, or one more than the one before
 //	n/c/<client> 00 <room>            memberRecord: the client's membership as far as the node knows

@@ -2,9 +2,11 @@ package node
 
 import (
 	"encoding/binary"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/node/store"
 )
 
@@ -40,5 +42,39 @@ func TestNumbersOfWelcomesGrowThoughTheClockIsPutBack(t *testing.T) {
 	alice.authenticate()
 	if welcome(); len(numbers) != 2 || numbers[1] <= numbers[0] {
 		t.Errorf("the Welcomes' numbers are %v", numbers)
+	}
+}
+
+// Rooms don't wait for each other, and a stream that has seen a Welcome looks for those with higher numbers only.
+func TestNumbersOfWelcomesGrowInTheOrderInWhichTheyAreSeen(t *testing.T) {
+	n := newNode(t, "alpha")
+	alice, bob := newClient(t, n, "alice", "alice-laptop"), newClient(t, n, "bob", "bob-phone")
+	first, second := must(n.openRoom(alice.createRoom()))(t), must(n.openRoom(alice.createRoom()))(t)
+	var changes []*change
+	for _, r := range []*room{first, second} {
+		c := n.begin(r, nil)
+		c.queueWelcome(&refRecord{client: bob.uri, user: bob.user}, 1, nil)
+		changes = append(changes, c)
+	}
+	var seen []mimi.URI
+	for _, c := range []*change{changes[1], changes[0]} {
+		wait, err := c.apply()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := store.ScanPrefix(n.store, key(prefixWelcome, bob.uri), func(_, v []byte) bool {
+		var w welcomeRecord
+		err := decodeRecord(v, &w, "Welcome")
+		seen = append(seen, w.room)
+		return err == nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(seen, []mimi.URI{second.uri, first.uri}) {
+		t.Errorf("the queue is %v, want the room that was applied first at the front", seen)
 	}
 }
