@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"math"
@@ -335,5 +336,47 @@ func TestAKeyPackagePublishedTwiceAtOnceIsHandedOutOnce(t *testing.T) {
 	}
 	if len(seen) == 0 {
 		t.Error("nothing was claimed")
+	}
+}
+
+// TestWelcomesAreForThoseWhomACommitAdds has commits without the Welcome that they need, and with one that nobody needs.
+func TestWelcomesAreForThoseWhomACommitAdds(t *testing.T) {
+	n := newNode(t, "alpha")
+	alice, bob := newClient(t, n, "alice", "alice-laptop"), newClient(t, n, "bob", "bob-phone")
+	bob.publish(1)
+	alice.createRoom()
+	adding := must(alice.group.Commit(nil, mls.CommitOptions{Proposals: alice.adding(bob.user), ForcePath: true}))(t)
+	without := bundle(adding)
+	welcome := without.Bundle.Welcome
+	without.Bundle.Welcome = nil
+	if resp, _, err := alice.update(without); err != nil || resp.Code != mimi.UpdateNotAllowed {
+		t.Errorf("a commit that adds somebody, without a Welcome: %+v, %v", resp, err)
+	}
+	if err := alice.group.Drop(nil); err != nil {
+		t.Fatal(err)
+	}
+	with := bundle(must(alice.group.Commit(nil, mls.CommitOptions{ForcePath: true}))(t))
+	with.Bundle.Welcome = welcome
+	if resp, _, err := alice.update(with); err != nil || resp.Code != mimi.UpdateNotAllowed {
+		t.Errorf("a commit that adds nobody, with a Welcome: %+v, %v", resp, err)
+	}
+}
+
+func TestPeersClaimKeyPackagesForTheirOwnUsers(t *testing.T) {
+	n := newNode(t, "alpha")
+	alice, bob := newClient(t, n, "alice", "alice-laptop"), newClient(t, n, "bob", "bob-phone")
+	bob.publish(1)
+	alice.createRoom()
+	req := &mimi.KeyMaterialRequest{
+		RequestingUser: alice.user, TargetUser: bob.user, Room: alice.room, CipherSuites: []mls.CipherSuite{testSuite},
+		SignatureKey: must(testSuite.SignaturePublicKey(alice.signer.Public()))(t), Credential: mls.X509Credential(alice.chain),
+	}
+	if err := req.Sign(rand.Reader, testSuite, alice.signer); err != nil {
+		t.Fatal(err)
+	}
+	p := provider{n.Node}
+	resp, err := p.KeyMaterial(t.Context(), "beta.example", req)
+	if e := reason(err); e == nil || e.code != "notAllowed" {
+		t.Errorf("a peer with a request of a user of this node: %+v, %v", resp, err)
 	}
 }
