@@ -27,6 +27,32 @@ func (r *Room) Add(ctx context.Context, users ...mimi.URI) error {
 	return r.change(ctx, func(g *mls.Group) (mls.CommitOptions, error) { return r.buildAdd(g, found) })
 }
 
+// Roles returns the room's roles.
+func (r *Room) Roles() (mimi.RoleList, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return mimi.RolesOf(r.group.Dictionary())
+}
+
+// SetRole gives a participant another of the room's roles, by its index. It does nothing if the user has it.
+func (r *Room) SetRole(ctx context.Context, user mimi.URI, role uint32) error {
+	return r.change(ctx, func(g *mls.Group) (o mls.CommitOptions, err error) {
+		list, err := participants(g)
+		if err != nil {
+			return o, err
+		}
+		i, have, ok := list.Find(user)
+		switch {
+		case !ok:
+			return o, fmt.Errorf("client: %s isn't a participant", user)
+		case have == role:
+			return o, errDone
+		}
+		o.Proposals = []mls.Proposal{participantProposal(mimi.ParticipantListUpdate{Changed: []mimi.RoleChange{{Index: uint32(i), Role: role}}})}
+		return o, nil
+	})
+}
+
 // addition is a user to be added, with the KeyPackages that were claimed.
 type addition struct {
 	user        mimi.URI

@@ -363,7 +363,7 @@ func TestFrankingAgentIsTheHub(t *testing.T) {
 		"what names nobody":         {with(func(a *mimi.FrankingAgentData) { a.Credential = mls.BasicCredential([]byte("hub")) }), "credential"},
 		"something that is no data": {[]byte("x"), "franking agent"},
 	} {
-		ext := roomExtensions(uri, "lunch", bob.User(), own)
+		ext := roomExtensions(uri, "lunch", mimi.Participant{User: bob.User(), Role: mimi.RoleAdmin}, own, new(mimi.Rules))
 		data, _ := ext.Find(mls.ExtensionAppDataDictionary)
 		var d mls.AppDataDictionary
 		if err := codec.Unmarshal(data, &d); err != nil {

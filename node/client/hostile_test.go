@@ -369,9 +369,9 @@ func TestWelcomeIntoAForgedRoomIsRefused(t *testing.T) {
 	uri := mimi.URI("mimi://alpha.example/r/secret")
 	g, err := mls.NewGroup(bob.config, nil, mls.GroupOptions{
 		GroupID: []byte(uri.Group()), Suite: defaultSuite, Credential: mls.X509Credential(chain), Signer: private,
-		Extensions: roomExtensions(uri, "secret", alice, mls.ExternalSender{
+		Extensions: roomExtensions(uri, "secret", mimi.Participant{User: alice, Role: mimi.RoleAdmin}, mls.ExternalSender{
 			SignatureKey: []byte(pub), Credential: mls.X509Credential(hub),
-		}),
+		}, new(mimi.Rules)),
 		LeafExtensions: mimi.LeafExtensions(),
 	})
 	if err != nil {

@@ -25,7 +25,13 @@ import (
 
 // CreateRoom creates a room that the own node hosts, with the user as its admin, and adds the user's other devices.
 func (c *Client) CreateRoom(ctx context.Context, name string) (*Room, error) {
-	r, err := c.createRoom(ctx, name)
+	return c.CreateRoomWith(ctx, name, nil)
+}
+
+// CreateRoomWith is CreateRoom with rules, such as mimi.StrictRoom, which get the URI of the provider that hosts the room.
+// The user has the role that they give to the creator. Who is added must have a client of this release or a later one.
+func (c *Client) CreateRoomWith(ctx context.Context, name string, rules func(hub mimi.URI) mimi.Rules) (*Room, error) {
+	r, err := c.createRoom(ctx, name, rules)
 	if err != nil {
 		return nil, fmt.Errorf("client: create a room: %w", err)
 	}
@@ -39,7 +45,7 @@ func (c *Client) CreateRoom(ctx context.Context, name string) (*Room, error) {
 	return r, nil
 }
 
-func (c *Client) createRoom(ctx context.Context, name string) (*Room, error) {
+func (c *Client) createRoom(ctx context.Context, name string, rules func(hub mimi.URI) mimi.Rules) (*Room, error) {
 	c.mu.Lock()
 	p := c.profile
 	c.mu.Unlock()
@@ -58,11 +64,21 @@ func (c *Client) createRoom(ctx context.Context, name string) (*Room, error) {
 	if err := c.checkHubSender(ctx, uri, p.Suite, hub); err != nil {
 		return nil, err
 	}
+	admin := mimi.Participant{User: p.User, Role: mimi.RoleAdmin}
+	given := new(mimi.Rules)
+	if rules != nil {
+		provider, err := mimi.ProviderURI(p.Domain)
+		if err != nil {
+			return nil, err
+		}
+		*given = rules(provider)
+		admin.Role = given.Creator
+	}
 	r := newRoom(c, uri)
 	b := new(store.Batch)
 	r.group, err = mls.NewGroup(c.config, b.Prefixed(r.key(roomGroup)), mls.GroupOptions{
 		GroupID: []byte(uri.Group()), Suite: p.Suite, Credential: c.credential(), Signer: c.signer,
-		Lifetime: c.lifetime(0), Extensions: roomExtensions(uri, name, p.User, hub), LeafExtensions: mimi.LeafExtensions(),
+		Lifetime: c.lifetime(0), Extensions: roomExtensions(uri, name, admin, hub, given), LeafExtensions: mimi.LeafExtensions(),
 	})
 	if err != nil {
 		return nil, err
@@ -100,11 +116,13 @@ func (c *Client) createRoom(ctx context.Context, name string) (*Room, error) {
 
 // roomExtensions is the GroupContext of a new room: what members must support, the hub as external sender 0 and franking
 // agent, the participant list and the room's metadata. Messages are MIMI content.
-func roomExtensions(uri mimi.URI, name string, admin mimi.URI, hub mls.ExternalSender) mls.Extensions {
+func roomExtensions(uri mimi.URI, name string, admin mimi.Participant, hub mls.ExternalSender, rules *mimi.Rules) mls.Extensions {
 	dict := mimi.FrankedRoom(mimi.RoomDictionary(
-		mimi.ParticipantList{{User: admin, Role: mimi.RoleAdmin}},
-		mimi.RoomMetadata{RoomURI: string(uri), RoomName: name},
+		mimi.ParticipantList{admin}, mimi.RoomMetadata{RoomURI: string(uri), RoomName: name},
 	), mimi.FrankingAgentData(hub))
+	if len(rules.Roles) > 0 {
+		dict = rules.Dictionary(dict)
+	}
 	return mls.Extensions{
 		{Type: mls.ExtensionRequiredCapabilities, Data: codec.Marshal(mls.RequiredCapabilities{
 			Extensions:  []mls.ExtensionType{mls.ExtensionAppDataDictionary},
