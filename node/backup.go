@@ -147,12 +147,17 @@ func syncDirs(dir string) error {
 		if !d.IsDir() {
 			return nil
 		}
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		return errors.Join(f.Sync(), f.Close())
+		return syncDir(path)
 	})
+}
+
+// syncDir makes the names of a directory durable.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // tighten lets nobody but the owner at files.

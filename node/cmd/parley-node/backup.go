@@ -49,3 +49,20 @@ func (c *command) verifyBackup(args []string) error {
 		b.Domain, b.Time.Format(time.RFC3339), b.Rooms, b.Entries, b.Records)
 	return nil
 }
+
+func (c *command) restore(args []string) error {
+	f := c.admin("restore", "BACKUP", "Makes the data directory, which must be empty or not exist, of a backup. What the node did since is lost, and its\n"+
+		"former data directory must not be served any more.")
+	if err := parse(f, args, 1); err != nil {
+		return err
+	}
+	b, err := node.Restore(f.Arg(0), c.data)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		return c.print(b)
+	}
+	fmt.Fprintf(c.out, "%s has the state of %s of %s: %d rooms, %d entries\n", c.data, b.Domain, b.Time.Format(time.RFC3339), b.Rooms, b.Entries)
+	return nil
+}

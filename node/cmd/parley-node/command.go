@@ -28,11 +28,12 @@ const usage = `parley-node is a provider's node.
   parley-node evidence verify [-fingerprint F] FILE
   parley-node backup DIR              a backup of the running node, to a new directory
   parley-node backup verify DIR       whether a backup is whole
+  parley-node restore BACKUP          a data directory of a backup, for a node that takes the place of a lost one
   parley-node version
   parley-node help [config]           this text, or the fields of the configuration
 
-Every command has -h. All but serve and the verify commands speak to the running node through its admin socket, in the
-node's data directory: -data DIR, else $PARLEY_DATA, else ./data. The peers commands also work while the node is
+Every command has -h. All but serve, restore and the verify commands speak to the running node through its admin socket,
+in the node's data directory: -data DIR, else $PARLEY_DATA, else ./data. The peers commands also work while the node is
 down. -json prints JSON. Exit status: 0 done, 1 refused or failed, 2 wrong usage.
 `
 
@@ -93,6 +94,8 @@ func (c *command) dispatch(ctx context.Context, args []string) error {
 		return c.evidence(ctx, rest)
 	case "backup":
 		return c.backup(ctx, rest)
+	case "restore":
+		return c.restore(rest)
 	case "version", "-version", "--version":
 		fmt.Fprintln(c.out, "parley-node", node.Version())
 		return nil
