@@ -110,8 +110,8 @@ func TestNewDeviceOfAFollowersUserJoinsByExternalCommit(t *testing.T) {
 	bobs.until(func() bool { return slices.Contains(bob.texts, "hello from the tablet") })
 }
 
-// groupInfo fetches and opens the GroupInfo of the client's room.
-func (c *testClient) groupInfo() (*mimi.GroupInfoResponse, *mimi.GroupInfoRatchetTree, error) {
+// groupInfo fetches and opens the GroupInfo of the client's room, with a joining code if there is one.
+func (c *testClient) groupInfo(joining ...byte) (*mimi.GroupInfoResponse, *mimi.GroupInfoRatchetTree, error) {
 	pub, private, err := testSuite.GenerateHPKEKey(rand.Reader)
 	if err != nil {
 		return nil, nil, err
@@ -119,6 +119,7 @@ func (c *testClient) groupInfo() (*mimi.GroupInfoResponse, *mimi.GroupInfoRatche
 	req := &mimi.GroupInfoRequest{
 		CipherSuite: testSuite, SignatureKey: must(testSuite.SignaturePublicKey(c.signer.Public()))(c.t),
 		Credential: mls.X509Credential(c.chain), GroupInfoPublicKey: pub,
+		JoiningCode: joining,
 	}
 	if err := req.Sign(rand.Reader, c.signer); err != nil {
 		return nil, nil, err
@@ -141,7 +142,18 @@ func (c *testClient) groupInfo() (*mimi.GroupInfoResponse, *mimi.GroupInfoRatche
 // externalJoin joins the client's room and returns the commit's number.
 func (c *testClient) externalJoin(props ...mls.Proposal) uint64 {
 	c.t.Helper()
-	_, plain, err := c.groupInfo()
+	p, resp, seq := c.tryExternalJoin(nil, props...)
+	if resp.Code != mimi.UpdateSuccess {
+		c.t.Fatalf("external commit: %+v", resp)
+	}
+	c.group = must(p.Confirm(nil))(c.t)
+	return seq
+}
+
+// tryExternalJoin is externalJoin with a joining code for the GroupInfo, and with what the hub answers.
+func (c *testClient) tryExternalJoin(joining []byte, props ...mls.Proposal) (*mls.PendingJoin, *mimi.UpdateRoomResponse, uint64) {
+	c.t.Helper()
+	_, plain, err := c.groupInfo(joining...)
 	if err != nil || plain == nil {
 		c.t.Fatalf("group info: %v", err)
 	}
@@ -155,13 +167,10 @@ func (c *testClient) externalJoin(props ...mls.Proposal) uint64 {
 	resp, seq, err := c.update(&mimi.UpdateRequest{Bundle: mimi.HandshakeBundle{
 		Message: p.Message(), GroupInfo: mimi.FullGroupInfo(p.GroupInfo()), RatchetTree: mimi.FullRatchetTree(p.Tree()),
 	}})
-	if err != nil || resp.Code != mimi.UpdateSuccess {
-		c.t.Fatalf("external commit: %+v, %v", resp, err)
+	if err != nil {
+		c.t.Fatalf("external commit: %v", err)
 	}
-	if c.group, err = p.Confirm(nil); err != nil {
-		c.t.Fatal(err)
-	}
-	return seq
+	return p, resp, seq
 }
 
 func TestOnlyParticipantsGetTheGroupInfo(t *testing.T) {

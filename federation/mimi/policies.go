@@ -379,7 +379,7 @@ func (p *BotPolicy) UnmarshalMLS(r *codec.Reader) {
 }
 
 // MessageExpiration is the message_expiration_policy component: how long messages last (draft-ietf-mimi-room-policy-03,
-// Section 6.8). Durations are in s.
+// Section 6.8). Durations are in s. The room's state says it; that messages keep to it isn't enforced.
 //
 //	struct {
 //	    Optionality expiring_messages;
@@ -418,26 +418,10 @@ func (p *MessageExpiration) UnmarshalMLS(r *codec.Reader) {
 	}
 }
 
-// ExpirationOf returns the policy of a room with that app_data_dictionary; one without may have any.
-func ExpirationOf(d mls.AppDataDictionary) (MessageExpiration, error) {
-	p := MessageExpiration{Max: 1<<32 - 1}
-	_, err := policyOf(d, ComponentExpiration, &p)
-	return p, err
-}
-
-// Retention is how long messages of a room with that app_data_dictionary need to be kept: all of them expire by then. 0 if
-// they may last for ever.
-func Retention(d mls.AppDataDictionary) (time.Duration, error) {
-	p, err := ExpirationOf(d)
-	if err != nil || p.Expiring != Required {
-		return 0, err
-	}
-	return time.Duration(p.Max) * time.Second, nil
-}
-
-// LeafRenewal is a policy that members replace their leaves, keys included, within that many days; else the hub proposes
-// to remove them (RFC 9750, Section 8.2). draft-ietf-mimi-room-policy-03 has it as one of the many operational parameters
-// of its Section 7, the rest of which isn't supported.
+// LeafRenewal is a policy that members replace their leaves, keys included, within that many days (RFC 9750, Section
+// 8.2). The room's state says it; the hub doesn't propose yet to remove those who are late.
+// draft-ietf-mimi-room-policy-03 has it as one of the many operational parameters of its Section 7, the rest of which isn't
+// supported.
 //
 //	struct { uint16 days; } LeafRenewal;
 type LeafRenewal struct{ Days uint16 }
@@ -450,11 +434,4 @@ func (p *LeafRenewal) UnmarshalMLS(r *codec.Reader) {
 	if p.Days = r.Uint16(); p.Days == 0 {
 		r.Failf("leaves are renewed within 0 days")
 	}
-}
-
-// RenewalOf returns within which time a room with that app_data_dictionary wants leaves replaced, 0 if it doesn't say.
-func RenewalOf(d mls.AppDataDictionary) (time.Duration, error) {
-	var p LeafRenewal
-	_, err := policyOf(d, ComponentLeafRenewal, &p)
-	return time.Duration(p.Days) * 24 * time.Hour, err
 }
