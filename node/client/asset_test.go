@@ -15,44 +15,32 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/parley-mls/parley/federation/mimi/content"
-	"github.com/parley-mls/parley/node/api"
-	"github.com/parley-mls/parley/node/api/apiconnect"
 )
-
-// interrupted loses the answers to some requests to upload, and calls then in between.
-type interrupted struct {
-	apiconnect.ClientServiceClient
-	requests int
-	then     func(request int)
-}
-
-func (i *interrupted) UploadAsset(ctx context.Context, req *connect.Request[api.UploadAssetRequest]) (*connect.Response[api.UploadAssetResponse], error) {
-	i.requests++
-	res, err := i.ClientServiceClient.UploadAsset(ctx, req)
-	if i.requests%2 == 0 {
-		i.then(i.requests)
-		return nil, connect.NewError(connect.CodeUnavailable, errors.New("the answer is lost"))
-	}
-	return res, err
-}
 
 func TestAssetsPassFromProviderToProvider(t *testing.T) {
 	p := providers(t, "alpha", "beta", "gamma")
-	alice, bob, carol := p[0].enrol("alice", "alice-laptop"), p[1].enrol("bob", "bob-phone"), p[2].enrol("carol", "carol-pc")
+	alice, carol := p[0].enrol("alice", "alice-laptop"), p[2].enrol("carol", "carol-pc")
+	bob, f := p[1].enrolFaulty("bob", "bob-phone")
 	room := alice.create(bob.User(), carol.User())
 	uri := room.URI()
 	agree(t, uri, alice, bob, carol)
 
 	file := make([]byte, 3*assetChunk+17)
 	rand.Read(file)
-	restarted := false
-	bob.session.service = &interrupted{ClientServiceClient: bob.session.service, then: func(request int) {
-		if request == 2 {
-			p[1].stop()
-			p[1].start()
-			restarted = true
+	requests, restarted := 0, false
+	f.set(func(f *faults) {
+		f.upload = func() error {
+			if requests++; requests == 2 {
+				p[1].stop()
+				p[1].start()
+				restarted = true
+			}
+			if requests%2 == 0 {
+				return connect.NewError(connect.CodeUnavailable, errors.New("the answer is lost"))
+			}
+			return nil
 		}
-	}}
+	})
 	part, err := bob.Upload(t.Context(), bytes.NewReader(file), "image/png", "a picture.png")
 	if err != nil {
 		t.Fatal(err)

@@ -318,7 +318,8 @@ type faults struct {
 	update func(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	submit func(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	claim  func(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
-	asked  bool // for the last message of a group
+	upload func() error // after a request to upload; an error is its answer
+	asked  bool         // for the last message of a group
 }
 
 // inject puts faults into a client that doesn't run yet, or whose calls under way don't matter.
@@ -351,6 +352,19 @@ func (f *faults) Update(ctx context.Context, req *connect.Request[api.MimiReques
 
 func (f *faults) SubmitMessage(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
 	return f.pick(func() unary { return f.submit }, f.ClientServiceClient.SubmitMessage)(ctx, req)
+}
+
+func (f *faults) UploadAsset(ctx context.Context, req *connect.Request[api.UploadAssetRequest]) (*connect.Response[api.UploadAssetResponse], error) {
+	res, err := f.ClientServiceClient.UploadAsset(ctx, req)
+	f.mu.Lock()
+	then := f.upload
+	f.mu.Unlock()
+	if then != nil {
+		if err := then(); err != nil {
+			return nil, err
+		}
+	}
+	return res, err
 }
 
 func (f *faults) LastSent(ctx context.Context, req *connect.Request[api.LastSentRequest]) (*connect.Response[api.LastSentResponse], error) {
