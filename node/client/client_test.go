@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -164,6 +165,32 @@ func TestLeaverIsRemovedByAnother(t *testing.T) {
 		t.Errorf("participants: %v", list)
 	}
 	alice.say(room.URI(), "alone again")
+}
+
+func TestBothDevicesOfALeaverLeave(t *testing.T) {
+	p := providers(t, "alpha", "beta")
+	alice, phone, tablet := p[0].enrol("alice", "alice-laptop"), p[1].enrol("bob", "bob-phone"), p[1].enrol("bob", "bob-tablet")
+	alice.stop() // nobody commits before both have left
+	alice.o.CommitDelay = func() time.Duration { return 2 * time.Second }
+	alice.restart()
+	uri := alice.create(phone.User()).URI()
+	agree(t, uri, alice, phone, tablet)
+	if err := phone.room(uri).Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r := tablet.room(uri)
+	within(t, func() error {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if len(r.group.Pending()) < 3 {
+			return errors.New("the proposals aren't there")
+		}
+		return nil
+	})
+	if err := r.Leave(t.Context()); err != nil {
+		t.Errorf("the second device: %v", err)
+	}
+	agree(t, uri, alice)
 }
 
 func TestConcurrentChangesBothLand(t *testing.T) {

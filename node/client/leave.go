@@ -111,6 +111,9 @@ func (r *Room) sendLeave(ctx context.Context) error {
 	if e := w.wait(); e != nil {
 		return e
 	}
+	if request == nil && err == nil {
+		return nil
+	}
 	var res *mimi.UpdateRoomResponse
 	if err == nil {
 		if res, _, err = r.c.update(ctx, r.uri, request); err != nil && !permanent(err) {
@@ -162,6 +165,16 @@ func (r *Room) proposeLeave(w *waits, l *leaving) error {
 	props, err := r.c.removal(r.group, r.c.User())
 	if err != nil {
 		return err
+	}
+	// What another device of the user has proposed is there already.
+	pending := r.group.Pending()
+	props = slices.DeleteFunc(props, func(p mls.Proposal) bool {
+		return slices.ContainsFunc(pending, func(q mls.PendingProposal) bool { return r.c.sameRemoval(r.group, p, q, r.c.User()) })
+	})
+	if len(props) == 0 {
+		l.epoch, l.request, l.answered, l.accepted = r.group.Epoch(), nil, true, true
+		l.finish(nil)
+		return nil
 	}
 	g, err := r.copyGroup()
 	if err != nil {
