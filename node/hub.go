@@ -185,7 +185,11 @@ func messageHash(m *mls.MLSMessage) []byte {
 
 // answered returns the first answer that a message got, nil if it is new.
 func (n *Node) answered(r *room, hash []byte) (*answerRecord, error) {
-	b, err := n.store.Get(key(prefixAnswer, r.uri, hash))
+	k := key(prefixAnswer, r.uri, hash)
+	if has, err := n.store.Has(k); err != nil || !has {
+		return nil, err // as for nearly all messages
+	}
+	b, err := n.store.Get(k)
 	if err != nil || b == nil {
 		return nil, err
 	}

@@ -17,9 +17,10 @@ import (
 
 // Options of a Pebble store; the zero value has defaults fit for a node on a small machine.
 type Options struct {
-	// CacheBytes is the size of the block cache; 0 means 16 MiB.
+	// CacheBytes is the size of the block cache; 0 means 16 MiB. Pebble takes the memtables' memory off it, so that it must
+	// be larger than two of them: the first block of every read came from the file otherwise.
 	CacheBytes int64
-	// MemTableBytes is the size of one memtable; 0 means 8 MiB.
+	// MemTableBytes is the size of one memtable, of which there are up to two; 0 means 4 MiB.
 	MemTableBytes uint64
 	// Log gets Pebble's errors; nil discards them. An error on which Pebble can't go on, such as a write-ahead log that
 	// can't be written, ends the process: what was acknowledged is on disk, and the next start recovers it.
@@ -61,7 +62,7 @@ func OpenFS(fs vfs.FS, dir string, o Options) (*Pebble, error) {
 		o.CacheBytes = 16 << 20
 	}
 	if o.MemTableBytes == 0 {
-		o.MemTableBytes = 8 << 20
+		o.MemTableBytes = 4 << 20
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -113,6 +114,24 @@ func (p *Pebble) get(key []byte) ([]byte, error) {
 	v := make([]byte, len(value))
 	copy(v, value)
 	return v, closer.Close()
+}
+
+// Has is as in Store. An iterator asks the bloom filters of all levels, of which Get leaves out the last and largest.
+func (p *Pebble) Has(key []byte) (bool, error) {
+	p.closing.RLock()
+	defer p.closing.RUnlock()
+	if p.closed {
+		return false, ErrClosed
+	}
+	it, err := p.db.NewIter(&pebble.IterOptions{UseL6Filters: true})
+	if err != nil {
+		return false, fmt.Errorf("reading from the store: %w", err)
+	}
+	has := it.SeekPrefixGE(key)
+	if err := errors.Join(it.Error(), it.Close()); err != nil {
+		return false, fmt.Errorf("reading from the store: %w", err)
+	}
+	return has, nil
 }
 
 // Scan is as in Store. fn may call the store.

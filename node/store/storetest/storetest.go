@@ -45,11 +45,15 @@ func Test(t *testing.T, open func(t *testing.T, dir string) store.Store) {
 	}
 }
 
+// get returns the value of a key, once Has has said the same.
 func get(t *testing.T, s store.Store, key string) []byte {
 	t.Helper()
 	v, err := s.Get([]byte(key))
 	if err != nil {
 		t.Fatalf("Get(%q): %v", key, err)
+	}
+	if has, err := s.Has([]byte(key)); err != nil || has != (v != nil) {
+		t.Fatalf("Has(%q) = %v, %v, and its value is %q", key, has, err, v)
 	}
 	return v
 }
@@ -351,6 +355,9 @@ func testClosed(t *testing.T, open func(string) store.Store) {
 	}
 	if _, err := s.Get([]byte("a")); !errors.Is(err, store.ErrClosed) {
 		t.Errorf("Get: %v", err)
+	}
+	if _, err := s.Has([]byte("a")); !errors.Is(err, store.ErrClosed) {
+		t.Errorf("Has: %v", err)
 	}
 	if err := s.Scan(nil, nil, func(_, _ []byte) bool { return true }); !errors.Is(err, store.ErrClosed) {
 		t.Errorf("Scan: %v", err)
