@@ -1,12 +1,14 @@
 package federation
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -49,15 +51,57 @@ func parseAssetName(name string) (hash [sha256.Size]byte, err error) {
 	return [sha256.Size]byte(b), nil
 }
 
-// Asset is what is read of an asset while it comes. Close frees what it needs.
+// Asset is what is read of an asset while it comes, or of a part of one. Close frees what it needs.
 type Asset struct {
-	Size int64 // bytes
+	Size  int64 // bytes that come
+	Whole int64 // bytes of the whole asset, if a part was asked for
 	io.ReadCloser
+}
+
+// MaxPart is how many bytes a Part has at most.
+const MaxPart = 512 << 10
+
+// Part is which bytes of an asset are asked for, as in the HTTP field Range (RFC 9110, Section 14). The zero value is all of
+// it. What the asset hasn't got of a part doesn't come.
+type Part struct{ Offset, Length int64 }
+
+// String returns the value of the field Range.
+func (p Part) String() string { return fmt.Sprintf("bytes=%d-%d", p.Offset, p.Offset+p.Length-1) }
+
+// ParsePart reads the value of a field Range. Of others than String writes it knows nothing; as RFC 9110 lets a server, it
+// takes them for no range at all.
+func ParsePart(s string) Part {
+	first, last, ok := strings.Cut(strings.TrimPrefix(s, "bytes="), "-")
+	from, err := strconv.ParseInt(first, 10, 62)
+	to, err2 := strconv.ParseInt(last, 10, 62)
+	p := Part{from, to - from + 1}
+	if !ok || err != nil || err2 != nil || p.String() != s || p.Length < 1 {
+		return Part{}
+	}
+	return p
+}
+
+// ContentRange returns the value of the field Content-Range for what comes of a part.
+func (p Part) ContentRange(a *Asset) string {
+	return fmt.Sprintf("bytes %d-%d/%d", p.Offset, p.Offset+a.Size-1, a.Whole)
+}
+
+// Answers reads a field Content-Range, which must be about this part of an asset, and returns how many bytes come, and
+// how many the whole asset has.
+func (p Part) Answers(contentRange string) (size, whole int64, err error) {
+	_, after, _ := strings.Cut(contentRange, "/")
+	if whole, err = strconv.ParseInt(after, 10, 64); err == nil && whole > p.Offset {
+		size = min(p.Length, whole-p.Offset)
+	}
+	if size == 0 || p.ContentRange(&Asset{Size: size, Whole: whole}) != contentRange {
+		return 0, 0, fmt.Errorf("federation: asked for %s and got %.100q", p, contentRange)
+	}
+	return size, whole, nil
 }
 
 func (c *call) proxyDownload() (*answer, error) {
 	a, err := c.h.provider.ProxyDownload(c.r.Context(), c.from, c.param)
-	return streamed(a, err)
+	return streamed(a, Part{}, err)
 }
 
 func (c *call) getAsset() (*answer, error) {
@@ -65,13 +109,17 @@ func (c *call) getAsset() (*answer, error) {
 	if err != nil {
 		return nil, refusal(CodeNotFound, "the path names no asset")
 	}
-	a, err := c.h.provider.Asset(c.r.Context(), c.from, hash)
-	return streamed(a, err)
+	part := ParsePart(c.r.Header.Get("Range"))
+	a, err := c.h.provider.Asset(c.r.Context(), c.from, hash, part)
+	return streamed(a, part, err)
 }
 
-func streamed(a *Asset, err error) (*answer, error) {
+func streamed(a *Asset, part Part, err error) (*answer, error) {
 	if err != nil {
 		return nil, err
+	}
+	if part.Length > 0 {
+		return &answer{status: http.StatusPartialContent, contentType: contentType, asset: a, contentRange: part.ContentRange(a)}, nil
 	}
 	return &answer{status: http.StatusOK, contentType: contentType, asset: a}, nil
 }
@@ -103,22 +151,26 @@ func (a *Asset) stream(w http.ResponseWriter) error {
 func (c *Client) ProxyDownload(ctx context.Context, hub, downloadURL string, max int64) (*Asset, error) {
 	var a *Asset
 	err := c.locate(ctx, hub, func(d *mimi.Directory) string { return d.ProxyDownload }, downloadURL, func(url string) (err error) {
-		a, err = c.download(ctx, hub, url, max)
+		a, err = c.download(ctx, hub, url, Part{}, max)
 		return err
 	})
 	return a, err
 }
 
-// Asset fetches an asset of a peer's user, like ProxyDownload.
-func (c *Client) Asset(ctx context.Context, peer string, hash [sha256.Size]byte, max int64) (*Asset, error) {
-	return c.download(ctx, peer, AssetURL(peer, hash), max)
+// Asset fetches an asset of a peer's user, or a part of one, like ProxyDownload.
+func (c *Client) Asset(ctx context.Context, peer string, hash [sha256.Size]byte, part Part, max int64) (*Asset, error) {
+	return c.download(ctx, peer, AssetURL(peer, hash), part, max)
 }
 
 // download begins to fetch something that is large. It ends with ctx, and if it doesn't get on.
-func (c *Client) download(ctx context.Context, peer, url string, max int64) (*Asset, error) {
+func (c *Client) download(ctx context.Context, peer, url string, part Part, max int64) (*Asset, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	idle := time.AfterFunc(assetIdle, cancel)
-	resp, err := c.send(ctx, peer, exchange{method: http.MethodGet, url: url, want: http.StatusOK})
+	x := exchange{method: http.MethodGet, url: url, want: http.StatusOK}
+	if part.Length > 0 {
+		x.part, x.want = part.String(), http.StatusPartialContent
+	}
+	resp, err := c.send(ctx, peer, x)
 	if err != nil {
 		idle.Stop()
 		cancel()
@@ -129,7 +181,16 @@ func (c *Client) download(ctx context.Context, peer, url string, max int64) (*As
 		body.Close()
 		return nil, fmt.Errorf("federation: %s answers with %d bytes, want 0 to %d", peer, body.left, max)
 	}
-	return &Asset{Size: body.left, ReadCloser: body}, nil
+	a := &Asset{Size: body.left, ReadCloser: body}
+	if part.Length > 0 {
+		size, whole, err := part.Answers(resp.Header.Get("Content-Range"))
+		if err != nil || size != a.Size {
+			body.Close()
+			return nil, fmt.Errorf("federation: %s answers with %d bytes: %w", peer, a.Size, cmp.Or(err, io.ErrUnexpectedEOF))
+		}
+		a.Whole = whole
+	}
+	return a, nil
 }
 
 // download is the body of an answer that has to get on. It has the length that was announced, or an error.

@@ -43,9 +43,9 @@ func TestAssetsAreStreamedWithTheirLength(t *testing.T) {
 		{"through the hub", func() (*Asset, error) {
 			return c.ProxyDownload(t.Context(), "alpha.example", "https://gamma.example/x", 5)
 		}, "bytes", nil},
-		{"from its provider", func() (*Asset, error) { return c.Asset(t.Context(), "alpha.example", [32]byte{5}, 5) }, "bytes", nil},
-		{"more than was announced", func() (*Asset, error) { return c.Asset(t.Context(), "alpha.example", [32]byte{2}, 5) }, "by", nil},
-		{"less than was announced", func() (*Asset, error) { return c.Asset(t.Context(), "alpha.example", [32]byte{9}, 9) }, "bytes", io.ErrUnexpectedEOF},
+		{"from its provider", func() (*Asset, error) { return c.Asset(t.Context(), "alpha.example", [32]byte{5}, Part{}, 5) }, "bytes", nil},
+		{"more than was announced", func() (*Asset, error) { return c.Asset(t.Context(), "alpha.example", [32]byte{2}, Part{}, 5) }, "by", nil},
+		{"less than was announced", func() (*Asset, error) { return c.Asset(t.Context(), "alpha.example", [32]byte{9}, Part{}, 9) }, "bytes", io.ErrUnexpectedEOF},
 	} {
 		a, err := x.open()
 		if err != nil {
@@ -58,7 +58,7 @@ func TestAssetsAreStreamedWithTheirLength(t *testing.T) {
 		}
 		a.Close()
 	}
-	if a, err := c.Asset(t.Context(), "alpha.example", [32]byte{6}, 5); err == nil {
+	if a, err := c.Asset(t.Context(), "alpha.example", [32]byte{6}, Part{}, 5); err == nil {
 		t.Errorf("%d bytes of at most 5", a.Size)
 	}
 	if want := "proxyDownload beta.example https://gamma.example/x"; p.calls[0] != want {
@@ -67,6 +67,62 @@ func TestAssetsAreStreamedWithTheirLength(t *testing.T) {
 	if want := "directory: proxyDownload: asset: asset: asset: asset:"; strings.Join(o.list, " ") != want {
 		t.Errorf("observed %q, want %q", o.list, want)
 	}
+}
+
+func TestPartsOfAssetsAreThoseThatWereAskedFor(t *testing.T) {
+	h, p, _ := newTestHandler()
+	var answer func(*http.Response)
+	c := NewClient("beta.example", func(context.Context, string) (http.RoundTripper, error) {
+		return changed{inProcess{h, "beta.example"}, &answer}, nil
+	})
+	part := Part{Offset: 7, Length: 10}
+	fetch := func() (*Asset, error) { return c.Asset(t.Context(), "alpha.example", [32]byte{9}, part, 100) }
+	a, err := fetch()
+	if err != nil || a.Size != 5 || a.Whole != 12 {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	if b, err := io.ReadAll(a); string(b) != "bytes" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+	for name, f := range map[string]func(*http.Response){
+		"all of it":    func(r *http.Response) { r.StatusCode = 200 },
+		"no range":     func(r *http.Response) { r.Header.Del("Content-Range") },
+		"another part": func(r *http.Response) { r.Header.Set("Content-Range", "bytes 0-4/12") },
+		"less of it":   func(r *http.Response) { r.Header.Set("Content-Range", "bytes 7-11/13") },
+		"more of it":   func(r *http.Response) { r.ContentLength = 6 },
+		"no end":       func(r *http.Response) { r.Header.Set("Content-Range", "bytes 7-11/*") },
+		"trailing":     func(r *http.Response) { r.Header.Set("Content-Range", "bytes 7-11/12 ") },
+	} {
+		answer = f
+		if a, err := fetch(); err == nil {
+			t.Errorf("%s: %+v", name, a)
+		}
+	}
+	for _, s := range []string{"", "bytes=", "bytes=1", "bytes=-5", "bytes=5-", "bytes=5-4", "bytes=0-1,3-4", "bytes=00-1", "bytes=0-9223372036854775807", "items=0-1", " bytes=0-1"} {
+		if p := ParsePart(s); p != (Part{}) {
+			t.Errorf("%q is %+v", s, p)
+		}
+	}
+	if p := ParsePart(part.String()); p != part {
+		t.Errorf("%s is %+v", part, p)
+	}
+	if len(p.calls) != 8 {
+		t.Errorf("%d requests", len(p.calls))
+	}
+}
+
+// changed has the answers changed that come.
+type changed struct {
+	http.RoundTripper
+	answer *func(*http.Response)
+}
+
+func (c changed) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := c.RoundTripper.RoundTrip(r)
+	if err == nil && *c.answer != nil {
+		(*c.answer)(resp)
+	}
+	return resp, err
 }
 
 // stalled never answers a read until it is closed.
@@ -85,7 +141,7 @@ func (s stalled) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func TestDownloadThatDoesntGetOnEnds(t *testing.T) {
 	c := NewClient("beta.example", func(context.Context, string) (http.RoundTripper, error) { return stalled{}, nil })
-	a, err := c.Asset(t.Context(), "alpha.example", [32]byte{5}, 5)
+	a, err := c.Asset(t.Context(), "alpha.example", [32]byte{5}, Part{}, 5)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,6 +54,7 @@ type exchange struct {
 	contentType string
 	body        []byte
 	seqs        string
+	part        string // a field Range
 	head        []byte
 	want        int   // status of success
 	max         int64 // bytes of the answer
@@ -76,6 +77,9 @@ func (c *Client) send(ctx context.Context, peer string, x exchange) (*http.Respo
 	}
 	if x.seqs != "" {
 		req.Header.Set(SeqField, x.seqs)
+	}
+	if x.part != "" {
+		req.Header.Set("Range", x.part)
 	}
 	if len(x.head) > 0 {
 		req.Header.Set(HeadField, formatHead(x.head))

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"github.com/parley-mls/parley/federation/ohttp"
 )
 
 // The codes of an Error.
@@ -22,6 +24,7 @@ const (
 	CodeTooLarge        = "tooLarge"        // 413: the body is larger than the endpoint takes
 	CodeWrongProvider   = "wrongProvider"   // 421: this is another provider's
 	CodeBusy            = "busy"            // 429: later
+	CodeGatewayKey      = "gatewayKey"      // 400: the request isn't for a key of the oblivious gateway
 	CodeInternal        = "internal"        // 500: the provider failed; its log says why
 	CodeUnavailable     = "unavailable"     // 503: the provider can't do this now
 )
@@ -29,7 +32,7 @@ const (
 var statuses = map[string]int{
 	CodeMalformed: http.StatusBadRequest, CodeUnauthenticated: http.StatusUnauthorized, CodeUnapproved: http.StatusForbidden,
 	CodeNotAllowed: http.StatusForbidden, CodeNotFound: http.StatusNotFound, CodeTooLarge: http.StatusRequestEntityTooLarge,
-	CodeWrongProvider: http.StatusMisdirectedRequest, CodeBusy: http.StatusTooManyRequests,
+	CodeWrongProvider: http.StatusMisdirectedRequest, CodeBusy: http.StatusTooManyRequests, CodeGatewayKey: http.StatusBadRequest,
 	CodeInternal: http.StatusInternalServerError, CodeUnavailable: http.StatusServiceUnavailable,
 }
 
@@ -115,7 +118,11 @@ type problem struct {
 
 func writeError(w http.ResponseWriter, e *Error) {
 	status := e.status()
-	b, err := json.Marshal(problem{Type: "about:blank", Title: http.StatusText(status), Code: e.Code, Detail: clip(e.Detail)})
+	kind := "about:blank"
+	if e.Code == CodeGatewayKey {
+		kind = ohttp.KeyProblem
+	}
+	b, err := json.Marshal(problem{Type: kind, Title: http.StatusText(status), Code: e.Code, Detail: clip(e.Detail)})
 	if err != nil {
 		b = nil // strings always encode
 	}
@@ -131,7 +138,7 @@ func writeError(w http.ResponseWriter, e *Error) {
 func readError(resp *http.Response) *Error {
 	e := &Error{Status: resp.StatusCode, Code: CodeInternal}
 	for code, status := range statuses {
-		if status == resp.StatusCode && code != CodeUnapproved {
+		if status == resp.StatusCode && code != CodeUnapproved && code != CodeGatewayKey {
 			e.Code = code
 		}
 	}
@@ -144,8 +151,11 @@ func readError(resp *http.Response) *Error {
 	}
 	var p problem
 	if err := json.NewDecoder(bytes.NewReader(b)).Decode(&p); err == nil {
-		if validCode(p.Code) {
+		switch {
+		case validCode(p.Code):
 			e.Code = p.Code
+		case p.Type == ohttp.KeyProblem:
+			e.Code = CodeGatewayKey
 		}
 		e.Detail = clip(p.Detail)
 	}

@@ -40,6 +40,8 @@ const (
 	MaxUpdateConsent       = 4 << 20
 	MaxBundle              = 1 << 20
 	MaxEphemeral           = 4 << 10
+	MaxOblivious           = 4 << 10
+	MaxObliviousResponse   = MaxPart + 64<<10
 	maxAnswer              = 256 << 10 // to an update or a message
 
 	// MaxNotifyMessages is the largest number of FanoutMessages in one request.
@@ -128,8 +130,16 @@ type Provider interface {
 	// peer. The caller closes it.
 	ProxyDownload(ctx context.Context, from, downloadURL string) (*Asset, error)
 
-	// Asset opens an asset of an own user. The caller closes it.
-	Asset(ctx context.Context, from string, hash [sha256.Size]byte) (*Asset, error)
+	// Asset opens an asset of an own user, or a part of one. The caller closes it.
+	Asset(ctx context.Context, from string, hash [sha256.Size]byte, part Part) (*Asset, error)
+
+	// Oblivious answers an encapsulated request (package ohttp) that a peer relays for a client: for an asset, as
+	// ProxyDownload. The answer is encapsulated too.
+	Oblivious(ctx context.Context, from string, request []byte) ([]byte, error)
+
+	// GatewayKeys returns the keys for which Oblivious takes requests, signed as hub of rooms of a suite; not signed if suite
+	// is 0.
+	GatewayKeys(suite mls.CipherSuite) (*mimi.GatewayKeys, error)
 
 	// Ephemeral passes a message on that is kept nowhere. In a room of the own domain body is a mimi.SubmitMessageRequest,
 	// and it goes to all who take part; in one of from's it is a mimi.FanoutMessage, for own clients. What can't be passed
@@ -200,6 +210,8 @@ type answer struct {
 	seq         uint64
 	head        []byte
 	asset       *Asset // in the place of body
+
+	contentRange string
 }
 
 // call is one request, as its endpoint sees it.
@@ -226,6 +238,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		if a.contentType != "" {
 			w.Header().Set("Content-Type", a.contentType)
+		}
+		if a.contentRange != "" {
+			w.Header().Set("Content-Range", a.contentRange)
 		}
 		if a.asset != nil {
 			w.Header().Set("Content-Length", strconv.FormatInt(a.asset.Size, 10))
@@ -265,6 +280,12 @@ func (h *handler) route(r *http.Request) (endpoint, param string, serve func(*ca
 		return "bundle", "", (*call).postBundle
 	case strings.HasPrefix(path, HubPath) && r.Method == http.MethodGet:
 		return "hub", strings.TrimPrefix(path, HubPath), (*call).getHub
+	case path == GatewayPath && r.Method == http.MethodGet:
+		return "ohttpGateway", "", (*call).getGateway
+	case path == GatewayPath && r.Method == http.MethodPost:
+		return "ohttpGateway", "", (*call).postGateway
+	case strings.HasPrefix(path, GatewayKeysPath) && r.Method == http.MethodGet:
+		return "gatewayKeys", strings.TrimPrefix(path, GatewayKeysPath), (*call).getGatewayKeys
 	case strings.HasPrefix(path, AssetPath) && r.Method == http.MethodGet:
 		return "asset", strings.TrimPrefix(path, AssetPath), (*call).getAsset
 	}
@@ -427,12 +448,21 @@ func (c *call) getBundle() (*answer, error) {
 	return &answer{status: http.StatusOK, contentType: "application/json", body: c.h.provider.Bundle()}, nil
 }
 
-func (c *call) getHub() (*answer, error) {
+// suite is the cipher suite that the path names.
+func (c *call) suite() (mls.CipherSuite, error) {
 	suite, err := strconv.ParseUint(c.param, 10, 16)
-	if err != nil {
-		return nil, refusal(CodeMalformed, "the path names no cipher suite")
+	if err != nil || suite == 0 {
+		return 0, refusal(CodeMalformed, "the path names no cipher suite")
 	}
-	sender, err := c.h.provider.HubSender(mls.CipherSuite(suite))
+	return mls.CipherSuite(suite), nil
+}
+
+func (c *call) getHub() (*answer, error) {
+	suite, err := c.suite()
+	if err != nil {
+		return nil, err
+	}
+	sender, err := c.h.provider.HubSender(suite)
 	if err != nil {
 		return nil, err
 	}

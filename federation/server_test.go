@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/federation/ohttp"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/transport"
@@ -97,8 +98,20 @@ func (p *testProvider) ProxyDownload(_ context.Context, from, downloadURL string
 	return testAsset(5), p.note("proxyDownload", from, downloadURL)
 }
 
-func (p *testProvider) Asset(_ context.Context, from string, hash [sha256.Size]byte) (*Asset, error) {
-	return testAsset(int64(hash[0])), p.note("asset", from, hash[0])
+func (p *testProvider) Asset(_ context.Context, from string, hash [sha256.Size]byte, part Part) (*Asset, error) {
+	a := testAsset(int64(hash[0]))
+	if part.Length > 0 {
+		a.Size, a.Whole = 5, part.Offset+5
+	}
+	return a, p.note("asset", from, hash[0])
+}
+
+func (p *testProvider) Oblivious(_ context.Context, from string, request []byte) ([]byte, error) {
+	return append([]byte("answer to "), request...), p.note("oblivious", from, string(request))
+}
+
+func (p *testProvider) GatewayKeys(suite mls.CipherSuite) (*mimi.GatewayKeys, error) {
+	return &mimi.GatewayKeys{Hub: ownUser.Provider(), NotAfter: uint64(suite), Keys: []byte("keys")}, p.err
 }
 
 // testAsset has five bytes, whatever it says.
@@ -236,6 +249,12 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 	if sender, err := c.HubSender(ctx, peer, 3); err != nil || !bytes.Equal(sender.SignatureKey, []byte{3}) {
 		t.Errorf("key of the hub: %+v, %v", sender, err)
 	}
+	if keys, err := c.GatewayKeys(ctx, peer, 3); err != nil || keys.NotAfter != 3 || keys.Hub != ownUser.Provider() {
+		t.Errorf("keys of the gateway: %+v, %v", keys, err)
+	}
+	if b, err := c.Oblivious(ctx, peer, []byte("sealed")); err != nil || string(b) != "answer to sealed" {
+		t.Errorf("through the gateway: %q, %v", b, err)
+	}
 	// A refusal of group info tells nothing of the room.
 	if want := []string{"alpha.example head of mimi://alpha.example/r/room", "alpha.example head of mimi://alpha.example/r/room"}; !reflect.DeepEqual(heads, want) {
 		t.Errorf("heads: %q, want %q", heads, want)
@@ -251,12 +270,12 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 		"keyMaterial beta.example " + string(ownUser), "update beta.example " + string(ownRoom), "submitMessage beta.example " + string(ownRoom),
 		"notify beta.example " + string(theirRoom), "notify beta.example " + string(theirRoom), "groupInfo beta.example " + string(ownRoom),
 		"identifierQuery beta.example alice", "reportAbuse beta.example " + string(ownRoom), "ephemeral beta.example " + string(ownRoom),
-		"requestConsent beta.example " + string(ownUser), "updateConsent beta.example " + string(ownUser), `receiveBundle beta.example {"x":1}`,
+		"requestConsent beta.example " + string(ownUser), "updateConsent beta.example " + string(ownUser), "oblivious beta.example sealed", `receiveBundle beta.example {"x":1}`,
 	}
 	if !reflect.DeepEqual(p.calls, want) {
 		t.Errorf("the provider was asked\n%s\nwant\n%s", strings.Join(p.calls, "\n"), strings.Join(want, "\n"))
 	}
-	wantSeen := []string{"directory:", "keyMaterial:", "update:", "submitMessage:", "notify:", "notify:", "groupInfo:", "identifierQuery:", "reportAbuse:", "ephemeral:", "requestConsent:", "updateConsent:", "hub:", "bundle:", "bundle:"}
+	wantSeen := []string{"directory:", "keyMaterial:", "update:", "submitMessage:", "notify:", "notify:", "groupInfo:", "identifierQuery:", "reportAbuse:", "ephemeral:", "requestConsent:", "updateConsent:", "hub:", "gatewayKeys:", "ohttpGateway:", "bundle:", "bundle:"}
 	if !reflect.DeepEqual(o.list, wantSeen) {
 		t.Errorf("observed %v, want %v (the directory once)", o.list, wantSeen)
 	}
@@ -319,6 +338,9 @@ func TestBadRequestsAreRefusedWithTheirCause(t *testing.T) {
 		{name: "wrong method", method: "GET", path: notify, status: 404, code: CodeNotFound},
 		{name: "download that is posted", path: path("proxyDownload", "https://gamma.example/x"), status: 404, code: CodeNotFound},
 		{name: "asset that has no such name", method: "GET", path: AssetPath + "..%2f..%2fstore", status: 404, code: CodeNotFound},
+		{name: "keys of no suite", method: "GET", path: GatewayKeysPath + "0", status: 400, code: CodeMalformed},
+		{name: "a large request for the gateway", path: GatewayPath, body: make([]byte, MaxOblivious+1), change: func(r *http.Request) { r.Header.Set("Content-Type", ohttp.RequestType) }, status: 413, code: CodeTooLarge},
+		{name: "another type for the gateway", path: GatewayPath, body: []byte("x"), change: func(r *http.Request) { r.Header.Set("Content-Type", "text/plain") }, status: 415, code: CodeMalformed},
 		{name: "no room in the path", path: "/mimi/v1/notify/", body: one, status: 400, code: CodeMalformed},
 		{name: "room that isn't encoded", path: "/mimi/v1/notify/beta.example/r/room", body: one, status: 400, code: CodeMalformed},
 		{name: "a user as room", path: path("notify", string(theirUser)), body: one, status: 400, code: CodeMalformed},

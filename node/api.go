@@ -481,6 +481,32 @@ func (a clientAPI) DownloadAsset(ctx context.Context, req *connect.Request[api.D
 	return nil
 }
 
+// GatewayKeys returns the keys of a hub's oblivious gateway.
+func (a clientAPI) GatewayKeys(ctx context.Context, req *connect.Request[api.GatewayKeysRequest]) (*connect.Response[api.GatewayKeysResponse], error) {
+	room, err := roomURI(req.Msg.Room)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := a.n.keysOfGateway(ctx, room.Domain(), mls.CipherSuite(req.Msg.CipherSuite))
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.GatewayKeysResponse{Keys: codec.Marshal(keys)}), nil
+}
+
+// Oblivious relays a request.
+func (a clientAPI) Oblivious(ctx context.Context, req *connect.Request[api.ObliviousRequest]) (*connect.Response[api.ObliviousResponse], error) {
+	room, err := roomURI(req.Msg.Room)
+	if err != nil {
+		return nil, err
+	}
+	response, err := a.n.relay(ctx, sessionOf(ctx).user, room.Domain(), req.Msg.Request)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.ObliviousResponse{Response: response}), nil
+}
+
 // Acknowledge deletes Welcomes that the client has, moves its cursors, and ends memberships.
 func (a clientAPI) Acknowledge(ctx context.Context, req *connect.Request[api.AcknowledgeRequest]) (*connect.Response[api.AcknowledgeResponse], error) {
 	if err := a.n.acknowledge(sessionOf(ctx), req.Msg); err != nil {

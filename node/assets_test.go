@@ -331,16 +331,16 @@ func TestOneWhoFetchesTooMuchIsRefused(t *testing.T) {
 	alice := newClient(t, n, "alice", "alice-laptop")
 	b, hash := randomBytes(100)
 	alice.uploadAll(b)
-	open := func() (*federation.Asset, error) { return n.openAsset(hash) }
+	open := func() (*federation.Asset, error) { return n.openAsset(hash, federation.Part{}) }
 	peer := provider{n.Node}
 	var held []*federation.Asset
 	for range maxPeerDownloads {
-		held = append(held, must(peer.Asset(context.Background(), "beta.example", hash))(t))
+		held = append(held, must(peer.Asset(context.Background(), "beta.example", hash, federation.Part{}))(t))
 	}
 	if _, err := peer.ProxyDownload(context.Background(), "beta.example", federation.AssetURL("alpha.example", hash)); err == nil || !strings.Contains(err.Error(), "busy") {
 		t.Errorf("one too many at a time: %v", err)
 	}
-	must(peer.Asset(context.Background(), "gamma.example", hash))(t).Close() // others don't notice
+	must(peer.Asset(context.Background(), "gamma.example", hash, federation.Part{}))(t).Close() // others don't notice
 	for _, a := range held {
 		a.Close()
 		a.Close() // counts once
@@ -349,9 +349,9 @@ func TestOneWhoFetchesTooMuchIsRefused(t *testing.T) {
 		t.Errorf("under way: %v", n.assets.downloads)
 	}
 	for range 3 {
-		must(n.download("delta.example", 3, 3, open))(t).Close()
+		must(n.download("delta.example", federation.Part{}, 3, 3, open))(t).Close()
 	}
-	if _, err := n.download("delta.example", 3, 3, open); err == nil || reason(err).code != "busy" {
+	if _, err := n.download("delta.example", federation.Part{}, 3, 3, open); err == nil || reason(err).code != "busy" {
 		t.Errorf("too many in a row: %v", err)
 	}
 }

@@ -64,6 +64,7 @@ var statuses = map[string]struct {
 	"tokenUsed":       {connect.CodePermissionDenied, http.StatusForbidden},
 	"tokenExpired":    {connect.CodePermissionDenied, http.StatusForbidden},
 	"tokenName":       {connect.CodePermissionDenied, http.StatusForbidden},
+	"gatewayKey":      {connect.CodeFailedPrecondition, http.StatusBadRequest},
 	"busy":            {connect.CodeResourceExhausted, http.StatusTooManyRequests},
 	"quotaExceeded":   {connect.CodeResourceExhausted, http.StatusInsufficientStorage},
 	"hubUnreachable":  {connect.CodeUnavailable, http.StatusBadGateway},

@@ -5,7 +5,7 @@
 // happens in it (hub.go), followers keep a copy of the log for their own clients (follower.go), clients read logs by
 // cursors (subscribe.go), peers get their share through a durable outbox (peers.go), and revocations are followed up
 // (revocation.go). All state is in one store, whose keys layout.go lists, but for users' assets, which are files (assets.go)
-// and leave through a proxy (downloads.go).
+// and leave through a proxy (downloads.go, oblivious.go).
 package node
 
 import (
@@ -29,6 +29,7 @@ import (
 	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation"
 	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/federation/ohttp"
 	"github.com/parley-mls/parley/node/store"
 	"github.com/parley-mls/parley/transport"
 	"github.com/parley-mls/parley/transport/pace"
@@ -75,6 +76,8 @@ type Node struct {
 	reportPace     pace.Limiter[string] // by user and by peer
 	infoPace       pace.Limiter[string] // by user and by peer
 	downloadPace   pace.Limiter[string]
+	gateway        ohttp.Gateway
+	relayed        relayedKeys
 	peerRequests   pace.Limiter[string]
 	peerBytes      pace.Limiter[string]
 	created        createdRooms

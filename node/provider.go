@@ -76,9 +76,21 @@ func (p provider) ProxyDownload(ctx context.Context, from, downloadURL string) (
 }
 
 // Asset opens an asset of an own user.
-func (p provider) Asset(_ context.Context, from string, hash [sha256.Size]byte) (*federation.Asset, error) {
-	a, err := p.n.download(from, maxPeerDownloads, 100*p.n.cfg.Limits.Downloads, func() (*federation.Asset, error) { return p.n.openAsset(hash) })
+func (p provider) Asset(_ context.Context, from string, hash [sha256.Size]byte, part federation.Part) (*federation.Asset, error) {
+	a, err := p.n.downloadForPeer(from, part, func() (*federation.Asset, error) { return p.n.openAsset(hash, part) })
 	return a, peerError(err)
+}
+
+// Oblivious answers a request that the peer relays.
+func (p provider) Oblivious(ctx context.Context, from string, request []byte) ([]byte, error) {
+	b, err := p.n.oblivious(ctx, from, request)
+	return b, peerError(err)
+}
+
+// GatewayKeys returns the keys of the oblivious gateway.
+func (p provider) GatewayKeys(suite mls.CipherSuite) (*mimi.GatewayKeys, error) {
+	keys, err := p.n.gatewayKeys(suite)
+	return keys, peerError(err)
 }
 
 // Ephemeral passes on what isn't kept.

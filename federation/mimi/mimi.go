@@ -6,7 +6,7 @@
 //
 // Where each endpoint of the draft is served: the names are those of the directory document, the files those of this module
 // and, in the last column, of the test. Package federation has the server and the client of all of them (server.go,
-// client.go), and TestClientReachesEveryEndpoint.
+// client.go), and TestClientReachesEveryEndpoint. The gateway is where RFC 9540 has it.
 //
 //	endpoint         section  implemented                           test
 //	directory        5.1      federation/server.go getDirectory     federation/server_test.go TestDirectoryThatLeadsElsewhereIsNotFollowed
@@ -20,6 +20,7 @@
 //	identifierQuery  5.8      node/search.go identifierQuery        node/search_test.go TestUsersAreFoundAsTheyWish
 //	reportAbuse      5.9      node/reports.go reportAbuse           node/reports_test.go TestForgedReportsAreRefused
 //	proxyDownload    5.10.2   node/downloads.go proxyDownload       node/assets_test.go TestAssetsComeThroughTheHubOfTheRoom
+//	ohttpGateway     5.10.3   node/oblivious.go oblivious           node/oblivious_test.go TestHubsFetchWhatRelaysCannotSee
 //
 // # What departs from the draft, and what is chosen where it has a gap
 //
@@ -54,8 +55,11 @@
 // Identifier queries (Section 5.8): parts of names have three characters at least, and what more than twenty users match
 // is answered with ambiguous. The rest is in the node's search.go.
 //
-// Downloads (Section 5.10): assets are fetched through the hub; there is no direct download and no Oblivious HTTP. The node's
-// downloads.go has the rest.
+// Downloads (Section 5.10): assets are fetched through the hub; there is no direct download. The node's downloads.go has the
+// rest. For Oblivious HTTP the draft doesn't say where the hub's gateway is and has its keys, nor what keeps the relay from
+// giving clients others: the gateway isn't in the directory but where RFC 9540 has it, and the keys come signed as well, with
+// the hub's key in the group (GatewayKeys). It takes requests for a range of an asset only, since what is encapsulated is in
+// memory as a whole. A client asks the gateway if the hub has one, and else proxyDownload.
 //
 // Typing and receipts, of which the draft has nothing: PrivateMessages with an Ephemeral go to the hub, and from it to all who
 // are connected, by an endpoint of Parley's (federation.EphemeralPath). They are in no log and in no store.

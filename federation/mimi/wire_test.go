@@ -59,6 +59,7 @@ var decoders = []func() wire{
 	func() wire { return new(BotPolicy) },
 	func() wire { return new(MessageExpiration) },
 	func() wire { return new(LeafRenewal) },
+	func() wire { return new(GatewayKeys) },
 }
 
 // unhex reads hexadecimal with spaces and quoted text in it: 'abc' stands for its bytes.
@@ -85,6 +86,8 @@ var golden = []struct {
 	hex   string
 }{
 	{"IdentifierUri", ptr(URI("mimi://a.example/u/alice")), "18 'mimi://a.example/u/alice'"},
+	{"GatewayKeys", &GatewayKeys{Hub: "mimi://a.example", NotAfter: 7, Keys: []byte{1, 2}, Signature: []byte{3}},
+		"10 'mimi://a.example' 0000000000000007 02 0102 01 03"},
 	{"UpdateRoomResponse success", &UpdateRoomResponse{AcceptedTimestamp: 0x0102030405060708}, "00 00 0102030405060708"},
 	{"UpdateRoomResponse wrongEpoch", &UpdateRoomResponse{Code: UpdateWrongEpoch, Description: "late", CurrentEpoch: 7}, "01 04 'late' 0000000000000007"},
 	{"UpdateRoomResponse notAllowed", &UpdateRoomResponse{Code: UpdateNotAllowed, Description: "no"}, "02 02 'no'"},
@@ -382,6 +385,37 @@ func TestSignedRequestsVerifyOnlyAsTheyWereSigned(t *testing.T) {
 		change(&changed)
 		if err := changed.Verify(suite); !errors.Is(err, mls.ErrSignature) {
 			t.Errorf("changed %s: got %v, want ErrSignature", name, err)
+		}
+	}
+}
+
+func TestKeysOfTheGatewayAreTheHubs(t *testing.T) {
+	signer := newSigner(t)
+	key := externalSender(t, signer).SignatureKey
+	k := &GatewayKeys{Hub: "mimi://a.example", NotAfter: 10, Keys: []byte("keys")}
+	if err := k.Sign(rand.Reader, suite, signer); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Verify(suite, key, "mimi://a.example", 9); err != nil {
+		t.Error(err)
+	}
+	if err := k.Verify(suite, key, "mimi://a.example", 10); err == nil {
+		t.Error("keys that are forgotten")
+	}
+	if err := k.Verify(suite, key, "mimi://b.example", 9); err == nil {
+		t.Error("keys of another hub")
+	}
+	changed := *k
+	changed.Keys = []byte("others")
+	later := *k
+	later.NotAfter++
+	for name, err := range map[string]error{
+		"other keys": changed.Verify(suite, key, "mimi://a.example", 9),
+		"later":      later.Verify(suite, key, "mimi://a.example", 9),
+		"signer":     k.Verify(suite, externalSender(t, newSigner(t)).SignatureKey, "mimi://a.example", 9),
+	} {
+		if !errors.Is(err, mls.ErrSignature) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

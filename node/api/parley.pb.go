@@ -1961,6 +1961,198 @@ func (x *DownloadAssetResponse) GetData() []byte {
 	return nil
 }
 
+type GatewayKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Room          string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"`
+	CipherSuite   uint32                 `protobuf:"varint,2,opt,name=cipher_suite,json=cipherSuite,proto3" json:"cipher_suite,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewayKeysRequest) Reset() {
+	*x = GatewayKeysRequest{}
+	mi := &file_parley_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewayKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewayKeysRequest) ProtoMessage() {}
+
+func (x *GatewayKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewayKeysRequest.ProtoReflect.Descriptor instead.
+func (*GatewayKeysRequest) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *GatewayKeysRequest) GetRoom() string {
+	if x != nil {
+		return x.Room
+	}
+	return ""
+}
+
+func (x *GatewayKeysRequest) GetCipherSuite() uint32 {
+	if x != nil {
+		return x.CipherSuite
+	}
+	return 0
+}
+
+type GatewayKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []byte                 `protobuf:"bytes,1,opt,name=keys,proto3" json:"keys,omitempty"` // GatewayKeys struct of package mimi
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewayKeysResponse) Reset() {
+	*x = GatewayKeysResponse{}
+	mi := &file_parley_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewayKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewayKeysResponse) ProtoMessage() {}
+
+func (x *GatewayKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewayKeysResponse.ProtoReflect.Descriptor instead.
+func (*GatewayKeysResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *GatewayKeysResponse) GetKeys() []byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type ObliviousRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Room          string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"`
+	Request       []byte                 `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"` // message/ohttp-req, at most 4 KiB
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObliviousRequest) Reset() {
+	*x = ObliviousRequest{}
+	mi := &file_parley_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObliviousRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObliviousRequest) ProtoMessage() {}
+
+func (x *ObliviousRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObliviousRequest.ProtoReflect.Descriptor instead.
+func (*ObliviousRequest) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ObliviousRequest) GetRoom() string {
+	if x != nil {
+		return x.Room
+	}
+	return ""
+}
+
+func (x *ObliviousRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type ObliviousResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Response      []byte                 `protobuf:"bytes,1,opt,name=response,proto3" json:"response,omitempty"` // message/ohttp-res
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObliviousResponse) Reset() {
+	*x = ObliviousResponse{}
+	mi := &file_parley_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObliviousResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObliviousResponse) ProtoMessage() {}
+
+func (x *ObliviousResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObliviousResponse.ProtoReflect.Descriptor instead.
+func (*ObliviousResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ObliviousResponse) GetResponse() []byte {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
 type MimiResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"` // the endpoint's response struct
@@ -1972,7 +2164,7 @@ type MimiResponse struct {
 
 func (x *MimiResponse) Reset() {
 	*x = MimiResponse{}
-	mi := &file_parley_proto_msgTypes[39]
+	mi := &file_parley_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2176,7 @@ func (x *MimiResponse) String() string {
 func (*MimiResponse) ProtoMessage() {}
 
 func (x *MimiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[39]
+	mi := &file_parley_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2189,7 @@ func (x *MimiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MimiResponse.ProtoReflect.Descriptor instead.
 func (*MimiResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{39}
+	return file_parley_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *MimiResponse) GetBody() []byte {
@@ -2030,7 +2222,7 @@ type HubSenderRequest struct {
 
 func (x *HubSenderRequest) Reset() {
 	*x = HubSenderRequest{}
-	mi := &file_parley_proto_msgTypes[40]
+	mi := &file_parley_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +2234,7 @@ func (x *HubSenderRequest) String() string {
 func (*HubSenderRequest) ProtoMessage() {}
 
 func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[40]
+	mi := &file_parley_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +2247,7 @@ func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderRequest.ProtoReflect.Descriptor instead.
 func (*HubSenderRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{40}
+	return file_parley_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *HubSenderRequest) GetCipherSuite() uint32 {
@@ -2074,7 +2266,7 @@ type HubSenderResponse struct {
 
 func (x *HubSenderResponse) Reset() {
 	*x = HubSenderResponse{}
-	mi := &file_parley_proto_msgTypes[41]
+	mi := &file_parley_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2278,7 @@ func (x *HubSenderResponse) String() string {
 func (*HubSenderResponse) ProtoMessage() {}
 
 func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[41]
+	mi := &file_parley_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2291,7 @@ func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderResponse.ProtoReflect.Descriptor instead.
 func (*HubSenderResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{41}
+	return file_parley_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *HubSenderResponse) GetExternalSender() []byte {
@@ -2120,7 +2312,7 @@ type CreateRoomRequest struct {
 
 func (x *CreateRoomRequest) Reset() {
 	*x = CreateRoomRequest{}
-	mi := &file_parley_proto_msgTypes[42]
+	mi := &file_parley_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2324,7 @@ func (x *CreateRoomRequest) String() string {
 func (*CreateRoomRequest) ProtoMessage() {}
 
 func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[42]
+	mi := &file_parley_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2337,7 @@ func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomRequest.ProtoReflect.Descriptor instead.
 func (*CreateRoomRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{42}
+	return file_parley_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CreateRoomRequest) GetRoom() string {
@@ -2177,7 +2369,7 @@ type CreateRoomResponse struct {
 
 func (x *CreateRoomResponse) Reset() {
 	*x = CreateRoomResponse{}
-	mi := &file_parley_proto_msgTypes[43]
+	mi := &file_parley_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2189,7 +2381,7 @@ func (x *CreateRoomResponse) String() string {
 func (*CreateRoomResponse) ProtoMessage() {}
 
 func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[43]
+	mi := &file_parley_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2202,7 +2394,7 @@ func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomResponse.ProtoReflect.Descriptor instead.
 func (*CreateRoomResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{43}
+	return file_parley_proto_rawDescGZIP(), []int{47}
 }
 
 type RoomsRequest struct {
@@ -2213,7 +2405,7 @@ type RoomsRequest struct {
 
 func (x *RoomsRequest) Reset() {
 	*x = RoomsRequest{}
-	mi := &file_parley_proto_msgTypes[44]
+	mi := &file_parley_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2417,7 @@ func (x *RoomsRequest) String() string {
 func (*RoomsRequest) ProtoMessage() {}
 
 func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[44]
+	mi := &file_parley_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2430,7 @@ func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsRequest.ProtoReflect.Descriptor instead.
 func (*RoomsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{44}
+	return file_parley_proto_rawDescGZIP(), []int{48}
 }
 
 type RoomsResponse struct {
@@ -2250,7 +2442,7 @@ type RoomsResponse struct {
 
 func (x *RoomsResponse) Reset() {
 	*x = RoomsResponse{}
-	mi := &file_parley_proto_msgTypes[45]
+	mi := &file_parley_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2262,7 +2454,7 @@ func (x *RoomsResponse) String() string {
 func (*RoomsResponse) ProtoMessage() {}
 
 func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[45]
+	mi := &file_parley_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2275,7 +2467,7 @@ func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsResponse.ProtoReflect.Descriptor instead.
 func (*RoomsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{45}
+	return file_parley_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RoomsResponse) GetRooms() []*Room {
@@ -2296,7 +2488,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_parley_proto_msgTypes[46]
+	mi := &file_parley_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2500,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[46]
+	mi := &file_parley_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2513,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{46}
+	return file_parley_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Room) GetRoom() string {
@@ -2355,7 +2547,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_parley_proto_msgTypes[47]
+	mi := &file_parley_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2559,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[47]
+	mi := &file_parley_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2572,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{47}
+	return file_parley_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Cursor) GetRoom() string {
@@ -2407,7 +2599,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_parley_proto_msgTypes[48]
+	mi := &file_parley_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2611,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[48]
+	mi := &file_parley_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2624,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{48}
+	return file_parley_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SubscribeRequest) GetCursors() []*Cursor {
@@ -2459,7 +2651,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_parley_proto_msgTypes[49]
+	mi := &file_parley_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2663,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[49]
+	mi := &file_parley_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2676,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{49}
+	return file_parley_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *SubscribeResponse) GetEvents() []*Event {
@@ -2512,7 +2704,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_parley_proto_msgTypes[50]
+	mi := &file_parley_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +2716,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[50]
+	mi := &file_parley_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +2729,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{50}
+	return file_parley_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -2671,7 +2863,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_parley_proto_msgTypes[51]
+	mi := &file_parley_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +2875,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[51]
+	mi := &file_parley_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +2888,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{51}
+	return file_parley_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *LogEntry) GetRoom() string {
@@ -2746,7 +2938,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_parley_proto_msgTypes[52]
+	mi := &file_parley_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2758,7 +2950,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[52]
+	mi := &file_parley_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2771,7 +2963,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{52}
+	return file_parley_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Welcome) GetNumber() uint64 {
@@ -2813,7 +3005,7 @@ type Ephemeral struct {
 
 func (x *Ephemeral) Reset() {
 	*x = Ephemeral{}
-	mi := &file_parley_proto_msgTypes[53]
+	mi := &file_parley_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2825,7 +3017,7 @@ func (x *Ephemeral) String() string {
 func (*Ephemeral) ProtoMessage() {}
 
 func (x *Ephemeral) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[53]
+	mi := &file_parley_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2838,7 +3030,7 @@ func (x *Ephemeral) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ephemeral.ProtoReflect.Descriptor instead.
 func (*Ephemeral) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{53}
+	return file_parley_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Ephemeral) GetRoom() string {
@@ -2864,7 +3056,7 @@ type TrustChange struct {
 
 func (x *TrustChange) Reset() {
 	*x = TrustChange{}
-	mi := &file_parley_proto_msgTypes[54]
+	mi := &file_parley_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +3068,7 @@ func (x *TrustChange) String() string {
 func (*TrustChange) ProtoMessage() {}
 
 func (x *TrustChange) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[54]
+	mi := &file_parley_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +3081,7 @@ func (x *TrustChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustChange.ProtoReflect.Descriptor instead.
 func (*TrustChange) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{54}
+	return file_parley_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *TrustChange) GetDomain() string {
@@ -2907,7 +3099,7 @@ type Live struct {
 
 func (x *Live) Reset() {
 	*x = Live{}
-	mi := &file_parley_proto_msgTypes[55]
+	mi := &file_parley_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2919,7 +3111,7 @@ func (x *Live) String() string {
 func (*Live) ProtoMessage() {}
 
 func (x *Live) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[55]
+	mi := &file_parley_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2932,7 +3124,7 @@ func (x *Live) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Live.ProtoReflect.Descriptor instead.
 func (*Live) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{55}
+	return file_parley_proto_rawDescGZIP(), []int{59}
 }
 
 type AcknowledgeRequest struct {
@@ -2946,7 +3138,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_parley_proto_msgTypes[56]
+	mi := &file_parley_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2958,7 +3150,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[56]
+	mi := &file_parley_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2971,7 +3163,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{56}
+	return file_parley_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *AcknowledgeRequest) GetCursors() []*Cursor {
@@ -3003,7 +3195,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_parley_proto_msgTypes[57]
+	mi := &file_parley_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3015,7 +3207,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[57]
+	mi := &file_parley_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3028,7 +3220,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{57}
+	return file_parley_proto_rawDescGZIP(), []int{61}
 }
 
 var File_parley_proto protoreflect.FileDescriptor
@@ -3147,7 +3339,17 @@ const file_parley_proto_rawDesc = "" +
 	"\x03url\x18\x02 \x01(\tR\x03url\"?\n" +
 	"\x15DownloadAssetResponse\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"H\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"K\n" +
+	"\x12GatewayKeysRequest\x12\x12\n" +
+	"\x04room\x18\x01 \x01(\tR\x04room\x12!\n" +
+	"\fcipher_suite\x18\x02 \x01(\rR\vcipherSuite\")\n" +
+	"\x13GatewayKeysResponse\x12\x12\n" +
+	"\x04keys\x18\x01 \x01(\fR\x04keys\"@\n" +
+	"\x10ObliviousRequest\x12\x12\n" +
+	"\x04room\x18\x01 \x01(\tR\x04room\x12\x18\n" +
+	"\arequest\x18\x02 \x01(\fR\arequest\"/\n" +
+	"\x11ObliviousResponse\x12\x1a\n" +
+	"\bresponse\x18\x01 \x01(\fR\bresponse\"H\n" +
 	"\fMimiResponse\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
@@ -3212,7 +3414,7 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Enrol\x12\x17.parley.v1.EnrolRequest\x1a\x18.parley.v1.EnrolResponse\x12=\n" +
 	"\x06Bundle\x12\x18.parley.v1.BundleRequest\x1a\x19.parley.v1.BundleResponse\x12F\n" +
 	"\tChallenge\x12\x1b.parley.v1.ChallengeRequest\x1a\x1c.parley.v1.ChallengeResponse\x12O\n" +
-	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\x8b\x0e\n" +
+	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xa1\x0f\n" +
 	"\rClientService\x12:\n" +
 	"\x05Renew\x12\x17.parley.v1.RenewRequest\x1a\x18.parley.v1.EnrolResponse\x12@\n" +
 	"\aBundles\x12\x19.parley.v1.BundlesRequest\x1a\x1a.parley.v1.BundlesResponse\x12a\n" +
@@ -3239,7 +3441,9 @@ const file_parley_proto_rawDesc = "" +
 	"\tGroupInfo\x12\x16.parley.v1.MimiRequest\x1a\x17.parley.v1.MimiResponse\x12L\n" +
 	"\vUploadAsset\x12\x1d.parley.v1.UploadAssetRequest\x1a\x1e.parley.v1.UploadAssetResponse\x12L\n" +
 	"\vDeleteAsset\x12\x1d.parley.v1.DeleteAssetRequest\x1a\x1e.parley.v1.DeleteAssetResponse\x12T\n" +
-	"\rDownloadAsset\x12\x1f.parley.v1.DownloadAssetRequest\x1a .parley.v1.DownloadAssetResponse0\x01\x12H\n" +
+	"\rDownloadAsset\x12\x1f.parley.v1.DownloadAssetRequest\x1a .parley.v1.DownloadAssetResponse0\x01\x12L\n" +
+	"\vGatewayKeys\x12\x1d.parley.v1.GatewayKeysRequest\x1a\x1e.parley.v1.GatewayKeysResponse\x12F\n" +
+	"\tOblivious\x12\x1b.parley.v1.ObliviousRequest\x1a\x1c.parley.v1.ObliviousResponse\x12H\n" +
 	"\tSubscribe\x12\x1b.parley.v1.SubscribeRequest\x1a\x1c.parley.v1.SubscribeResponse0\x01\x12L\n" +
 	"\vAcknowledge\x12\x1d.parley.v1.AcknowledgeRequest\x1a\x1e.parley.v1.AcknowledgeResponseB+Z)github.com/parley-mls/parley/node/api;apib\x06proto3"
 
@@ -3255,7 +3459,7 @@ func file_parley_proto_rawDescGZIP() []byte {
 	return file_parley_proto_rawDescData
 }
 
-var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_parley_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                  // 0: parley.v1.ErrorInfo
 	(*EnrolRequest)(nil),               // 1: parley.v1.EnrolRequest
@@ -3296,40 +3500,44 @@ var file_parley_proto_goTypes = []any{
 	(*DeleteAssetResponse)(nil),        // 36: parley.v1.DeleteAssetResponse
 	(*DownloadAssetRequest)(nil),       // 37: parley.v1.DownloadAssetRequest
 	(*DownloadAssetResponse)(nil),      // 38: parley.v1.DownloadAssetResponse
-	(*MimiResponse)(nil),               // 39: parley.v1.MimiResponse
-	(*HubSenderRequest)(nil),           // 40: parley.v1.HubSenderRequest
-	(*HubSenderResponse)(nil),          // 41: parley.v1.HubSenderResponse
-	(*CreateRoomRequest)(nil),          // 42: parley.v1.CreateRoomRequest
-	(*CreateRoomResponse)(nil),         // 43: parley.v1.CreateRoomResponse
-	(*RoomsRequest)(nil),               // 44: parley.v1.RoomsRequest
-	(*RoomsResponse)(nil),              // 45: parley.v1.RoomsResponse
-	(*Room)(nil),                       // 46: parley.v1.Room
-	(*Cursor)(nil),                     // 47: parley.v1.Cursor
-	(*SubscribeRequest)(nil),           // 48: parley.v1.SubscribeRequest
-	(*SubscribeResponse)(nil),          // 49: parley.v1.SubscribeResponse
-	(*Event)(nil),                      // 50: parley.v1.Event
-	(*LogEntry)(nil),                   // 51: parley.v1.LogEntry
-	(*Welcome)(nil),                    // 52: parley.v1.Welcome
-	(*Ephemeral)(nil),                  // 53: parley.v1.Ephemeral
-	(*TrustChange)(nil),                // 54: parley.v1.TrustChange
-	(*Live)(nil),                       // 55: parley.v1.Live
-	(*AcknowledgeRequest)(nil),         // 56: parley.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 57: parley.v1.AcknowledgeResponse
+	(*GatewayKeysRequest)(nil),         // 39: parley.v1.GatewayKeysRequest
+	(*GatewayKeysResponse)(nil),        // 40: parley.v1.GatewayKeysResponse
+	(*ObliviousRequest)(nil),           // 41: parley.v1.ObliviousRequest
+	(*ObliviousResponse)(nil),          // 42: parley.v1.ObliviousResponse
+	(*MimiResponse)(nil),               // 43: parley.v1.MimiResponse
+	(*HubSenderRequest)(nil),           // 44: parley.v1.HubSenderRequest
+	(*HubSenderResponse)(nil),          // 45: parley.v1.HubSenderResponse
+	(*CreateRoomRequest)(nil),          // 46: parley.v1.CreateRoomRequest
+	(*CreateRoomResponse)(nil),         // 47: parley.v1.CreateRoomResponse
+	(*RoomsRequest)(nil),               // 48: parley.v1.RoomsRequest
+	(*RoomsResponse)(nil),              // 49: parley.v1.RoomsResponse
+	(*Room)(nil),                       // 50: parley.v1.Room
+	(*Cursor)(nil),                     // 51: parley.v1.Cursor
+	(*SubscribeRequest)(nil),           // 52: parley.v1.SubscribeRequest
+	(*SubscribeResponse)(nil),          // 53: parley.v1.SubscribeResponse
+	(*Event)(nil),                      // 54: parley.v1.Event
+	(*LogEntry)(nil),                   // 55: parley.v1.LogEntry
+	(*Welcome)(nil),                    // 56: parley.v1.Welcome
+	(*Ephemeral)(nil),                  // 57: parley.v1.Ephemeral
+	(*TrustChange)(nil),                // 58: parley.v1.TrustChange
+	(*Live)(nil),                       // 59: parley.v1.Live
+	(*AcknowledgeRequest)(nil),         // 60: parley.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 61: parley.v1.AcknowledgeResponse
 }
 var file_parley_proto_depIdxs = []int32{
 	16, // 0: parley.v1.Profile.fields:type_name -> parley.v1.ProfileField
 	28, // 1: parley.v1.ConsentsResponse.consents:type_name -> parley.v1.Consent
-	46, // 2: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
-	47, // 3: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
-	50, // 4: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
-	51, // 5: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
-	52, // 6: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
-	54, // 7: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
+	50, // 2: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
+	51, // 3: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
+	54, // 4: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
+	55, // 5: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
+	56, // 6: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
+	58, // 7: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
 	13, // 8: parley.v1.Event.key_packages:type_name -> parley.v1.PublishKeyPackagesResponse
 	28, // 9: parley.v1.Event.consent:type_name -> parley.v1.Consent
-	53, // 10: parley.v1.Event.ephemeral:type_name -> parley.v1.Ephemeral
-	55, // 11: parley.v1.Event.live:type_name -> parley.v1.Live
-	47, // 12: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	57, // 10: parley.v1.Event.ephemeral:type_name -> parley.v1.Ephemeral
+	59, // 11: parley.v1.Event.live:type_name -> parley.v1.Live
+	51, // 12: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
 	1,  // 13: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
 	3,  // 14: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
 	5,  // 15: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
@@ -3341,9 +3549,9 @@ var file_parley_proto_depIdxs = []int32{
 	15, // 21: parley.v1.ClientService.SetProfile:input_type -> parley.v1.Profile
 	18, // 22: parley.v1.ClientService.GetProfile:input_type -> parley.v1.GetProfileRequest
 	19, // 23: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	40, // 24: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	42, // 25: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	44, // 26: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	44, // 24: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	46, // 25: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	48, // 26: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
 	19, // 27: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
 	19, // 28: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
 	19, // 29: parley.v1.ClientService.SendEphemeral:input_type -> parley.v1.MimiRequest
@@ -3357,39 +3565,43 @@ var file_parley_proto_depIdxs = []int32{
 	33, // 37: parley.v1.ClientService.UploadAsset:input_type -> parley.v1.UploadAssetRequest
 	35, // 38: parley.v1.ClientService.DeleteAsset:input_type -> parley.v1.DeleteAssetRequest
 	37, // 39: parley.v1.ClientService.DownloadAsset:input_type -> parley.v1.DownloadAssetRequest
-	48, // 40: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	56, // 41: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 42: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 43: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 44: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 45: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 46: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 47: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 48: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	39, // 49: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	17, // 50: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
-	15, // 51: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
-	39, // 52: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	41, // 53: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	43, // 54: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	45, // 55: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	39, // 56: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	39, // 57: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	21, // 58: parley.v1.ClientService.SendEphemeral:output_type -> parley.v1.SendEphemeralResponse
-	23, // 59: parley.v1.ClientService.RegisterPush:output_type -> parley.v1.RegisterPushResponse
-	20, // 60: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
-	25, // 61: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
-	27, // 62: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
-	30, // 63: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
-	32, // 64: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
-	39, // 65: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	34, // 66: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
-	36, // 67: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
-	38, // 68: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
-	49, // 69: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	57, // 70: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	42, // [42:71] is the sub-list for method output_type
-	13, // [13:42] is the sub-list for method input_type
+	39, // 40: parley.v1.ClientService.GatewayKeys:input_type -> parley.v1.GatewayKeysRequest
+	41, // 41: parley.v1.ClientService.Oblivious:input_type -> parley.v1.ObliviousRequest
+	52, // 42: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	60, // 43: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 44: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 45: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 46: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 47: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 48: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	11, // 49: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	13, // 50: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	43, // 51: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	17, // 52: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
+	15, // 53: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
+	43, // 54: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	45, // 55: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	47, // 56: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	49, // 57: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	43, // 58: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	43, // 59: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	21, // 60: parley.v1.ClientService.SendEphemeral:output_type -> parley.v1.SendEphemeralResponse
+	23, // 61: parley.v1.ClientService.RegisterPush:output_type -> parley.v1.RegisterPushResponse
+	20, // 62: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
+	25, // 63: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
+	27, // 64: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
+	30, // 65: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	32, // 66: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
+	43, // 67: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	34, // 68: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
+	36, // 69: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
+	38, // 70: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
+	40, // 71: parley.v1.ClientService.GatewayKeys:output_type -> parley.v1.GatewayKeysResponse
+	42, // 72: parley.v1.ClientService.Oblivious:output_type -> parley.v1.ObliviousResponse
+	53, // 73: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	61, // 74: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	44, // [44:75] is the sub-list for method output_type
+	13, // [13:44] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -3401,7 +3613,7 @@ func file_parley_proto_init() {
 		return
 	}
 	file_parley_proto_msgTypes[19].OneofWrappers = []any{}
-	file_parley_proto_msgTypes[50].OneofWrappers = []any{
+	file_parley_proto_msgTypes[54].OneofWrappers = []any{
 		(*Event_Entry)(nil),
 		(*Event_Welcome)(nil),
 		(*Event_Trust)(nil),
@@ -3416,7 +3628,7 @@ func file_parley_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_proto_rawDesc), len(file_parley_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   58,
+			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

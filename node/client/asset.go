@@ -150,7 +150,10 @@ func (r *Room) fetch(ctx context.Context, p *content.Part) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := r.c.pull(ctx, &api.DownloadAssetRequest{Room: string(r.uri), Url: e.URL}, e.Size)
+	b, err := r.pullOblivious(ctx, e.URL, e.Size)
+	if errors.Is(err, errNoGateway) {
+		b, err = r.c.pull(ctx, &api.DownloadAssetRequest{Room: string(r.uri), Url: e.URL}, e.Size)
+	}
 	if err != nil {
 		return nil, err
 	}

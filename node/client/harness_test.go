@@ -319,7 +319,9 @@ type faults struct {
 	submit func(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	claim  func(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	upload func() error // after a request to upload; an error is its answer
-	asked  bool         // for the last message of a group
+	keys   func(*api.GatewayKeysResponse) error
+	relay  func(*api.ObliviousResponse)
+	asked  bool // for the last message of a group
 }
 
 // inject puts faults into a client that doesn't run yet, or whose calls under way don't matter.
@@ -363,6 +365,26 @@ func (f *faults) UploadAsset(ctx context.Context, req *connect.Request[api.Uploa
 		if err := then(); err != nil {
 			return nil, err
 		}
+	}
+	return res, err
+}
+
+func (f *faults) GatewayKeys(ctx context.Context, req *connect.Request[api.GatewayKeysRequest]) (*connect.Response[api.GatewayKeysResponse], error) {
+	res, err := f.ClientServiceClient.GatewayKeys(ctx, req)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil && f.keys != nil {
+		err = f.keys(res.Msg)
+	}
+	return res, err
+}
+
+func (f *faults) Oblivious(ctx context.Context, req *connect.Request[api.ObliviousRequest]) (*connect.Response[api.ObliviousResponse], error) {
+	res, err := f.ClientServiceClient.Oblivious(ctx, req)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil && f.relay != nil {
+		f.relay(res.Msg)
 	}
 	return res, err
 }

@@ -31,6 +31,7 @@ type Room struct {
 	behind    bool                // guarded by mu: this state is an old copy; the room is frozen and entered anew
 	bare      bool                // guarded by mu: the state was never sealed
 	agent     agent               // guarded by mu
+	gateway   gateway             // guarded by mu
 	ledger    ledger              // guarded by mu
 	ephemeral struct {            // guarded by mu; those sent in an epoch
 		epoch uint64

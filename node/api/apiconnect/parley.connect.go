@@ -110,6 +110,11 @@ const (
 	// ClientServiceDownloadAssetProcedure is the fully-qualified name of the ClientService's
 	// DownloadAsset RPC.
 	ClientServiceDownloadAssetProcedure = "/parley.v1.ClientService/DownloadAsset"
+	// ClientServiceGatewayKeysProcedure is the fully-qualified name of the ClientService's GatewayKeys
+	// RPC.
+	ClientServiceGatewayKeysProcedure = "/parley.v1.ClientService/GatewayKeys"
+	// ClientServiceObliviousProcedure is the fully-qualified name of the ClientService's Oblivious RPC.
+	ClientServiceObliviousProcedure = "/parley.v1.ClientService/Oblivious"
 	// ClientServiceSubscribeProcedure is the fully-qualified name of the ClientService's Subscribe RPC.
 	ClientServiceSubscribeProcedure = "/parley.v1.ClientService/Subscribe"
 	// ClientServiceAcknowledgeProcedure is the fully-qualified name of the ClientService's Acknowledge
@@ -332,6 +337,12 @@ type ClientServiceClient interface {
 	// DownloadAsset fetches an asset, one of another provider through the hub of a room (MIMI proxyDownload). Nothing proves
 	// that the bytes are the right ones.
 	DownloadAsset(context.Context, *connect.Request[api.DownloadAssetRequest]) (*connect.ServerStreamForClient[api.DownloadAssetResponse], error)
+	// GatewayKeys returns the keys of the oblivious gateway of a room's hub, signed with the key that the hub has in rooms of
+	// a cipher suite.
+	GatewayKeys(context.Context, *connect.Request[api.GatewayKeysRequest]) (*connect.Response[api.GatewayKeysResponse], error)
+	// Oblivious relays an encapsulated request (RFC 9458) to the gateway of a room's hub: for a part of an asset, of which
+	// this node learns nothing. It fails with "gatewayKey" if the hub has forgotten the key.
+	Oblivious(context.Context, *connect.Request[api.ObliviousRequest]) (*connect.Response[api.ObliviousResponse], error)
 	// Subscribe streams what is new for this client, in order per room, from the cursors given. It ends only on error.
 	Subscribe(context.Context, *connect.Request[api.SubscribeRequest]) (*connect.ServerStreamForClient[api.SubscribeResponse], error)
 	// Acknowledge tells how far the client has stored what it got: Welcomes up to the number are deleted, room cursors move.
@@ -487,6 +498,18 @@ func NewClientServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(clientServiceMethods.ByName("DownloadAsset")),
 			connect.WithClientOptions(opts...),
 		),
+		gatewayKeys: connect.NewClient[api.GatewayKeysRequest, api.GatewayKeysResponse](
+			httpClient,
+			baseURL+ClientServiceGatewayKeysProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("GatewayKeys")),
+			connect.WithClientOptions(opts...),
+		),
+		oblivious: connect.NewClient[api.ObliviousRequest, api.ObliviousResponse](
+			httpClient,
+			baseURL+ClientServiceObliviousProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("Oblivious")),
+			connect.WithClientOptions(opts...),
+		),
 		subscribe: connect.NewClient[api.SubscribeRequest, api.SubscribeResponse](
 			httpClient,
 			baseURL+ClientServiceSubscribeProcedure,
@@ -527,6 +550,8 @@ type clientServiceClient struct {
 	uploadAsset        *connect.Client[api.UploadAssetRequest, api.UploadAssetResponse]
 	deleteAsset        *connect.Client[api.DeleteAssetRequest, api.DeleteAssetResponse]
 	downloadAsset      *connect.Client[api.DownloadAssetRequest, api.DownloadAssetResponse]
+	gatewayKeys        *connect.Client[api.GatewayKeysRequest, api.GatewayKeysResponse]
+	oblivious          *connect.Client[api.ObliviousRequest, api.ObliviousResponse]
 	subscribe          *connect.Client[api.SubscribeRequest, api.SubscribeResponse]
 	acknowledge        *connect.Client[api.AcknowledgeRequest, api.AcknowledgeResponse]
 }
@@ -646,6 +671,16 @@ func (c *clientServiceClient) DownloadAsset(ctx context.Context, req *connect.Re
 	return c.downloadAsset.CallServerStream(ctx, req)
 }
 
+// GatewayKeys calls parley.v1.ClientService.GatewayKeys.
+func (c *clientServiceClient) GatewayKeys(ctx context.Context, req *connect.Request[api.GatewayKeysRequest]) (*connect.Response[api.GatewayKeysResponse], error) {
+	return c.gatewayKeys.CallUnary(ctx, req)
+}
+
+// Oblivious calls parley.v1.ClientService.Oblivious.
+func (c *clientServiceClient) Oblivious(ctx context.Context, req *connect.Request[api.ObliviousRequest]) (*connect.Response[api.ObliviousResponse], error) {
+	return c.oblivious.CallUnary(ctx, req)
+}
+
 // Subscribe calls parley.v1.ClientService.Subscribe.
 func (c *clientServiceClient) Subscribe(ctx context.Context, req *connect.Request[api.SubscribeRequest]) (*connect.ServerStreamForClient[api.SubscribeResponse], error) {
 	return c.subscribe.CallServerStream(ctx, req)
@@ -713,6 +748,12 @@ type ClientServiceHandler interface {
 	// DownloadAsset fetches an asset, one of another provider through the hub of a room (MIMI proxyDownload). Nothing proves
 	// that the bytes are the right ones.
 	DownloadAsset(context.Context, *connect.Request[api.DownloadAssetRequest], *connect.ServerStream[api.DownloadAssetResponse]) error
+	// GatewayKeys returns the keys of the oblivious gateway of a room's hub, signed with the key that the hub has in rooms of
+	// a cipher suite.
+	GatewayKeys(context.Context, *connect.Request[api.GatewayKeysRequest]) (*connect.Response[api.GatewayKeysResponse], error)
+	// Oblivious relays an encapsulated request (RFC 9458) to the gateway of a room's hub: for a part of an asset, of which
+	// this node learns nothing. It fails with "gatewayKey" if the hub has forgotten the key.
+	Oblivious(context.Context, *connect.Request[api.ObliviousRequest]) (*connect.Response[api.ObliviousResponse], error)
 	// Subscribe streams what is new for this client, in order per room, from the cursors given. It ends only on error.
 	Subscribe(context.Context, *connect.Request[api.SubscribeRequest], *connect.ServerStream[api.SubscribeResponse]) error
 	// Acknowledge tells how far the client has stored what it got: Welcomes up to the number are deleted, room cursors move.
@@ -864,6 +905,18 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(clientServiceMethods.ByName("DownloadAsset")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clientServiceGatewayKeysHandler := connect.NewUnaryHandler(
+		ClientServiceGatewayKeysProcedure,
+		svc.GatewayKeys,
+		connect.WithSchema(clientServiceMethods.ByName("GatewayKeys")),
+		connect.WithHandlerOptions(opts...),
+	)
+	clientServiceObliviousHandler := connect.NewUnaryHandler(
+		ClientServiceObliviousProcedure,
+		svc.Oblivious,
+		connect.WithSchema(clientServiceMethods.ByName("Oblivious")),
+		connect.WithHandlerOptions(opts...),
+	)
 	clientServiceSubscribeHandler := connect.NewServerStreamHandler(
 		ClientServiceSubscribeProcedure,
 		svc.Subscribe,
@@ -924,6 +977,10 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 			clientServiceDeleteAssetHandler.ServeHTTP(w, r)
 		case ClientServiceDownloadAssetProcedure:
 			clientServiceDownloadAssetHandler.ServeHTTP(w, r)
+		case ClientServiceGatewayKeysProcedure:
+			clientServiceGatewayKeysHandler.ServeHTTP(w, r)
+		case ClientServiceObliviousProcedure:
+			clientServiceObliviousHandler.ServeHTTP(w, r)
 		case ClientServiceSubscribeProcedure:
 			clientServiceSubscribeHandler.ServeHTTP(w, r)
 		case ClientServiceAcknowledgeProcedure:
@@ -1027,6 +1084,14 @@ func (UnimplementedClientServiceHandler) DeleteAsset(context.Context, *connect.R
 
 func (UnimplementedClientServiceHandler) DownloadAsset(context.Context, *connect.Request[api.DownloadAssetRequest], *connect.ServerStream[api.DownloadAssetResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.DownloadAsset is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) GatewayKeys(context.Context, *connect.Request[api.GatewayKeysRequest]) (*connect.Response[api.GatewayKeysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.GatewayKeys is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) Oblivious(context.Context, *connect.Request[api.ObliviousRequest]) (*connect.Response[api.ObliviousResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.Oblivious is not implemented"))
 }
 
 func (UnimplementedClientServiceHandler) Subscribe(context.Context, *connect.Request[api.SubscribeRequest], *connect.ServerStream[api.SubscribeResponse]) error {
