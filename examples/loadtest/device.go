@@ -48,15 +48,16 @@ type device struct {
 	group   *mls.Group // of a device that has joined
 }
 
-// trust is what devices of one organisation know of providers.
+// trust is what devices of one organisation know of providers, and how they reach their own.
 type trust struct {
+	tcp      bool
 	verifier *authority.Verifier
 	mu       sync.Mutex
 	bundles  map[string]*authority.Bundle // guarded by mu
 }
 
-func newTrust() *trust {
-	t := &trust{bundles: make(map[string]*authority.Bundle)}
+func newTrust(tcp bool) *trust {
+	t := &trust{tcp: tcp, bundles: make(map[string]*authority.Bundle)}
 	t.verifier = &authority.Verifier{Bundles: func(domain string) *authority.Bundle {
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -80,7 +81,7 @@ func enrol(ctx context.Context, o *org.Org, name string, t *trust) (*device, err
 	}
 	var rt http.RoundTripper
 	rt, d.closer, err = transport.ClientRoundTripper(transport.ClientOptions{
-		Address: o.Address, Domain: o.Domain, KeepAlive: 10 * time.Second,
+		Address: o.Address, Domain: o.Domain, TCPOnly: t.tcp, KeepAlive: 10 * time.Second,
 		VerifyServer: func(chain []*x509.Certificate) error {
 			if authority.FingerprintOf(chain[len(chain)-1]) != inv.Root {
 				return errors.New("another root")

@@ -43,6 +43,7 @@ type options struct {
 	rate                  int // messages per second of the latency run
 	window                int // messages outstanding per sender
 	seconds               time.Duration
+	tcp                   bool // devices use HTTP/2 over TCP; else HTTP/3, as those of package client prefer
 	verbose               io.Writer
 }
 
@@ -66,6 +67,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.IntVar(&o.rate, "rate", 50, "messages per second of the workload latency")
 	flags.IntVar(&o.window, "window", 64, "messages that a sender of the workload saturation has outstanding")
 	flags.DurationVar(&o.seconds, "t", 5*time.Second, "how long messages are sent in a run")
+	flags.BoolVar(&o.tcp, "tcp", false, "clients reach their nodes over TCP, but in the workload outage; else over QUIC")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}

@@ -17,18 +17,19 @@ import (
 // network is three organisations that approve each other, with their nodes up.
 type network struct {
 	dir  string
+	tcp  bool       // of the devices, see options
 	orgs []*org.Org // alpha, which hosts every room, beta, gamma
 }
 
 // limits of the nodes: far above what one machine can do, for all clients have one address.
 const limits = "limits: {anonymous_per_second: 1000000, requests_per_second: 1000000, bytes_per_second: 268435456, peer_requests_per_second: 1000000, peer_bytes_per_second: 1073741824, rooms: 1000000, address_connections: 1000000}\nlog: {level: error}\n"
 
-func startNetwork(ctx context.Context) (_ *network, err error) {
+func startNetwork(ctx context.Context, tcp bool) (_ *network, err error) {
 	dir, err := os.MkdirTemp("", "parley-loadtest-")
 	if err != nil {
 		return nil, err
 	}
-	n := &network{dir: dir}
+	n := &network{dir: dir, tcp: tcp}
 	defer func() {
 		if err != nil {
 			n.close()
@@ -100,7 +101,7 @@ func (n *network) devices(ctx context.Context, tag string, perOrg int) ([]*devic
 	g.SetLimit(enrolling)
 	trusts := make([]*trust, len(n.orgs))
 	for i := range trusts {
-		trusts[i] = newTrust()
+		trusts[i] = newTrust(n.tcp)
 	}
 	for i := range list {
 		o := n.orgs[i/perOrg]

@@ -28,7 +28,7 @@ const (
 func outage(ctx context.Context, o options, r *report) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	n, err := startNetwork(ctx)
+	n, err := startNetwork(ctx, o.tcp)
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ const roomsPerUser = 100
 // scale has many rooms of three, one member of each organisation, and many registered clients of alpha of whom a few are
 // connected. It measures what that costs while nothing happens, and how long the nodes take to start with it.
 func scale(ctx context.Context, o options, r *report) error {
-	n, err := startNetwork(ctx)
+	n, err := startNetwork(ctx, o.tcp)
 	if err != nil {
 		return err
 	}
@@ -132,7 +132,7 @@ func (n *network) manyRooms(ctx context.Context, rooms int) error {
 
 // register enrols clients of alpha; the first of them stay connected.
 func (n *network) register(ctx context.Context, clients, connected int) ([]*device, error) {
-	t := newTrust()
+	t := newTrust(n.tcp)
 	list := make([]*device, connected)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(enrolling)
@@ -155,7 +155,7 @@ func (n *network) register(ctx context.Context, clients, connected int) ([]*devi
 
 // away measures how fast a client and a peer get what came while they were away: messages of one room, and of a hundred (fewer for few messages).
 func away(ctx context.Context, o options, r *report) error {
-	n, err := startNetwork(ctx)
+	n, err := startNetwork(ctx, o.tcp)
 	if err != nil {
 		return err
 	}

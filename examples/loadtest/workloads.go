@@ -81,7 +81,7 @@ func (n *network) newRoom(ctx context.Context, name string, perOrg int) (*room, 
 func latency(ctx context.Context, o options, r *report, u int) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	n, err := startNetwork(ctx)
+	n, err := startNetwork(ctx, o.tcp)
 	if err != nil {
 		return err
 	}
@@ -333,11 +333,12 @@ func (l *load) run(ctx context.Context, g *errgroup.Group) error {
 // messages are sealed before, and nobody decrypts.
 func saturation(ctx context.Context, o options, r *report, u int) error {
 	// The number of messages is what the machine does in about o.seconds, by a short run before.
-	rate, _, _, err := saturate(ctx, o, u, 1000)
+	least := min(1000, int(o.seconds.Seconds()*1000))
+	rate, _, _, err := saturate(ctx, o, u, least)
 	if err != nil {
 		return err
 	}
-	total := max(1000, int(rate*o.seconds.Seconds()))
+	total := max(least, int(rate*o.seconds.Seconds()))
 	rate, before, after, err := saturate(ctx, o, u, total)
 	if err != nil {
 		return err
@@ -352,7 +353,7 @@ func saturation(ctx context.Context, o options, r *report, u int) error {
 func saturate(ctx context.Context, o options, u, total int) (rate float64, before, after used, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	n, err := startNetwork(ctx)
+	n, err := startNetwork(ctx, o.tcp)
 	if err != nil {
 		return 0, before, after, err
 	}
@@ -395,7 +396,7 @@ func timed(ctx context.Context, n *network, g *errgroup.Group, stop context.Canc
 func rooms(ctx context.Context, o options, r *report) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	n, err := startNetwork(ctx)
+	n, err := startNetwork(ctx, o.tcp)
 	if err != nil {
 		return err
 	}
@@ -430,7 +431,7 @@ func rooms(ctx context.Context, o options, r *report) error {
 // claims claims KeyPackages of one client of alpha, by a client of alpha and by one of beta, whose node asks the hub.
 // Each must be handed out once.
 func claims(ctx context.Context, o options, r *report) error {
-	n, err := startNetwork(ctx)
+	n, err := startNetwork(ctx, o.tcp)
 	if err != nil {
 		return err
 	}
@@ -447,7 +448,7 @@ func claims(ctx context.Context, o options, r *report) error {
 	}{{"local", 0}, {"through a hub", 1}} {
 		targets := make([]*device, (o.claims+perTarget-1)/perTarget)
 		for i := range targets {
-			if targets[i], err = enrol(ctx, n.orgs[w.by*2], fmt.Sprintf("target-%d-%d", w.by, i), newTrust()); err != nil {
+			if targets[i], err = enrol(ctx, n.orgs[w.by*2], fmt.Sprintf("target-%d-%d", w.by, i), newTrust(o.tcp)); err != nil {
 				return err
 			}
 			defer targets[i].close()
