@@ -42,6 +42,9 @@ type cursor struct {
 	end     uint64 // the last entry that the client gets, 0 if there is no end yet
 	chained bool   // the client knows the chain at the entry before next
 	head    *head  // goes with an entry to come, or went with one
+
+	behind bool // the client has to enter the room anew before it gets anything more
+	told   bool // that
 }
 
 // Subscribe streams what is new for the client until an error ends it.
@@ -172,6 +175,9 @@ func (st *stream) refreshCursor(uri mimi.URI) error {
 		st.cursors[uri] = &cursor{next: m.start + 1, end: m.end}
 		return nil
 	}
+	if c.behind && c.next <= m.start {
+		c.behind, c.told, c.chained = false, false, false
+	}
 	c.next, c.end = max(c.next, m.start+1), m.end
 	return nil
 }
@@ -252,6 +258,9 @@ func (st *stream) sendRoom(ctx context.Context, uri mimi.URI) error {
 		return err
 	}
 	for {
+		if c.behind {
+			return st.sendBehind(r, c)
+		}
 		last := r.durable.Load()
 		if c.end != 0 {
 			last = min(last, c.end)
@@ -263,10 +272,15 @@ func (st *stream) sendRoom(ctx context.Context, uri mimi.URI) error {
 		if err != nil {
 			return err
 		}
-		if len(list) == 0 {
-			c.next = last + 1
-			return nil
+		// Nothing is passed over in silence: the log begins later, or a part of it never came here.
+		sound := 0
+		for sound < len(list) && list[sound].seq == c.next+uint64(sound) {
+			sound++
 		}
+		if c.behind = sound == 0; c.behind {
+			continue
+		}
+		list = list[:sound]
 		// A head beyond the list is kept until its entry is sent, however many later ones are signed meanwhile.
 		if c.head == nil || c.head.Seq < list[0].seq {
 			if c.head = st.n.headFor(r, list[len(list)-1].seq); c.head != nil {
@@ -296,6 +310,16 @@ func (st *stream) sendRoom(ctx context.Context, uri mimi.URI) error {
 			return err
 		}
 	}
+}
+
+// sendBehind tells the client, once, that the log doesn't go on from what it has.
+func (st *stream) sendBehind(r *room, c *cursor) error {
+	if c.told {
+		return nil
+	}
+	c.told = true
+	st.n.log.Info("a client is behind the log", "room", r.uri, "client", st.s.client, "next", c.next, "last", r.durable.Load())
+	return st.add(&api.Event{Event: &api.Event_Behind{Behind: &api.Behind{Room: string(r.uri), Last: r.durable.Load()}}}, 0)
 }
 
 // entries returns the entries of a room's log from one number to another, or the first of them: what goes into one

@@ -90,9 +90,12 @@ func TestFaultsOfAHubAreShown(t *testing.T) {
 	fault.Evidence = []byte("proof")
 	s.show(fault, "")
 	s.show(client.HubRestored{Room: room, Lost: true}, "")
+	s.show(client.Gap{Room: room, After: 7, Next: 12}, "mimi://alpha.example/r/other")
+	s.show(client.Gap{Room: room, After: 7, Next: 12}, room)
 	for text, n := range map[string]int{
 		"* WARNING: what you see of room lunch may not be what others see. The hub has signed another log, as a message of bob-phone shows. The room is hosted by alpha.example.\n": 2,
 		"alpha.example has signed both. \"chat evidence\" lists the proof.\n":                                                                                                       1,
+		"* this device was away from lunch for too long, and what was said in between isn't here: after entry 7, before 12\n":                                                       1,
 		"alpha.example, which hosts lunch, was restored from an older copy, and some":                                                                                               1,
 	} {
 		if strings.Count(out.String(), text) != n {

@@ -334,14 +334,32 @@ func (s *session) last(ctx context.Context, c *client.Client, r *client.Room, n 
 		}
 		list = r.Messages()
 	}
+	gaps, err := r.Gaps()
+	if err != nil {
+		return err
+	}
 	posts := r.Posts()
-	for _, p := range posts[max(0, len(posts)-n):] {
+	for i, p := range posts[max(0, len(posts)-n):] {
+		for len(gaps) > 0 && gaps[0].Next <= p.Seq {
+			if i > 0 {
+				s.gap(gaps[0])
+			}
+			gaps = gaps[1:]
+		}
 		s.printPost(p)
 		if err := r.MarkRead(p.Message); err != nil {
 			return err
 		}
 	}
+	for _, g := range gaps {
+		s.gap(g)
+	}
 	return nil
+}
+
+// gap says that a part of a room's log never came to this device.
+func (s *session) gap(g client.Gap) {
+	fmt.Fprintf(s.out, "* this device was away from %s for too long, and what was said in between isn't here: after entry %d, before %d\n", g.Room.ID(), g.After, g.Next)
 }
 
 // follow prints what comes in a room, or in all, until the user interrupts.
@@ -448,6 +466,10 @@ func (s *session) show(e client.Event, only mimi.URI) {
 			lost = ", and some of what you have of this room isn't there any more"
 		}
 		fmt.Fprintf(s.out, "* %s, which hosts %s, was restored from an older copy%s\n", e.Room.Domain(), e.Room.ID(), lost)
+	case client.Gap:
+		if in(e.Room) {
+			s.gap(e)
+		}
 	case client.ConsentChanged:
 		s.consent(e.Consent)
 	case client.Frozen:

@@ -22,6 +22,10 @@ const (
 	ComponentLeafRenewal    mls.ComponentID = 0xf100
 )
 
+// MinRetention is how long a hub keeps an entry of a room's log, at least, that hasn't reached a member's client or a
+// provider yet, whatever the room's policy says. draft-ietf-mimi-room-policy-03 leaves it to providers.
+const MinRetention = 24 * time.Hour
+
 // policies are the components whose update replaces their data, with a decoder each.
 var policies = map[mls.ComponentID]func() codec.Unmarshaler{
 	ComponentRoles:          func() codec.Unmarshaler { return new(RoleList) },

@@ -2696,6 +2696,7 @@ type Event struct {
 	//	*Event_KeyPackages
 	//	*Event_Consent
 	//	*Event_Ephemeral
+	//	*Event_Behind
 	//	*Event_Live
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
@@ -2793,6 +2794,15 @@ func (x *Event) GetEphemeral() *Ephemeral {
 	return nil
 }
 
+func (x *Event) GetBehind() *Behind {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Behind); ok {
+			return x.Behind
+		}
+	}
+	return nil
+}
+
 func (x *Event) GetLive() *Live {
 	if x != nil {
 		if x, ok := x.Event.(*Event_Live); ok {
@@ -2830,6 +2840,10 @@ type Event_Ephemeral struct {
 	Ephemeral *Ephemeral `protobuf:"bytes,7,opt,name=ephemeral,proto3,oneof"`
 }
 
+type Event_Behind struct {
+	Behind *Behind `protobuf:"bytes,9,opt,name=behind,proto3,oneof"` // nothing more comes of a room before the client has entered it anew
+}
+
 type Event_Live struct {
 	Live *Live `protobuf:"bytes,4,opt,name=live,proto3,oneof"` // everything known when the stream began has been sent
 }
@@ -2845,6 +2859,8 @@ func (*Event_KeyPackages) isEvent_Event() {}
 func (*Event_Consent) isEvent_Event() {}
 
 func (*Event_Ephemeral) isEvent_Event() {}
+
+func (*Event_Behind) isEvent_Event() {}
 
 func (*Event_Live) isEvent_Event() {}
 
@@ -3127,6 +3143,60 @@ func (*Live) Descriptor() ([]byte, []int) {
 	return file_parley_proto_rawDescGZIP(), []int{59}
 }
 
+// Behind says that the entry after the client's cursor isn't in the room's log any more, or that the log has other entries
+// than those that the client has stored, after the hub was restored from a backup.
+type Behind struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Room          string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"`
+	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"` // the last entry of the log
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Behind) Reset() {
+	*x = Behind{}
+	mi := &file_parley_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Behind) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Behind) ProtoMessage() {}
+
+func (x *Behind) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Behind.ProtoReflect.Descriptor instead.
+func (*Behind) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *Behind) GetRoom() string {
+	if x != nil {
+		return x.Room
+	}
+	return ""
+}
+
+func (x *Behind) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
 type AcknowledgeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cursors       []*Cursor              `protobuf:"bytes,1,rep,name=cursors,proto3" json:"cursors,omitempty"`
@@ -3138,7 +3208,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_parley_proto_msgTypes[60]
+	mi := &file_parley_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +3220,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[60]
+	mi := &file_parley_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +3233,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{60}
+	return file_parley_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *AcknowledgeRequest) GetCursors() []*Cursor {
@@ -3195,7 +3265,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_parley_proto_msgTypes[61]
+	mi := &file_parley_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3207,7 +3277,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[61]
+	mi := &file_parley_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3220,7 +3290,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{61}
+	return file_parley_proto_rawDescGZIP(), []int{62}
 }
 
 var File_parley_proto protoreflect.FileDescriptor
@@ -3378,14 +3448,15 @@ const file_parley_proto_rawDesc = "" +
 	"\acursors\x18\x01 \x03(\v2\x11.parley.v1.CursorR\acursors\x12\x18\n" +
 	"\awelcome\x18\x02 \x01(\x04R\awelcome\"=\n" +
 	"\x11SubscribeResponse\x12(\n" +
-	"\x06events\x18\x01 \x03(\v2\x10.parley.v1.EventR\x06events\"\xf6\x02\n" +
+	"\x06events\x18\x01 \x03(\v2\x10.parley.v1.EventR\x06events\"\xa3\x03\n" +
 	"\x05Event\x12+\n" +
 	"\x05entry\x18\x01 \x01(\v2\x13.parley.v1.LogEntryH\x00R\x05entry\x12.\n" +
 	"\awelcome\x18\x02 \x01(\v2\x12.parley.v1.WelcomeH\x00R\awelcome\x12.\n" +
 	"\x05trust\x18\x03 \x01(\v2\x16.parley.v1.TrustChangeH\x00R\x05trust\x12J\n" +
 	"\fkey_packages\x18\x06 \x01(\v2%.parley.v1.PublishKeyPackagesResponseH\x00R\vkeyPackages\x12.\n" +
 	"\aconsent\x18\x05 \x01(\v2\x12.parley.v1.ConsentH\x00R\aconsent\x124\n" +
-	"\tephemeral\x18\a \x01(\v2\x14.parley.v1.EphemeralH\x00R\tephemeral\x12%\n" +
+	"\tephemeral\x18\a \x01(\v2\x14.parley.v1.EphemeralH\x00R\tephemeral\x12+\n" +
+	"\x06behind\x18\t \x01(\v2\x11.parley.v1.BehindH\x00R\x06behind\x12%\n" +
 	"\x04live\x18\x04 \x01(\v2\x0f.parley.v1.LiveH\x00R\x04liveB\a\n" +
 	"\x05event\"x\n" +
 	"\bLogEntry\x12\x12\n" +
@@ -3404,7 +3475,10 @@ const file_parley_proto_rawDesc = "" +
 	"\x06fanout\x18\x02 \x01(\fR\x06fanout\"%\n" +
 	"\vTrustChange\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\"\x06\n" +
-	"\x04Live\"o\n" +
+	"\x04Live\"0\n" +
+	"\x06Behind\x12\x12\n" +
+	"\x04room\x18\x01 \x01(\tR\x04room\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\"o\n" +
 	"\x12AcknowledgeRequest\x12+\n" +
 	"\acursors\x18\x01 \x03(\v2\x11.parley.v1.CursorR\acursors\x12\x18\n" +
 	"\awelcome\x18\x02 \x01(\x04R\awelcome\x12\x12\n" +
@@ -3459,7 +3533,7 @@ func file_parley_proto_rawDescGZIP() []byte {
 	return file_parley_proto_rawDescData
 }
 
-var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
+var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_parley_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                  // 0: parley.v1.ErrorInfo
 	(*EnrolRequest)(nil),               // 1: parley.v1.EnrolRequest
@@ -3521,8 +3595,9 @@ var file_parley_proto_goTypes = []any{
 	(*Ephemeral)(nil),                  // 57: parley.v1.Ephemeral
 	(*TrustChange)(nil),                // 58: parley.v1.TrustChange
 	(*Live)(nil),                       // 59: parley.v1.Live
-	(*AcknowledgeRequest)(nil),         // 60: parley.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 61: parley.v1.AcknowledgeResponse
+	(*Behind)(nil),                     // 60: parley.v1.Behind
+	(*AcknowledgeRequest)(nil),         // 61: parley.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 62: parley.v1.AcknowledgeResponse
 }
 var file_parley_proto_depIdxs = []int32{
 	16, // 0: parley.v1.Profile.fields:type_name -> parley.v1.ProfileField
@@ -3536,75 +3611,76 @@ var file_parley_proto_depIdxs = []int32{
 	13, // 8: parley.v1.Event.key_packages:type_name -> parley.v1.PublishKeyPackagesResponse
 	28, // 9: parley.v1.Event.consent:type_name -> parley.v1.Consent
 	57, // 10: parley.v1.Event.ephemeral:type_name -> parley.v1.Ephemeral
-	59, // 11: parley.v1.Event.live:type_name -> parley.v1.Live
-	51, // 12: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
-	1,  // 13: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
-	3,  // 14: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
-	5,  // 15: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
-	7,  // 16: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
-	9,  // 17: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
-	10, // 18: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
-	12, // 19: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
-	14, // 20: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
-	15, // 21: parley.v1.ClientService.SetProfile:input_type -> parley.v1.Profile
-	18, // 22: parley.v1.ClientService.GetProfile:input_type -> parley.v1.GetProfileRequest
-	19, // 23: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	44, // 24: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	46, // 25: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	48, // 26: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
-	19, // 27: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
-	19, // 28: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
-	19, // 29: parley.v1.ClientService.SendEphemeral:input_type -> parley.v1.MimiRequest
-	22, // 30: parley.v1.ClientService.RegisterPush:input_type -> parley.v1.RegisterPushRequest
-	19, // 31: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
-	24, // 32: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
-	26, // 33: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
-	29, // 34: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
-	31, // 35: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
-	19, // 36: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
-	33, // 37: parley.v1.ClientService.UploadAsset:input_type -> parley.v1.UploadAssetRequest
-	35, // 38: parley.v1.ClientService.DeleteAsset:input_type -> parley.v1.DeleteAssetRequest
-	37, // 39: parley.v1.ClientService.DownloadAsset:input_type -> parley.v1.DownloadAssetRequest
-	39, // 40: parley.v1.ClientService.GatewayKeys:input_type -> parley.v1.GatewayKeysRequest
-	41, // 41: parley.v1.ClientService.Oblivious:input_type -> parley.v1.ObliviousRequest
-	52, // 42: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	60, // 43: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 44: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 45: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 46: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 47: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 48: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 49: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 50: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	43, // 51: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	17, // 52: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
-	15, // 53: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
-	43, // 54: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	45, // 55: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	47, // 56: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	49, // 57: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	43, // 58: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	43, // 59: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	21, // 60: parley.v1.ClientService.SendEphemeral:output_type -> parley.v1.SendEphemeralResponse
-	23, // 61: parley.v1.ClientService.RegisterPush:output_type -> parley.v1.RegisterPushResponse
-	20, // 62: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
-	25, // 63: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
-	27, // 64: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
-	30, // 65: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
-	32, // 66: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
-	43, // 67: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	34, // 68: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
-	36, // 69: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
-	38, // 70: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
-	40, // 71: parley.v1.ClientService.GatewayKeys:output_type -> parley.v1.GatewayKeysResponse
-	42, // 72: parley.v1.ClientService.Oblivious:output_type -> parley.v1.ObliviousResponse
-	53, // 73: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	61, // 74: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	44, // [44:75] is the sub-list for method output_type
-	13, // [13:44] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	60, // 11: parley.v1.Event.behind:type_name -> parley.v1.Behind
+	59, // 12: parley.v1.Event.live:type_name -> parley.v1.Live
+	51, // 13: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	1,  // 14: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
+	3,  // 15: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
+	5,  // 16: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
+	7,  // 17: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
+	9,  // 18: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
+	10, // 19: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
+	12, // 20: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
+	14, // 21: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
+	15, // 22: parley.v1.ClientService.SetProfile:input_type -> parley.v1.Profile
+	18, // 23: parley.v1.ClientService.GetProfile:input_type -> parley.v1.GetProfileRequest
+	19, // 24: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
+	44, // 25: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	46, // 26: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	48, // 27: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	19, // 28: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
+	19, // 29: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
+	19, // 30: parley.v1.ClientService.SendEphemeral:input_type -> parley.v1.MimiRequest
+	22, // 31: parley.v1.ClientService.RegisterPush:input_type -> parley.v1.RegisterPushRequest
+	19, // 32: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
+	24, // 33: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
+	26, // 34: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
+	29, // 35: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
+	31, // 36: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
+	19, // 37: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
+	33, // 38: parley.v1.ClientService.UploadAsset:input_type -> parley.v1.UploadAssetRequest
+	35, // 39: parley.v1.ClientService.DeleteAsset:input_type -> parley.v1.DeleteAssetRequest
+	37, // 40: parley.v1.ClientService.DownloadAsset:input_type -> parley.v1.DownloadAssetRequest
+	39, // 41: parley.v1.ClientService.GatewayKeys:input_type -> parley.v1.GatewayKeysRequest
+	41, // 42: parley.v1.ClientService.Oblivious:input_type -> parley.v1.ObliviousRequest
+	52, // 43: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	61, // 44: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 45: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 46: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 47: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 48: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 49: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	11, // 50: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	13, // 51: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	43, // 52: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	17, // 53: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
+	15, // 54: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
+	43, // 55: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	45, // 56: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	47, // 57: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	49, // 58: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	43, // 59: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	43, // 60: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	21, // 61: parley.v1.ClientService.SendEphemeral:output_type -> parley.v1.SendEphemeralResponse
+	23, // 62: parley.v1.ClientService.RegisterPush:output_type -> parley.v1.RegisterPushResponse
+	20, // 63: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
+	25, // 64: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
+	27, // 65: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
+	30, // 66: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	32, // 67: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
+	43, // 68: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	34, // 69: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
+	36, // 70: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
+	38, // 71: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
+	40, // 72: parley.v1.ClientService.GatewayKeys:output_type -> parley.v1.GatewayKeysResponse
+	42, // 73: parley.v1.ClientService.Oblivious:output_type -> parley.v1.ObliviousResponse
+	53, // 74: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	62, // 75: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	45, // [45:76] is the sub-list for method output_type
+	14, // [14:45] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_parley_proto_init() }
@@ -3620,6 +3696,7 @@ func file_parley_proto_init() {
 		(*Event_KeyPackages)(nil),
 		(*Event_Consent)(nil),
 		(*Event_Ephemeral)(nil),
+		(*Event_Behind)(nil),
 		(*Event_Live)(nil),
 	}
 	type x struct{}
@@ -3628,7 +3705,7 @@ func file_parley_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_proto_rawDesc), len(file_parley_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   62,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

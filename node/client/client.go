@@ -105,6 +105,7 @@ type Client struct {
 	welcome uint64             // guarded by mu: the last Welcome stored
 	running context.Context    // guarded by mu: of Run, nil if it doesn't run
 	restart context.CancelFunc // guarded by mu: ends the present subscription
+	current time.Time          // guarded by mu: when this client last had everything that its node had
 	live    chan struct{}      // guarded by mu: closed while the subscription is live
 	joining map[mimi.URI]bool  // guarded by mu: rooms for which an external commit is being sent
 	acks    acks
@@ -242,6 +243,9 @@ func newClient(o Options, db *sealedStore, p profile) (*Client, error) {
 func (c *Client) load() error {
 	var err error
 	if c.welcome, err = loadWelcome(c.db); err != nil {
+		return err
+	}
+	if c.current, err = loadCurrent(c.db); err != nil {
 		return err
 	}
 	uris, err := roomURIs(c.db)

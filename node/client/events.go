@@ -9,7 +9,7 @@ import (
 )
 
 // Event is what a program learns from its client as it happens: Message, MemberAdded, MemberRemoved, Committed, Joined,
-// Removed, Discarded, Frozen, HubFault, HubRestored, TrustChanged or ConsentChanged. What it tells is durable, but for Typing and Receipt.
+// Removed, Discarded, Frozen, HubFault, HubRestored, Gap, TrustChanged or ConsentChanged. What it tells is durable, but for Typing and Receipt.
 type Event interface{ event() }
 
 // Message is an application message of a room.
@@ -97,6 +97,15 @@ type HubRestored struct {
 	Lost bool // entries that this client has aren't in the room's log any more, or are others
 }
 
+// Gap says that this client has entered a room anew, by an external commit: it was so far behind that the room's log begins
+// later, or the log has lost entries, or the client's own state was an old copy. What was said between the entries After
+// and Next can't be read here.
+type Gap struct {
+	Room  mimi.URI
+	After uint64 // the last entry that was processed before
+	Next  uint64 // the first that comes now; not beyond After if the hub gives numbers again
+}
+
 // TrustChanged says that the trust bundle of a provider changed: revocations, for example.
 type TrustChanged struct{ Domain string }
 
@@ -114,6 +123,7 @@ func (Discarded) event()      {}
 func (Frozen) event()         {}
 func (HubFault) event()       {}
 func (HubRestored) event()    {}
+func (Gap) event()            {}
 func (TrustChanged) event()   {}
 func (ConsentChanged) event() {}
 

@@ -471,7 +471,14 @@ func (c *Client) confirmJoin(room mimi.URI, p *mls.PendingJoin, seq uint64) (*Ro
 		r.mu.Unlock()
 		return r, c.forgetJoin(room)
 	}
+	events := []Event{Joined{Room: room}}
 	b := new(store.Batch)
+	if !fresh {
+		if gap := r.gap(seq); gap != nil {
+			b.Set(r.key64(roomGap, gap.Next), binary.BigEndian.AppendUint64(nil, gap.After))
+			events = slices.Insert(events, 0, Event(*gap))
+		}
+	}
 	b.Delete([]byte(prefixJoin + string(room)))
 	err = r.clearGroup(b)
 	var g *mls.Group
@@ -494,7 +501,7 @@ func (c *Client) confirmJoin(room mimi.URI, p *mls.PendingJoin, seq uint64) (*Ro
 	if fresh {
 		c.addRoom(r)
 	}
-	c.events.send([]Event{Joined{Room: room}})
+	c.events.send(events)
 	c.resubscribe() // what came for the room before it was known here comes again
 	return r, nil
 }

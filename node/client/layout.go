@@ -16,6 +16,7 @@ import (
 //	p                    profile, JSON
 //	w                    number of the last Welcome stored, 8 bytes
 //	c                    the store's files have secrets in the clear, from before they were sealed, until they are compacted
+//	t                    when this client last had everything that its node had, s since 1970, 8 bytes
 //	f                    what the published KeyPackages offer: leafFormat, one byte
 //	b<domain>            trust bundle of a provider, JSON
 //	k<KeyPackageRef>     a KeyPackage of this client and its private keys; sealed, see sealedStore
@@ -32,12 +33,14 @@ import (
 //	r<room>i             the staged own commit as it is sent
 //	r<room>l             the proposals to leave as they are sent
 //	r<room>n<seq>        linkRecord: the hash chain at an entry of the log, of the last ones
+//	r<room>y<seq>        a Gap: the number of the last entry that was processed before, 8 bytes, by the first that came after
 //	r<room>v             hubRecord: how far the hub's signatures of the log were verified
 var (
 	keyProfile = []byte("p")
 	keyWelcome = []byte("w")
 	keyCompact = []byte("c")
 	keyOffered = []byte("f")
+	keyCurrent = []byte("t")
 )
 
 const (
@@ -58,6 +61,7 @@ const (
 	roomLeave     = 'l'
 	roomLink      = 'n'
 	roomHub       = 'v'
+	roomGap       = 'y'
 )
 
 // storeDir is the store's place below Options.Dir.

@@ -85,6 +85,10 @@ func (c *Client) connect(ctx context.Context) (again bool, err error) {
 		return false, err
 	}
 	defer func() {
+		if c.isLive() && c.gone() == nil {
+			var w waits
+			err = errors.Join(err, c.noteCurrent(&w), w.wait())
+		}
 		c.mu.Lock()
 		select {
 		case <-c.live:
@@ -209,6 +213,10 @@ func (c *Client) tick(ctx context.Context) {
 				c.log.Warn("refreshing trust failed", "err", err)
 			}
 			c.keepHouse(ctx)
+			var w waits
+			if err := errors.Join(c.noteCurrent(&w), w.wait()); err != nil { // the client gives up
+				return
+			}
 		case <-ctx.Done():
 			return
 		}
@@ -260,7 +268,10 @@ func (c *Client) process(ctx context.Context, w *waits, events []*api.Event, tol
 			} else {
 				more = []Event{ConsentChanged{v}}
 			}
+		case ev.GetBehind() != nil:
+			more = c.fallBehind(ev.GetBehind())
 		case ev.GetLive() != nil:
+			err = c.noteCurrent(w)
 			c.mu.Lock()
 			select {
 			case <-c.live:
