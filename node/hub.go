@@ -113,7 +113,7 @@ func (n *Node) checkNewRoom(by submitter, uri mimi.URI, group *mls.PublicGroup) 
 	if len(list) != 1 || list[0].User != user {
 		return refuse("notAllowed", "a new room has its creator as only participant")
 	}
-	if err := mimi.CheckNewRoom(group.Dictionary()); err != nil {
+	if err := mimi.CheckNewRoom(group.Dictionary(), uri); err != nil {
 		return notAllowed(err)
 	}
 	if err := checkComponents(group.Dictionary()); err != nil {

@@ -139,7 +139,7 @@ func save(ctx context.Context, s *session, args []string) error {
 		if n > len(files) {
 			return fmt.Errorf("there are %d files with that message", len(files))
 		}
-		return r.Download(ctx, files[n-1], args[2])
+		return r.Download(ctx, m.User, files[n-1], args[2])
 	})
 }
 

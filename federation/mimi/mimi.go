@@ -59,7 +59,9 @@
 // rest. For Oblivious HTTP the draft doesn't say where the hub's gateway is and has its keys, nor what keeps the relay from
 // giving clients others: the gateway isn't in the directory but where RFC 9540 has it, and the keys come signed as well, with
 // the hub's key in the group (GatewayKeys). It takes requests for a range of an asset only, since what is encapsulated is in
-// memory as a whole. A client asks the gateway if the hub has one, and else proxyDownload.
+// memory as a whole. A client asks the gateway if the hub has one, and else proxyDownload, as far as the room's asset_policy
+// allows both. A message's assets are checked against the policy by who sends it and again by who fetches them; the hub, which
+// sees neither, checks the policy itself. Clients upload to their own provider, whatever the policy's location.
 //
 // Typing and receipts, of which the draft has nothing: PrivateMessages with an Ephemeral go to the hub, and from it to all who
 // are connected, by an endpoint of Parley's (federation.EphemeralPath). They are in no log and in no store.

@@ -16,6 +16,7 @@ const (
 	ComponentBasePolicy     mls.ComponentID = 0x27
 	ComponentJoinLinkPolicy mls.ComponentID = 0x29
 	ComponentJoinLinks      mls.ComponentID = 0x2a
+	ComponentAssets         mls.ComponentID = 0x2c
 	ComponentHistory        mls.ComponentID = 0x2e
 	ComponentBots           mls.ComponentID = 0x2f
 	ComponentExpiration     mls.ComponentID = 0x30
@@ -32,6 +33,7 @@ var policies = map[mls.ComponentID]func() codec.Unmarshaler{
 	ComponentPreauthorized:  func() codec.Unmarshaler { return new(Preauthorized) },
 	ComponentBasePolicy:     func() codec.Unmarshaler { return new(BasePolicy) },
 	ComponentJoinLinkPolicy: func() codec.Unmarshaler { return new(JoinLinkPolicy) },
+	ComponentAssets:         func() codec.Unmarshaler { return new(AssetPolicy) },
 	ComponentHistory:        func() codec.Unmarshaler { return new(HistoryPolicy) },
 	ComponentBots:           func() codec.Unmarshaler { return new(BotPolicy) },
 	ComponentExpiration:     func() codec.Unmarshaler { return new(MessageExpiration) },
@@ -42,7 +44,7 @@ var policies = map[mls.ComponentID]func() codec.Unmarshaler{
 func PolicyComponents() mls.ComponentsList {
 	return mls.ComponentsList{
 		ComponentRoles, ComponentPreauthorized, ComponentBasePolicy, ComponentJoinLinkPolicy, ComponentJoinLinks,
-		ComponentHistory, ComponentBots, ComponentExpiration, ComponentLeafRenewal,
+		ComponentAssets, ComponentHistory, ComponentBots, ComponentExpiration, ComponentLeafRenewal,
 	}
 }
 

@@ -14,6 +14,7 @@ type Rules struct {
 	Preauthorized Preauthorized
 	Base          *BasePolicy
 	JoinLinks     *JoinLinkPolicy
+	Assets        *AssetPolicy
 	History       *HistoryPolicy
 	Bots          BotPolicy
 	Expiration    *MessageExpiration
@@ -38,6 +39,9 @@ func (r *Rules) Dictionary(d mls.AppDataDictionary) mls.AppDataDictionary {
 	}
 	if r.JoinLinks != nil {
 		d = d.Set(ComponentJoinLinkPolicy, codec.Marshal(r.JoinLinks))
+	}
+	if r.Assets != nil {
+		d = d.Set(ComponentAssets, codec.Marshal(r.Assets))
 	}
 	if r.History != nil {
 		d = d.Set(ComponentHistory, codec.Marshal(r.History))

@@ -440,7 +440,7 @@ func TestNewRoomsHaveWhatTheirRolesNeed(t *testing.T) {
 	list := ParticipantList{{user("alice"), 4}}
 	good := CooperativeRoom(testHub)
 	d := good.Dictionary(RoomDictionary(list, RoomMetadata{}))
-	if err := CheckNewRoom(d); err != nil {
+	if err := CheckNewRoom(d, "mimi://a.example/r/room"); err != nil {
 		t.Fatal(err)
 	}
 	for name, bad := range map[string]mls.AppDataDictionary{
@@ -451,7 +451,7 @@ func TestNewRoomsHaveWhatTheirRolesNeed(t *testing.T) {
 		"a policy that is broken":      d.Set(ComponentHistory, []byte{9}),
 		"links that are broken":        d.Set(ComponentJoinLinks, []byte{9}),
 	} {
-		if err := CheckNewRoom(bad); err == nil {
+		if err := CheckNewRoom(bad, "mimi://a.example/r/room"); err == nil {
 			t.Errorf("a new room with %s is accepted", name)
 		}
 	}

@@ -127,7 +127,7 @@ func CheckPending(identity func(mls.Credential) (user, client URI, err error), g
 
 // CheckNewRoom checks the app_data_dictionary with which a room with a roles_list begins: that it decodes, that members
 // have to support all of it, and that the only participant, its creator, may have clients.
-func CheckNewRoom(d mls.AppDataDictionary) error {
+func CheckNewRoom(d mls.AppDataDictionary, room URI) error {
 	roles, err := RolesOf(d)
 	if err != nil {
 		return err
@@ -159,8 +159,22 @@ func CheckNewRoom(d mls.AppDataDictionary) error {
 			return err
 		}
 	}
-	_, err = JoinLinksOf(d)
-	return err
+	if _, err = JoinLinksOf(d); err != nil {
+		return err
+	}
+	return checkAssets(d, room)
+}
+
+// checkAssets checks the asset policy of a room.
+func checkAssets(d mls.AppDataDictionary, room URI) error {
+	p, err := AssetPolicyOf(d)
+	if err != nil {
+		return forbidden("%v", err)
+	}
+	if p == nil {
+		return nil
+	}
+	return p.checkHub(room)
 }
 
 // MayAsk says whether a client may have what an external commit to a room needs: its user is a participant, or could
@@ -285,7 +299,7 @@ func (c *check) leadsTo(d mls.AppDataDictionary) error {
 			return forbidden("%s has role %d, which doesn't exist", p.User, p.Role)
 		}
 	}
-	return nil
+	return checkAssets(d, c.room)
 }
 
 // participants returns the participant list and the roles of a room.
@@ -585,7 +599,7 @@ func (c *check) appData(user URI, role *Role, u *mls.AppDataUpdate) error {
 		needs = CanChangeRoomMembershipStyle
 	case ComponentLeafRenewal:
 		needs = CanChangeOperationalPolicies
-	case ComponentJoinLinkPolicy, ComponentHistory, ComponentBots, ComponentExpiration:
+	case ComponentJoinLinkPolicy, ComponentAssets, ComponentHistory, ComponentBots, ComponentExpiration:
 	default:
 		return forbidden("update of component %d", u.Component)
 	}

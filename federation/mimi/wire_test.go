@@ -60,6 +60,7 @@ var decoders = []func() wire{
 	func() wire { return new(MessageExpiration) },
 	func() wire { return new(LeafRenewal) },
 	func() wire { return new(GatewayKeys) },
+	func() wire { return new(AssetPolicy) },
 }
 
 // unhex reads hexadecimal with spaces and quoted text in it: 'abc' stands for its bytes.
@@ -86,6 +87,11 @@ var golden = []struct {
 	hex   string
 }{
 	{"IdentifierUri", ptr(URI("mimi://a.example/u/alice")), "18 'mimi://a.example/u/alice'"},
+	{"AssetPolicy", &AssetPolicy{Location: AssetsLocal, Domains: []UploadDomains{{"a.b", []string{"c.d", "a.b"}}}, Allowed: []DownloadType{DownloadHubProxy, DownloadOblivious},
+		ForbiddenDownloads: []DownloadType{DownloadDirect}, Default: DownloadOblivious, MaxImage: 1, MaxAudio: 2, MaxVideo: 3, MaxAttachment: 4,
+		ForbiddenMedia: mls.MediaTypeList{{Type: "x/y"}}, PermittedMedia: mls.MediaTypeList{{Type: "z/z"}}},
+		"01 0d 03 'a.b' 08 03 'c.d' 03 'a.b' 02 0102 01 00 02 0000000000000001 0000000000000002 0000000000000003 0000000000000004 05 03 'x/y' 00 01 05 03 'z/z' 00"},
+	{"AssetPolicy that forbids nothing", &AssetPolicy{}, "00 00 00 00 00" + strings.Repeat("00", 32) + "00 00"},
 	{"GatewayKeys", &GatewayKeys{Hub: "mimi://a.example", NotAfter: 7, Keys: []byte{1, 2}, Signature: []byte{3}},
 		"10 'mimi://a.example' 0000000000000007 02 0102 01 03"},
 	{"UpdateRoomResponse success", &UpdateRoomResponse{AcceptedTimestamp: 0x0102030405060708}, "00 00 0102030405060708"},
@@ -305,6 +311,13 @@ func TestWhatTheDraftForbidsDoesNotDecode(t *testing.T) {
 		{"a link with a short key", new(JoinLinks), codec.Marshal(JoinLinks{{Key: make([]byte, 31), Role: 2}})},
 		{"history that the banned share", new(HistoryPolicy), codec.Marshal(HistoryPolicy{Roles: []uint32{1}})},
 		{"a default that is out of range", new(MessageExpiration), codec.Marshal(MessageExpiration{Min: 5, Max: 6, Default: ptr(uint32(7))})},
+		{"assets anywhere else", new(AssetPolicy), codec.Marshal(AssetPolicy{Location: 3})},
+		{"assets at two hubs", new(AssetPolicy), codec.Marshal(AssetPolicy{Location: AssetsAtHub, Domains: []UploadDomains{{"a.b", nil}, {"c.d", nil}}})},
+		{"upload domains of one provider twice", new(AssetPolicy), codec.Marshal(AssetPolicy{Domains: []UploadDomains{{"a.b", nil}, {"a.b", nil}}})},
+		{"a host that isn't a domain", new(AssetPolicy), codec.Marshal(AssetPolicy{Domains: []UploadDomains{{"a.b", []string{"1.2.3.4:80"}}}})},
+		{"a default that is forbidden", new(AssetPolicy), codec.Marshal(AssetPolicy{ForbiddenDownloads: []DownloadType{DownloadDirect}})},
+		{"a default that isn't allowed", new(AssetPolicy), codec.Marshal(AssetPolicy{Allowed: []DownloadType{DownloadOblivious}})},
+		{"no media types permitted", new(AssetPolicy), codec.Marshal(AssetPolicy{PermittedMedia: mls.MediaTypeList{}})},
 		{"renewal within no days", new(LeafRenewal), unhex(t, "0000")},
 		{"submitted commit", new(SubmitMessageRequest), encode("01", commit, user("bob"))},
 		{"submitted for a client", new(SubmitMessageRequest), encode("01", app, client("bob1"))},

@@ -9,14 +9,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"github.com/parley-mls/parley/federation"
+	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/federation/mimi/content"
+	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/node/api"
 )
 
@@ -118,11 +122,57 @@ func (c *Client) push(ctx context.Context, hash [sha256.Size]byte, b []byte) (*a
 	}
 }
 
-// Download fetches an asset that a message of the room names, through the own node and the room's hub, checks and decrypts
-// it, and writes it to a new file of mode 0600. It is there as a whole or not at all. The error wraps ErrNotAsset if the
-// part isn't one that Upload makes, and fs.ErrExist if there is a file of that name.
-func (r *Room) Download(ctx context.Context, p *content.Part, path string) error {
-	b, err := r.fetch(ctx, p)
+// assetOf is what a part of a message says of its asset.
+func assetOf(sender mimi.URI, p *content.Part) (mimi.Asset, error) {
+	u, err := url.Parse(p.External.URL)
+	if err != nil || u.Scheme != "https" {
+		return mimi.Asset{}, fmt.Errorf("%w: URL %.200q", ErrNotAsset, p.External.URL)
+	}
+	return mimi.Asset{
+		Sender: sender, Host: u.Host, MediaType: p.ContentType, Attachment: p.Disposition == content.Attachment, Size: p.External.Size,
+	}, nil
+}
+
+// mayUpload says whether a message may have the assets that it has in a room with that app_data_dictionary.
+func mayUpload(d mls.AppDataDictionary, m *content.Message) (err error) {
+	m.Body.Walk(func(_ int, p *content.Part) bool {
+		if p.External != nil {
+			var a mimi.Asset
+			if a, err = assetOf(m.Sender, p); err == nil {
+				err = mimi.CheckUpload(d, a)
+			}
+		}
+		return err == nil
+	})
+	return err
+}
+
+// downloadTypes are the ways in which the room lets this client fetch an asset, the preferred one first. Without a policy
+// it is the one by which its own node doesn't learn for what.
+func (r *Room) downloadTypes(a mimi.Asset) ([]mimi.DownloadType, error) {
+	r.mu.Lock()
+	d := r.group.Dictionary()
+	r.mu.Unlock()
+	if err := mimi.CheckDownload(d, a, r.c.User()); err != nil {
+		return nil, err
+	}
+	types := []mimi.DownloadType{mimi.DownloadOblivious, mimi.DownloadHubProxy}
+	p, err := mimi.AssetPolicyOf(d)
+	if err != nil || p == nil {
+		return types, err
+	}
+	if p.Default == mimi.DownloadHubProxy {
+		slices.Reverse(types)
+	}
+	return slices.DeleteFunc(types, func(t mimi.DownloadType) bool { return !p.Downloads(t) }), nil
+}
+
+// Download fetches an asset that a message of the room names, of that sender, through the own node and the room's hub,
+// checks and decrypts it, and writes it to a new file of mode 0600. It is there as a whole or not at all. The error wraps
+// ErrNotAsset if the part isn't one that Upload makes, a *mimi.PolicyError if the room doesn't allow it, and fs.ErrExist if
+// there is a file of that name.
+func (r *Room) Download(ctx context.Context, sender mimi.URI, p *content.Part, path string) error {
+	b, err := r.fetch(ctx, sender, p)
 	if err == nil {
 		err = writeNew(path, b)
 	}
@@ -132,7 +182,7 @@ func (r *Room) Download(ctx context.Context, p *content.Part, path string) error
 	return nil
 }
 
-func (r *Room) fetch(ctx context.Context, p *content.Part) ([]byte, error) {
+func (r *Room) fetch(ctx context.Context, sender mimi.URI, p *content.Part) ([]byte, error) {
 	e := p.External
 	if e == nil {
 		return nil, ErrNotAsset
@@ -150,9 +200,25 @@ func (r *Room) fetch(ctx context.Context, p *content.Part) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := r.pullOblivious(ctx, e.URL, e.Size)
-	if errors.Is(err, errNoGateway) {
-		b, err = r.c.pull(ctx, &api.DownloadAssetRequest{Room: string(r.uri), Url: e.URL}, e.Size)
+	a, err := assetOf(sender, p)
+	if err != nil {
+		return nil, err
+	}
+	types, err := r.downloadTypes(a)
+	if err != nil {
+		return nil, err
+	}
+	var b []byte
+	err = errors.New("the room's policy allows no download that this client can make")
+	for _, t := range types {
+		if t == mimi.DownloadHubProxy {
+			b, err = r.c.pull(ctx, &api.DownloadAssetRequest{Room: string(r.uri), Url: e.URL}, e.Size)
+		} else {
+			b, err = r.pullOblivious(ctx, e.URL, e.Size)
+		}
+		if !errors.Is(err, errNoGateway) {
+			break
+		}
 	}
 	if err != nil {
 		return nil, err

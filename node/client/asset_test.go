@@ -14,7 +14,9 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/federation/mimi/content"
+	"github.com/parley-mls/parley/mls"
 )
 
 func TestAssetsPassFromProviderToProvider(t *testing.T) {
@@ -60,7 +62,7 @@ func TestAssetsPassFromProviderToProvider(t *testing.T) {
 		})
 		got := d.last(uri, 1).Content.Body
 		path := filepath.Join(t.TempDir(), "got")
-		if err := d.room(uri).Download(t.Context(), &got, path); err != nil {
+		if err := d.room(uri).Download(t.Context(), bob.User(), &got, path); err != nil {
 			t.Errorf("%s: %v", d.User(), err)
 			continue
 		}
@@ -71,7 +73,7 @@ func TestAssetsPassFromProviderToProvider(t *testing.T) {
 		if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
 			t.Errorf("the file has mode %v, %v", info.Mode(), err)
 		}
-		if err := d.room(uri).Download(t.Context(), &got, path); !errors.Is(err, fs.ErrExist) {
+		if err := d.room(uri).Download(t.Context(), bob.User(), &got, path); !errors.Is(err, fs.ErrExist) {
 			t.Errorf("over a file that is there: %v", err)
 		}
 		if got.External.Filename != "a picture.png" || got.ContentType != "image/png" {
@@ -106,14 +108,14 @@ func TestAssetsPassFromProviderToProvider(t *testing.T) {
 		forged.External = &e
 		change(&forged, &e)
 		path := filepath.Join(t.TempDir(), "forged")
-		if err := carol.room(uri).Download(t.Context(), &forged, path); err == nil {
+		if err := carol.room(uri).Download(t.Context(), bob.User(), &forged, path); err == nil {
 			t.Errorf("%s: downloaded", what)
 		}
 		if list, _ := os.ReadDir(filepath.Dir(path)); len(list) != 0 {
 			t.Errorf("%s: left %v", what, list)
 		}
 	}
-	if err := carol.room(uri).Download(t.Context(), &part, filepath.Join(t.TempDir(), "no", "directory")); !errors.Is(err, fs.ErrNotExist) {
+	if err := carol.room(uri).Download(t.Context(), bob.User(), &part, filepath.Join(t.TempDir(), "no", "directory")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("into a directory that isn't there: %v", err)
 	}
 }
@@ -158,6 +160,58 @@ func TestNoTwoAssetsHaveTheSameKey(t *testing.T) {
 				t.Errorf("%.4s twice", s)
 			}
 			seen[s] = true
+		}
+	}
+}
+
+func TestAssetsKeepToTheRoomsPolicy(t *testing.T) {
+	p := providers(t, "alpha", "beta")
+	alice, bob := p[0].enrol("alice", "alice-laptop"), p[1].enrol("bob", "bob-phone")
+	small, err := bob.Upload(t.Context(), bytes.NewReader(make([]byte, 1000)), "image/png", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	large, err := bob.Upload(t.Context(), bytes.NewReader(make([]byte, 2000)), "image/png", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		name           string
+		policy         mimi.AssetPolicy
+		sent, received bool
+	}{
+		{"by the gateway only", mimi.AssetPolicy{Default: mimi.DownloadOblivious, ForbiddenDownloads: []mimi.DownloadType{mimi.DownloadHubProxy}}, true, true},
+		{"by the proxy only", mimi.AssetPolicy{Default: mimi.DownloadHubProxy, Allowed: []mimi.DownloadType{mimi.DownloadHubProxy}}, true, true},
+		{"directly only", mimi.AssetPolicy{Allowed: []mimi.DownloadType{mimi.DownloadDirect}}, true, false},
+		{"elsewhere", mimi.AssetPolicy{Location: mimi.AssetsLocal, Domains: []mimi.UploadDomains{{Provider: "beta.example", Hosts: []string{"cdn.example"}}}}, false, false},
+		{"of another type", mimi.AssetPolicy{PermittedMedia: mls.MediaTypeList{{Type: "image/gif"}}}, false, false},
+	} {
+		room, err := alice.CreateRoomWith(t.Context(), x.name, func(hub mimi.URI) mimi.Rules {
+			rules := mimi.CooperativeRoom(hub)
+			x.policy.MaxAttachment = small.External.Size
+			rules.Assets = &x.policy
+			return rules
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := room.Add(t.Context(), bob.User()); err != nil {
+			t.Fatal(err)
+		}
+		agree(t, room.URI(), alice, bob)
+		r := bob.room(room.URI())
+		var refused *mimi.PolicyError
+		if _, err := r.SendContent(t.Context(), r.Compose(small)); (err == nil) != x.sent || err != nil && !errors.As(err, &refused) {
+			t.Errorf("%s: sent: %v", x.name, err)
+		}
+		if _, err := r.SendContent(t.Context(), r.Compose(large)); !errors.As(err, &refused) {
+			t.Errorf("%s: a larger one is sent: %v", x.name, err)
+		}
+		if _, err := room.fetch(t.Context(), bob.User(), &small); (err == nil) != x.received {
+			t.Errorf("%s: received: %v", x.name, err)
+		}
+		if _, err := room.fetch(t.Context(), bob.User(), &large); !errors.As(err, &refused) {
+			t.Errorf("%s: a larger one is received: %v", x.name, err)
 		}
 	}
 }

@@ -24,7 +24,8 @@ func (r *Room) Compose(body content.Part) *content.Message {
 }
 
 // SendContent sends a message that Compose made, like Send. It fails with ErrPlain in a room whose messages are bytes. A
-// message that replaces another names the first version of it, which must be this user's own as far as it is known.
+// message that replaces another names the first version of it, which must be this user's own as far as it is known. Assets
+// are such as the room's policy and the user's role allow; the error wraps a *mimi.PolicyError if they aren't.
 func (r *Room) SendContent(ctx context.Context, m *content.Message) (seq uint64, err error) {
 	b, err := r.checkContent(m)
 	if err != nil {
@@ -51,6 +52,9 @@ func (r *Room) checkContent(m *content.Message) ([]byte, error) {
 	defer r.mu.Unlock()
 	if len(r.group.MediaTypes()) == 0 {
 		return nil, ErrPlain
+	}
+	if err := mayUpload(r.group.Dictionary(), m); err != nil {
+		return nil, err
 	}
 	return b, r.mayReplace(m, r.c.User())
 }

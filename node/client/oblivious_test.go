@@ -32,7 +32,7 @@ func TestRelayLearnsNothingAndChangesNothing(t *testing.T) {
 	}
 	r := carol.room(room.URI())
 	fetch := func() error {
-		b, err := r.fetch(t.Context(), &part)
+		b, err := r.fetch(t.Context(), bob.User(), &part)
 		if err == nil && !bytes.Equal(b, file) {
 			t.Errorf("%d other bytes came", len(b))
 		}
