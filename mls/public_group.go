@@ -254,6 +254,15 @@ func (g *PublicGroup) checkCommit(ac *AuthenticatedContent) (*StagedPublic, erro
 	return &StagedPublic{evolution: e}, nil
 }
 
+// GroupInfo returns the GroupInfo of the epoch to which the commit leads, with what only the committer knows of it. It is to
+// be checked with CheckGroupInfo.
+func (s *StagedPublic) GroupInfo(extensions Extensions, signature []byte) *GroupInfo {
+	e := s.evolution
+	return &GroupInfo{
+		GroupContext: e.context, Extensions: extensions, ConfirmationTag: e.tag, Signer: e.info.Committer, Signature: signature,
+	}
+}
+
 // CheckGroupInfo checks the GroupInfo that the committer sends with the commit: its context, its confirmation tag and
 // its ratchet tree, if there is one, must be those that the commit leads to, and its signature the committer's new
 // leaf's. That its key for external commits is the epoch's can't be seen from outside.

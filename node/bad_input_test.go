@@ -160,6 +160,29 @@ func TestBadInputOfClientsIsRefusedAndChangesNothing(t *testing.T) {
 			b.GroupInfo.Full.Extensions = b.GroupInfo.Full.Extensions.Remove(mls.ExtensionExternalPub)
 		})), "response notAllowed"},
 		{"update: a tree of another epoch", laptop, update(commit(func(b *mimi.HandshakeBundle) { b.RatchetTree = mimi.FullRatchetTree(laptop.group.Tree()) })), "response notAllowed"},
+		{"update: a partial GroupInfo with a bad signature", laptop, update(commit(func(b *mimi.HandshakeBundle) {
+			b.GroupInfo = mimi.SmallGroupInfo(b.GroupInfo.Full)
+			b.GroupInfo.Partial.Signature[0] ^= 1
+		})), "response notAllowed"},
+		{"update: a partial GroupInfo with another external_pub", laptop, update(commit(func(b *mimi.HandshakeBundle) {
+			b.GroupInfo = mimi.SmallGroupInfo(b.GroupInfo.Full)
+			b.GroupInfo.Partial.Extensions[0].Data[5] ^= 1
+		})), "response notAllowed"},
+		{"update: a partial GroupInfo without external_pub", laptop, update(commit(func(b *mimi.HandshakeBundle) {
+			b.GroupInfo = mimi.SmallGroupInfo(b.GroupInfo.Full)
+			b.GroupInfo.Partial.Extensions = nil
+		})), "response notAllowed"},
+		{"update: a partial GroupInfo with a ratchet tree", laptop, update(commit(func(b *mimi.HandshakeBundle) {
+			b.GroupInfo = mimi.SmallGroupInfo(b.GroupInfo.Full)
+			b.GroupInfo.Partial.Presence = mimi.RatchetTreeAdded
+		})), "malformed"},
+		{"update: a ratchet tree in the GroupInfo", laptop, update(commit(func(b *mimi.HandshakeBundle) {
+			gi := b.GroupInfo.Full
+			gi.Extensions = gi.Extensions.Set(mls.ExtensionRatchetTree, codec.Marshal(b.RatchetTree.Tree))
+		})), "malformed"},
+		{"update: a tree at an address", laptop, update(commit(func(b *mimi.HandshakeBundle) {
+			b.RatchetTree = mimi.RatchetTreeOption{Representation: mimi.RatchetTreeHTTPSURI, URL: "https://alpha.example/tree"}
+		})), "response notAllowed"},
 		{"update: nobody for a Welcome", laptop, update(adding), "response notAllowed"},
 		{"update: a member proposes an Add", phone, update(proposal(mls.Proposal{Type: mls.ProposalAdd, Add: &mls.Add{KeyPackage: *kp}})), "response notAllowed"},
 	} {

@@ -315,9 +315,9 @@ func (n *Node) orderCommit(by submitter, r *room, bundle *mimi.HandshakeBundle) 
 	if err := checkLink(info); err != nil {
 		return nil, 0, err
 	}
-	gi := bundle.GroupInfo.Full
-	if gi == nil {
-		return nil, 0, refuse("malformed", "a commit comes with its whole GroupInfo")
+	gi, err := bundle.GroupInfo.Of(staged)
+	if err != nil {
+		return nil, 0, refuse("malformed", "%v", err)
 	}
 	if err := staged.CheckGroupInfo(gi); err != nil {
 		return nil, 0, notAllowed(err)
@@ -325,13 +325,8 @@ func (n *Node) orderCommit(by submitter, r *room, bundle *mimi.HandshakeBundle) 
 	if _, ok := gi.ExternalPub(); !ok {
 		return nil, 0, refuse("notAllowed", "the GroupInfo has no external_pub, so that new devices couldn't join")
 	}
-	if _, ok := gi.Extensions.Find(mls.ExtensionRatchetTree); ok {
-		return nil, 0, refuse("malformed", "the ratchet tree belongs in the RatchetTreeOption, not in the GroupInfo")
-	}
-	if tree := bundle.RatchetTree.Tree; tree != nil {
-		if err := staged.CheckTree(tree); err != nil {
-			return nil, 0, notAllowed(err)
-		}
+	if err := bundle.RatchetTree.Check(staged); err != nil {
+		return nil, 0, notAllowed(err)
 	}
 	if err := checkWelcome(info, bundle.Welcome); err != nil {
 		return nil, 0, err

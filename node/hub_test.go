@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"crypto/rand"
 	"fmt"
 	"slices"
@@ -254,5 +255,33 @@ func TestRoomsAreCheckedWhenTheyAreCreated(t *testing.T) {
 	}
 	if got := code(alice.tryCreate(room, alice.newGroup(room, nil))); got != "alreadyExists" {
 		t.Errorf("a second room of the name: %q", got)
+	}
+}
+
+// What a hub can compute of a GroupInfo and of the ratchet tree needs not be sent: who joins gets the same as with all of it.
+func TestAHubMakesTheGroupInfoFromAPartOfIt(t *testing.T) {
+	_, laptop, phone, laptops, phones := twoDevices(t)
+	for name, tree := range map[string]mimi.RatchetTreeOption{
+		"of the hub":     mimi.HubRatchetTree(),
+		"from elsewhere": {Representation: mimi.RatchetTreeOutOfBand, Signature: []byte("somebody's")},
+	} {
+		p, err := laptop.group.Commit(nil, mls.CommitOptions{ForcePath: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		full, treeHash := codec.Marshal(p.GroupInfo()), p.GroupInfo().GroupContext.TreeHash
+		req := bundle(p)
+		req.Bundle.GroupInfo, req.Bundle.RatchetTree = mimi.SmallGroupInfo(p.GroupInfo()), tree
+		resp, seq, err := laptop.update(req)
+		if err != nil || resp.Code != mimi.UpdateSuccess {
+			t.Fatalf("a tree %s: %+v, %v", name, resp, err)
+		}
+		laptops.until(func() bool { return laptop.seq >= seq })
+		phones.until(func() bool { return phone.seq >= seq })
+		agree(t, laptop, phone)
+		_, plain, err := phone.groupInfo()
+		if err != nil || !bytes.Equal(codec.Marshal(plain.GroupInfo), full) || !bytes.Equal(plain.RatchetTree.Tree.Hash(testSuite), treeHash) {
+			t.Errorf("a tree %s: the hub gives another GroupInfo or tree than the committer made: %v", name, err)
+		}
 	}
 }

@@ -307,7 +307,7 @@ func (d *device) add(ctx context.Context, room mimi.URI, others []*device) error
 	}
 	res, err := call(ctx, d, d.service.Update, &api.MimiRequest{Room: string(room), Body: codec.Marshal(&mimi.UpdateRequest{
 		Bundle: mimi.HandshakeBundle{
-			Message: p.Message(), Welcome: p.Welcome(), GroupInfo: mimi.FullGroupInfo(p.GroupInfo()), RatchetTree: mimi.FullRatchetTree(p.Tree()),
+			Message: p.Message(), Welcome: p.Welcome(), GroupInfo: mimi.SmallGroupInfo(p.GroupInfo()), RatchetTree: mimi.HubRatchetTree(),
 		},
 	})})
 	if err != nil {

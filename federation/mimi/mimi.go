@@ -28,7 +28,8 @@
 // federation). The fields Parley-Seq and Parley-Head are added, which a provider that isn't Parley neither sends nor reads.
 //
 // Updates (Section 5.3): a handshake is a PublicMessage, since the hub checks what it orders. A commit that comes again gets
-// its first answer again.
+// its first answer again. Of the ways to convey a ratchet tree (draft-mahy-mls-ratchet-tree-options) a hub takes all but an
+// address, see RatchetTreeOption.Check; and it gives trees inline.
 //
 // Messages (Section 5.4): they are accepted in the current epoch only, and one that comes again gets its first answer again,
 // also when the epoch is over.

@@ -1,6 +1,9 @@
 package mimi
 
 import (
+	"errors"
+	"fmt"
+
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 )
@@ -34,9 +37,27 @@ type RatchetTreeOption struct {
 	Signature      []byte           // httpsUri, outOfBand
 }
 
+// HubRatchetTree is a tree that the hub has.
+func HubRatchetTree() RatchetTreeOption {
+	return RatchetTreeOption{Representation: RatchetTreeDistributionService}
+}
+
 // FullRatchetTree is a tree inline.
 func FullRatchetTree(t *mls.RatchetTree) RatchetTreeOption {
 	return RatchetTreeOption{Representation: RatchetTreeFull, Tree: t}
+}
+
+// Check says whether the hub has the tree to which a commit leads, or the option has. A tree from elsewhere is the hub's,
+// for it follows the handshakes; what its signature is of, draft-mahy-mls-ratchet-tree-options doesn't say. One at an
+// address must be of the room's ratchet_tree_source_domains, an extension without a number yet: no room has any.
+func (o *RatchetTreeOption) Check(commit *mls.StagedPublic) error {
+	switch o.Representation {
+	case RatchetTreeFull:
+		return commit.CheckTree(o.Tree)
+	case RatchetTreeHTTPSURI:
+		return fmt.Errorf("mimi: a ratchet tree at %.200q, and the room has no domain for it", o.URL)
+	}
+	return nil
 }
 
 // MarshalMLS implements codec.Marshaler.
@@ -140,6 +161,25 @@ type GroupInfoOption struct {
 
 // FullGroupInfo is a whole GroupInfo.
 func FullGroupInfo(gi *mls.GroupInfo) GroupInfoOption { return GroupInfoOption{Full: gi} }
+
+// SmallGroupInfo is the part of a GroupInfo without ratchet tree that a hub can't compute.
+func SmallGroupInfo(gi *mls.GroupInfo) GroupInfoOption {
+	return GroupInfoOption{Partial: &PartialGroupInfo{Extensions: gi.Extensions, Signature: gi.Signature}}
+}
+
+// Of returns the GroupInfo that comes with a commit, of a partial one with what the commit says. It is to be checked with
+// the commit's CheckGroupInfo. In MIMI the GroupInfo has no ratchet tree (draft-ietf-mimi-protocol-06, Section 5.3); Of
+// fails for one that has, or had in the epoch before.
+func (o *GroupInfoOption) Of(commit *mls.StagedPublic) (*mls.GroupInfo, error) {
+	gi, presence := o.Full, NoRatchetTree
+	if p := o.Partial; p != nil {
+		gi, presence = commit.GroupInfo(p.Extensions, p.Signature), p.Presence
+	}
+	if _, ok := gi.Extensions.Find(mls.ExtensionRatchetTree); ok || presence != NoRatchetTree {
+		return nil, errors.New("mimi: the ratchet tree belongs in the RatchetTreeOption, not in the GroupInfo")
+	}
+	return gi, nil
+}
 
 // MarshalMLS implements codec.Marshaler.
 func (o GroupInfoOption) MarshalMLS(w *codec.Writer) {

@@ -420,9 +420,7 @@ func (c *Client) prepareJoin(ctx context.Context, room mimi.URI) (*mls.PendingJo
 
 // finishJoin sends an external commit until the hub answers. It returns nil if another commit won.
 func (c *Client) finishJoin(ctx context.Context, room mimi.URI, p *mls.PendingJoin) (*Room, error) {
-	request := codec.Marshal(&mimi.UpdateRequest{Bundle: mimi.HandshakeBundle{
-		Message: p.Message(), GroupInfo: mimi.FullGroupInfo(p.GroupInfo()), RatchetTree: mimi.FullRatchetTree(p.Tree()),
-	}})
+	request := updateRequest(p.Message(), nil, p.GroupInfo())
 	var res *mimi.UpdateRoomResponse
 	var seq uint64
 	for delay := minRetry; ; delay = min(2*delay, maxRetry) {

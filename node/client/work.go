@@ -276,17 +276,16 @@ func (r *Room) stage(w *waits, j *job, hold bool) (*staged, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &staged{request: updateRequest(pc), hold: hold, job: j}
+	s := &staged{request: updateRequest(pc.Message(), pc.Welcome(), pc.GroupInfo()), hold: hold, job: j}
 	b.Set(r.key(roomStaged), codec.Marshal(s))
 	r.staged = s
 	return s, w.apply(r.c, b)
 }
 
-// updateRequest is the UpdateRequest of a commit: with its Welcome, GroupInfo and ratchet tree, all in full.
-func updateRequest(pc *mls.PendingCommit) []byte {
+// updateRequest is the UpdateRequest of a commit. Of its GroupInfo and ratchet tree it has what the hub can't compute.
+func updateRequest(commit *mls.MLSMessage, w *mls.Welcome, gi *mls.GroupInfo) []byte {
 	return codec.Marshal(&mimi.UpdateRequest{Bundle: mimi.HandshakeBundle{
-		Message: pc.Message(), Welcome: pc.Welcome(),
-		GroupInfo: mimi.FullGroupInfo(pc.GroupInfo()), RatchetTree: mimi.FullRatchetTree(pc.Tree()),
+		Message: commit, Welcome: w, GroupInfo: mimi.SmallGroupInfo(gi), RatchetTree: mimi.HubRatchetTree(),
 	}})
 }
 
