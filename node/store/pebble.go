@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -22,17 +24,31 @@ type Options struct {
 	CacheBytes int64
 	// MemTableBytes is the size of one memtable, of which there are up to two; 0 means 4 MiB.
 	MemTableBytes uint64
-	// Log gets Pebble's errors; nil discards them. An error on which Pebble can't go on, such as a write-ahead log that
-	// can't be written, ends the process: what was acknowledged is on disk, and the next start recovers it.
+	// Log gets Pebble's errors; nil discards them.
 	Log *slog.Logger
 	// ReadOnly opens a store that exists, and changes nothing of it. Commit and Apply fail.
 	ReadOnly bool
+	// BallastBytes is the size of the file that Refill makes, to be given back when the disk is full; 0: there is none.
+	BallastBytes int64
+	// Full, if not nil, is called after the ballast was given back. All writes wait for it.
+	Full func()
+	// Failed is called once when the store can't go on, because the write-ahead log, for instance, can't be written. From
+	// then on every call fails with ErrFailed, and the directory may stay locked until the process ends. What was
+	// acknowledged is on disk, and the next start recovers it. nil: a log line, and the process ends with status 1.
+	Failed func(error)
 }
 
 // Pebble is a Store in a local directory.
 type Pebble struct {
 	db   *pebble.DB
 	lock *pebble.Lock
+	fs   vfs.FS // gives no ballast back
+	dir  string
+	o    Options
+
+	opened atomic.Bool
+	failed atomic.Pointer[error] // why the store can't go on, nil while it does; Pebble may hold locks for ever then
+	ended  chan struct{}         // closed when failed is set
 
 	// closing is held for reading by every call; Close holds it for writing and sets closed.
 	closing sync.RWMutex
@@ -74,31 +90,62 @@ func OpenFS(fs vfs.FS, dir string, o Options) (*Pebble, error) {
 	if err != nil {
 		return nil, fmt.Errorf("locking the store in %s: %w (%v)", dir, ErrInUse, err)
 	}
+	p := &Pebble{lock: lock, fs: fs, dir: dir, o: o, ended: make(chan struct{})}
 	options := &pebble.Options{
-		FS:                 fs,
+		FS:                 guardedFS{vfs.OnDiskFull(fs, p.full), p},
 		Lock:               lock,
 		FormatMajorVersion: pebble.FormatNewest,
 		CacheSize:          o.CacheBytes,
 		MemTableSize:       o.MemTableBytes,
-		Logger:             pebbleLog{o.Log},
+		Logger:             pebbleLog{p},
 		ReadOnly:           o.ReadOnly,
 	}
 	for i := range options.Levels {
 		options.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
-	db, err := pebble.Open(dir, options)
-	if err != nil {
+	if p.db, err = openPebble(dir, options); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store in %s: %w", dir, err), lock.Close())
 	}
-	return &Pebble{db: db, lock: lock}, nil
+	p.opened.Store(true)
+	return p, nil
+}
+
+// usable says why nothing can be done; closing is held.
+func (p *Pebble) usable() error {
+	if p.closed {
+		return ErrClosed
+	}
+	if err := p.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// apply makes a batch visible without waiting for the disk. Pebble panics if its log couldn't be written.
+func (p *Pebble) apply(batch *pebble.Batch, o *pebble.WriteOptions) (err error) {
+	defer func() {
+		switch r := recover().(type) {
+		case nil:
+		case runtime.Error:
+			panic(r)
+		case error:
+			err = p.fail(r)
+		default:
+			panic(r)
+		}
+	}()
+	if o.Sync {
+		return p.db.ApplyNoSyncWait(batch, o)
+	}
+	return p.db.Apply(batch, o)
 }
 
 // Get is as in Store.
 func (p *Pebble) Get(key []byte) ([]byte, error) {
 	p.closing.RLock()
 	defer p.closing.RUnlock()
-	if p.closed {
-		return nil, ErrClosed
+	if err := p.usable(); err != nil {
+		return nil, err
 	}
 	return p.get(key)
 }
@@ -137,9 +184,9 @@ func (p *Pebble) Has(key []byte) (bool, error) {
 // Scan is as in Store. fn may call the store.
 func (p *Pebble) Scan(start, end []byte, fn func(key, value []byte) bool) error {
 	p.closing.RLock()
-	if p.closed {
+	if err := p.usable(); err != nil {
 		p.closing.RUnlock()
-		return ErrClosed
+		return err
 	}
 	p.scans.Add(1)
 	defer p.scans.Done()
@@ -167,8 +214,8 @@ func (p *Pebble) Scan(start, end []byte, fn func(key, value []byte) bool) error 
 func (p *Pebble) Commit(changes, expect map[string][]byte) (bool, error) {
 	p.closing.RLock()
 	defer p.closing.RUnlock()
-	if p.closed {
-		return false, ErrClosed
+	if err := p.usable(); err != nil {
+		return false, err
 	}
 	batch := p.db.NewBatch()
 	for key, value := range changes {
@@ -216,7 +263,7 @@ func (p *Pebble) swap(batch *pebble.Batch, expect map[string][]byte) (bool, erro
 	if batch.Empty() {
 		return true, nil
 	}
-	if err := p.db.ApplyNoSyncWait(batch, pebble.Sync); err != nil {
+	if err := p.apply(batch, pebble.Sync); err != nil {
 		return false, fmt.Errorf("writing to the store: %w", err)
 	}
 	return true, nil
@@ -225,9 +272,9 @@ func (p *Pebble) swap(batch *pebble.Batch, expect map[string][]byte) (bool, erro
 // Apply is as in Store.
 func (p *Pebble) Apply(b *Batch) (func() error, error) {
 	p.closing.RLock()
-	if p.closed {
+	if err := p.usable(); err != nil {
 		p.closing.RUnlock()
-		return nil, ErrClosed
+		return nil, err
 	}
 	batch := p.db.NewBatchWithSize(b.size + 16*len(b.changes) + 64)
 	for _, c := range b.changes {
@@ -250,7 +297,7 @@ func (p *Pebble) Apply(b *Batch) (func() error, error) {
 		}
 	}
 	p.order.RLock()
-	err := p.db.ApplyNoSyncWait(batch, pebble.Sync)
+	err := p.apply(batch, pebble.Sync)
 	p.order.RUnlock()
 	p.closing.RUnlock()
 	if err != nil {
@@ -263,8 +310,8 @@ func (p *Pebble) Apply(b *Batch) (func() error, error) {
 func (p *Pebble) Delete(keys ...[]byte) error {
 	p.closing.RLock()
 	defer p.closing.RUnlock()
-	if p.closed {
-		return ErrClosed
+	if err := p.usable(); err != nil {
+		return err
 	}
 	batch := p.db.NewBatch()
 	for _, k := range keys {
@@ -273,7 +320,7 @@ func (p *Pebble) Delete(keys ...[]byte) error {
 		}
 	}
 	p.order.RLock()
-	err := p.db.Apply(batch, pebble.NoSync)
+	err := p.apply(batch, pebble.NoSync)
 	p.order.RUnlock()
 	if err != nil {
 		return errors.Join(fmt.Errorf("writing to the store: %w", err), batch.Close())
@@ -284,7 +331,7 @@ func (p *Pebble) Delete(keys ...[]byte) error {
 // sync waits until an applied batch is on disk.
 func (p *Pebble) sync(batch *pebble.Batch) error {
 	if err := batch.SyncWait(); err != nil {
-		return fmt.Errorf("syncing the store: %w", err)
+		return fmt.Errorf("syncing the store: %w", p.fail(err))
 	}
 	return batch.Close()
 }
@@ -293,8 +340,8 @@ func (p *Pebble) sync(batch *pebble.Batch) error {
 func (p *Pebble) Checkpoint(dir string) error {
 	p.closing.RLock()
 	defer p.closing.RUnlock()
-	if p.closed {
-		return ErrClosed
+	if err := p.usable(); err != nil {
+		return err
 	}
 	if err := p.db.Checkpoint(dir, pebble.WithFlushedWAL()); err != nil {
 		return fmt.Errorf("writing a checkpoint of the store: %w", err)
@@ -307,8 +354,8 @@ func (p *Pebble) Checkpoint(dir string) error {
 func (p *Pebble) Compact(ctx context.Context) error {
 	p.closing.RLock()
 	defer p.closing.RUnlock()
-	if p.closed {
-		return ErrClosed
+	if err := p.usable(); err != nil {
+		return err
 	}
 	err := p.db.Flush()
 	if err == nil {
@@ -320,8 +367,19 @@ func (p *Pebble) Compact(ctx context.Context) error {
 	return nil
 }
 
-// Close is as in Store. A second Close does nothing.
+// Close is as in Store. A second Close does nothing. A store that has failed isn't released before the process ends.
 func (p *Pebble) Close() error {
+	done := make(chan error, 1)
+	go func() { done <- p.close() }()
+	select {
+	case err := <-done:
+		return err
+	case <-p.ended: // who holds closing may never return, nor Pebble
+		return *p.failed.Load()
+	}
+}
+
+func (p *Pebble) close() error {
 	p.closing.Lock()
 	closed := p.closed
 	p.closed = true
@@ -335,18 +393,4 @@ func (p *Pebble) Close() error {
 		return fmt.Errorf("closing the store: %w", err)
 	}
 	return nil
-}
-
-// pebbleLog passes Pebble's errors on and drops its running commentary.
-type pebbleLog struct{ log *slog.Logger }
-
-func (pebbleLog) Infof(string, ...any) {}
-
-func (l pebbleLog) Errorf(format string, args ...any) {
-	l.log.Error("store error", "err", fmt.Sprintf(format, args...))
-}
-
-func (l pebbleLog) Fatalf(format string, args ...any) {
-	l.log.Error("store failed", "err", fmt.Sprintf(format, args...))
-	os.Exit(1)
 }

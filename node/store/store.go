@@ -16,6 +16,9 @@ var ErrInUse = errors.New("the store is in use by another process")
 // ErrClosed says that the store was closed.
 var ErrClosed = errors.New("the store is closed")
 
+// ErrFailed says that the store couldn't write what it has to, and can't go on until the next start of the process.
+var ErrFailed = errors.New("the store has failed")
+
 // Store is an ordered key-value store. Its methods may be called from several goroutines at once. Keys and values
 // that are passed in aren't kept; what is returned belongs to the caller.
 type Store interface {
