@@ -39,11 +39,13 @@ type Status struct {
 	Address     string                `json:"address"`
 	Version     string                `json:"version"`
 	Fingerprint authority.Fingerprint `json:"fingerprint"`
-	Rooms       int                   `json:"rooms"`   // hosted here
-	Streams     int                   `json:"streams"` // of clients, open
-	Peers       int                   `json:"peers"`   // approved
-	Alive       int                   `json:"alive"`   // of them, as gossip has it
-	Waiting     int                   `json:"waiting"` // items for peers in the outbox
+	Rooms       int                   `json:"rooms"`     // hosted here
+	Streams     int                   `json:"streams"`   // of clients, open
+	Peers       int                   `json:"peers"`     // approved
+	Alive       int                   `json:"alive"`     // of them, as gossip has it
+	Waiting     int                   `json:"waiting"`   // items for peers in the outbox
+	DiskFree    uint64                `json:"disk_free"` // bytes on the data directory's disk
+	ReadOnly    bool                  `json:"read_only"` // the disk is nearly full: nothing new is taken
 }
 
 // RoomStatus is what the node knows of a room that it hosts.
@@ -188,7 +190,7 @@ func (n *Node) status() (any, error) {
 	}
 	s := &Status{
 		Domain: n.cfg.Domain, Address: n.cfg.Advertise, Version: Version(), Fingerprint: n.embedded.Root(),
-		Rooms: len(uris), Streams: n.listeners.count(),
+		Rooms: len(uris), Streams: n.listeners.count(), DiskFree: n.disk.last.Load(), ReadOnly: n.disk.full.Load(),
 	}
 	for _, p := range n.peers() {
 		if !p.Approved {

@@ -39,6 +39,9 @@ type enrolment struct{ n *Node }
 
 // Enrol exchanges an invitation for a credential.
 func (e enrolment) Enrol(ctx context.Context, req *connect.Request[api.EnrolRequest]) (*connect.Response[api.EnrolResponse], error) {
+	if err := e.n.disk.grow(); err != nil {
+		return nil, err
+	}
 	chain, err := e.n.service.Enrol(ctx, req.Msg.Token, req.Msg.Csr)
 	if err != nil {
 		return nil, err
@@ -76,6 +79,9 @@ type clientAPI struct{ n *Node }
 
 // Renew exchanges the credential that the client authenticated with for a new one.
 func (a clientAPI) Renew(ctx context.Context, req *connect.Request[api.RenewRequest]) (*connect.Response[api.EnrolResponse], error) {
+	if err := a.n.disk.grow(); err != nil {
+		return nil, err
+	}
 	chain, err := a.n.service.Renew(ctx, sessionOf(ctx).chain, req.Msg.Csr)
 	if err != nil {
 		return nil, err
@@ -387,6 +393,9 @@ func (a clientAPI) LastSent(ctx context.Context, req *connect.Request[api.LastSe
 
 // NoteSent notes an application message that the client doesn't submit itself.
 func (a clientAPI) NoteSent(ctx context.Context, req *connect.Request[api.NoteSentRequest]) (*connect.Response[api.NoteSentResponse], error) {
+	if err := a.n.disk.grow(); err != nil {
+		return nil, err
+	}
 	var m mls.MLSMessage
 	if err := decode(req.Msg.Message, &m); err != nil {
 		return nil, err

@@ -105,6 +105,9 @@ func (n *Node) uploadAsset(user mimi.URI, hash []byte, size, offset uint64, data
 	case len(data) > maxChunk:
 		return nil, refuse("tooLarge", "%d bytes at a time, at most %d", len(data), maxChunk)
 	}
+	if err := n.disk.grow(); err != nil {
+		return nil, err
+	}
 	k := key(prefixAsset, user, hash)
 	if !a.begin(string(k)) {
 		return nil, refuse("busy", "another request writes to the same upload")
@@ -135,6 +138,7 @@ func (n *Node) uploadAsset(user mimi.URI, hash []byte, size, offset uint64, data
 		if err := a.write(k, have, data); err != nil {
 			return nil, fmt.Errorf("writing an upload: %w", err)
 		}
+		n.disk.wrote(len(data))
 		have += uint64(len(data))
 	}
 	if have < size {

@@ -91,6 +91,7 @@ func (c *change) apply() (wait func() error, err error) {
 		c.r.broken = err
 		return nil, err
 	}
+	c.n.disk.wrote(c.batch.Size())
 	c.r.record, c.r.link = c.record, c.link
 	for client := range c.members { // before there is another entry
 		c.n.listeners.member(client, c.r.uri)

@@ -47,13 +47,16 @@ type Config struct {
 	Search string `yaml:"search"`
 	// Push says which endpoints may wake clients: those at public addresses (PushPublic, the default), at any address
 	// (PushPrivate), or none (PushOff).
-	Push   string    `yaml:"push"`
-	Limits Limits    `yaml:"limits"`
-	Log    LogConfig `yaml:"log"`
+	Push   string     `yaml:"push"`
+	Disk   DiskConfig `yaml:"disk"`
+	Limits Limits     `yaml:"limits"`
+	Log    LogConfig  `yaml:"log"`
 
 	// For tests: roots of push services, and other times than pushDelay and pushRetry.
 	pushRoots            *x509.CertPool
 	pushDelay, pushRetry time.Duration
+	// For tests: what is free, in bytes, instead of what the disk says.
+	diskFree func() (uint64, error)
 }
 
 // The values of Config.Consent, Config.Search and Config.Push.
@@ -143,6 +146,16 @@ type Limits struct {
 	// Downloads is how many assets a user may fetch at once, and again within 1,000 seconds; 0 means 1000. A peer may fetch
 	// a hundred times as many for its users.
 	Downloads int `yaml:"downloads"`
+}
+
+// DiskConfig says when the disk of the data directory counts as full.
+type DiskConfig struct {
+	// ReserveMiB is how much has to be free, in MiB, for the node to take in anything; 0 means 256. It goes on once a
+	// quarter more is free.
+	ReserveMiB int `yaml:"reserve_mib"`
+	// BallastMiB is the size, in MiB, of a file that only takes up space and is given back if the disk is full all the same;
+	// 0 means 16.
+	BallastMiB int `yaml:"ballast_mib"`
 }
 
 // LogConfig says what the node logs to standard error.
@@ -263,35 +276,37 @@ func (c *Config) complete() error {
 		standard int
 		max      int
 	}{
-		{"requests_per_second", &c.Limits.RequestsPerSecond, 1000, 1_000_000},
-		{"bytes_per_second", &c.Limits.BytesPerSecond, 32 << 20, 1 << 28},
-		{"bytes_in_flight", &c.Limits.BytesInFlight, 64 << 20, 1 << 30},
-		{"peer_requests_per_second", &c.Limits.PeerRequestsPerSecond, 20_000, 1_000_000},
-		{"peer_bytes_per_second", &c.Limits.PeerBytesPerSecond, 128 << 20, 1 << 30},
-		{"connections", &c.Limits.Connections, transport.DefaultMaxConnections, 1_000_000},
-		{"address_connections", &c.Limits.AddressConnections, transport.DefaultMaxAddressConnections, 1_000_000},
-		{"handshakes_per_second", &c.Limits.HandshakesPerSecond, transport.DefaultHandshakesPerSecond, 1_000_000},
-		{"rooms", &c.Limits.Rooms, 10_000, 1_000_000},
-		{"members", &c.Limits.Members, 10_000, 1_000_000},
-		{"reports", &c.Limits.Reports, 1000, 1_000_000},
-		{"ephemeral_per_second", &c.Limits.EphemeralPerSecond, 10, 100_000},
-		{"group_infos", &c.Limits.GroupInfos, 5000, 1_000_000},
-		{"anonymous_per_second", &c.Limits.AnonymousPerSecond, 50, 1_000_000},
-		{"request_bytes", &c.Limits.RequestBytes, 16 << 20, 256 << 20},
-		{"key_packages", &c.Limits.KeyPackages, 200, 10_000},
-		{"key_package_days", &c.Limits.KeyPackageDays, 100, int(mls.MaxLifetime / (24 * time.Hour))},
-		{"claims_per_requester", &c.Limits.ClaimsPerRequester, 5000, 1_000_000},
-		{"claims_per_target", &c.Limits.ClaimsPerTarget, 100, 1_000_000},
-		{"streams", &c.Limits.Streams, 4, 1000},
-		{"queries", &c.Limits.Queries, 200, 1_000_000},
-		{"consents", &c.Limits.Consents, 100, 1_000_000},
-		{"asset_mib", &c.Limits.AssetMiB, 100, 65_535}, // what AES-GCM can encrypt
-		{"asset_quota_mib", &c.Limits.AssetQuotaMiB, 1024, 1 << 30},
-		{"asset_days", &c.Limits.AssetDays, 90, 36_500},
-		{"downloads", &c.Limits.Downloads, 1000, 1_000_000},
+		{"limits.requests_per_second", &c.Limits.RequestsPerSecond, 1000, 1_000_000},
+		{"limits.bytes_per_second", &c.Limits.BytesPerSecond, 32 << 20, 1 << 28},
+		{"limits.bytes_in_flight", &c.Limits.BytesInFlight, 64 << 20, 1 << 30},
+		{"limits.peer_requests_per_second", &c.Limits.PeerRequestsPerSecond, 20_000, 1_000_000},
+		{"limits.peer_bytes_per_second", &c.Limits.PeerBytesPerSecond, 128 << 20, 1 << 30},
+		{"limits.connections", &c.Limits.Connections, transport.DefaultMaxConnections, 1_000_000},
+		{"limits.address_connections", &c.Limits.AddressConnections, transport.DefaultMaxAddressConnections, 1_000_000},
+		{"limits.handshakes_per_second", &c.Limits.HandshakesPerSecond, transport.DefaultHandshakesPerSecond, 1_000_000},
+		{"limits.rooms", &c.Limits.Rooms, 10_000, 1_000_000},
+		{"limits.members", &c.Limits.Members, 10_000, 1_000_000},
+		{"limits.reports", &c.Limits.Reports, 1000, 1_000_000},
+		{"limits.ephemeral_per_second", &c.Limits.EphemeralPerSecond, 10, 100_000},
+		{"limits.group_infos", &c.Limits.GroupInfos, 5000, 1_000_000},
+		{"limits.anonymous_per_second", &c.Limits.AnonymousPerSecond, 50, 1_000_000},
+		{"limits.request_bytes", &c.Limits.RequestBytes, 16 << 20, 256 << 20},
+		{"limits.key_packages", &c.Limits.KeyPackages, 200, 10_000},
+		{"limits.key_package_days", &c.Limits.KeyPackageDays, 100, int(mls.MaxLifetime / (24 * time.Hour))},
+		{"limits.claims_per_requester", &c.Limits.ClaimsPerRequester, 5000, 1_000_000},
+		{"limits.claims_per_target", &c.Limits.ClaimsPerTarget, 100, 1_000_000},
+		{"limits.streams", &c.Limits.Streams, 4, 1000},
+		{"limits.queries", &c.Limits.Queries, 200, 1_000_000},
+		{"limits.consents", &c.Limits.Consents, 100, 1_000_000},
+		{"limits.asset_mib", &c.Limits.AssetMiB, 100, 65_535}, // what AES-GCM can encrypt
+		{"limits.asset_quota_mib", &c.Limits.AssetQuotaMiB, 1024, 1 << 30},
+		{"limits.asset_days", &c.Limits.AssetDays, 90, 36_500},
+		{"limits.downloads", &c.Limits.Downloads, 1000, 1_000_000},
+		{"disk.reserve_mib", &c.Disk.ReserveMiB, 256, 1 << 30},
+		{"disk.ballast_mib", &c.Disk.BallastMiB, 16, 1 << 20},
 	} {
 		if *l.value < 0 || *l.value > l.max {
-			return fmt.Errorf("limits.%s: %d is not between 0 and %d", l.name, *l.value, l.max)
+			return fmt.Errorf("%s: %d is not between 0 and %d", l.name, *l.value, l.max)
 		}
 		if *l.value == 0 {
 			*l.value = l.standard
@@ -411,6 +426,9 @@ limits:
   asset_quota_mib: 1024        # of the assets of a user, MiB
   asset_days: 90               # that an asset is kept
   downloads: 1000              # of assets by a user, at once and per 1,000 s
+disk:
+  reserve_mib: 256             # below that much free space the node is read-only
+  ballast_mib: 16              # given back when the disk is full all the same
 log:
   level: info                  # debug, info, warn or error
   format: text                 # text or json

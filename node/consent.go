@@ -81,6 +81,14 @@ func (n *Node) changeConsents(fill func(*consentChange) error) error {
 	return nil
 }
 
+// growConsent refuses what needs space that isn't there. What takes consent back is small, and mustn't wait.
+func (n *Node) growConsent(op mimi.ConsentOperation) error {
+	if op == mimi.ConsentCancel || op == mimi.ConsentRevoke {
+		return nil
+	}
+	return n.disk.grow()
+}
+
 // consentRecord returns a record, an empty one if there is none.
 func (n *Node) consentRecord(prefix string, owner, other, room mimi.URI) (rec consentRecord, err error) {
 	b, err := n.store.Get(consentKey(prefix, owner, other, room))
@@ -280,6 +288,9 @@ func (n *Node) consentAction(user mimi.URI, e *mimi.ConsentEntry, withKeyPackage
 	case len(e.KeyPackages) > 0 || len(e.Extensions) > 0:
 		return refuse("malformed", "the node adds KeyPackages, and knows no extension")
 	}
+	if err := n.growConsent(e.Operation); err != nil {
+		return err
+	}
 	local := other.Domain() == n.cfg.Domain
 	if _, ok := n.trust.Peer(other.Domain()); !ok && !local {
 		return refuse("unapprovedPeer", "%s hasn't approved %s", n.cfg.Domain, other.Domain())
@@ -409,6 +420,9 @@ func (n *Node) requestConsent(from string, e *mimi.ConsentEntry) error {
 	if err := n.consentFrom(from, s.Requester); err != nil {
 		return err
 	}
+	if err := n.growConsent(e.Operation); err != nil {
+		return err
+	}
 	if known, err := n.knows(s.Target); err != nil || !known {
 		return err
 	}
@@ -445,6 +459,9 @@ const consentsOfPeer = 100
 func (n *Node) updateConsent(from string, e *mimi.ConsentEntry) error {
 	s := e.Scope
 	if err := n.consentFrom(from, s.Target); err != nil {
+		return err
+	}
+	if err := n.growConsent(e.Operation); err != nil {
 		return err
 	}
 	held, err := n.checkGranted(from, e)

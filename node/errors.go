@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -100,6 +101,8 @@ func reason(err error) *refusal {
 		return &refusal{code: "malformed", detail: err.Error()}
 	case errors.Is(err, mls.ErrSignature):
 		return &refusal{code: "notAllowed", detail: err.Error()}
+	case errors.Is(err, syscall.ENOSPC):
+		return &refusal{code: "unavailable", detail: "the node's disk is full", retry: retryDisk}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return &refusal{code: "unavailable", detail: "the request took too long or was given up"}
 	}

@@ -29,6 +29,9 @@ func (n *Node) notify(from string, uri mimi.URI, msgs []federation.Sequenced) er
 	if uri.Kind() != mimi.KindRoom || uri.Domain() != from || from == n.cfg.Domain {
 		return refuse("notAllowed", "%s isn't the hub of %s", from, uri)
 	}
+	if err := n.disk.grow(); err != nil {
+		return err // the hub keeps it
+	}
 	fanouts := make([]*mimi.FanoutMessage, len(msgs))
 	for i, s := range msgs {
 		f := new(mimi.FanoutMessage)

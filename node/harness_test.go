@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,6 +41,7 @@ type testNode struct {
 	log  *slog.Logger
 
 	openStore func(store.Options) (*store.Pebble, error)
+	used      atomic.Uint64 // bytes of a disk of plenty that aren't free, for nodes with a store in the data directory
 
 	*Node
 	cancel context.CancelFunc
@@ -81,10 +83,15 @@ func newNodeOn(t testing.TB, name string, openStore func(store.Options) (*store.
 		t: t, root: root, log: testLog(name), openStore: openStore,
 		cfg: Config{Domain: domain, Data: dir, Listen: address, Gossip: "local", Suites: []mls.CipherSuite{testSuite}},
 	}
+	if openStore == nil {
+		n.cfg.diskFree = func() (uint64, error) { return plenty - n.used.Load(), nil }
+	}
 	n.start()
 	t.Cleanup(n.stop)
 	return n
 }
+
+const plenty = 1 << 40
 
 func (n *testNode) start() {
 	n.t.Helper()

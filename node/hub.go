@@ -35,6 +35,9 @@ func (n *Node) createRoom(by submitter, uri mimi.URI, info *mls.GroupInfo, tree 
 	if uri.Kind() != mimi.KindRoom || uri.Domain() != n.cfg.Domain {
 		return refuse("wrongProvider", "%s isn't a room of %s", uri, n.cfg.Domain)
 	}
+	if err := n.disk.grow(); err != nil {
+		return err
+	}
 	var b store.Batch
 	group, err := mls.NewPublicGroup(n.publicConfig(), b.Prefixed(key(prefixGroup, uri)), info, tree)
 	if err != nil {
@@ -230,6 +233,9 @@ func (n *Node) update(by submitter, uri mimi.URI, body []byte) (*mimi.UpdateRoom
 		} else if rec != nil {
 			resp, seq = new(mimi.UpdateRoomResponse), rec.seq
 			return nil, decodeRecord(rec.response, resp, "answer")
+		}
+		if err := n.disk.grow(); err != nil {
+			return nil, err
 		}
 		if err := r.takesPart(by); err != nil && !n.mayJoin(by, r, m.Public) {
 			return nil, err

@@ -39,12 +39,16 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 	var resp *mimi.SubmitMessageResponse
 	var seq uint64
 	ordered := false
+	var full error
 	err = n.run(r, func() (*change, error) {
 		if rec, err := n.answered(r, hash); err != nil {
 			return nil, err
 		} else if rec != nil {
 			resp, seq = new(mimi.SubmitMessageResponse), rec.seq
 			return nil, decodeRecord(rec.response, resp, "answer")
+		}
+		if full = n.disk.grow(); full != nil {
+			return nil, full
 		}
 		who, err := r.who()
 		if err != nil {
@@ -78,7 +82,7 @@ func (n *Node) submitMessage(by submitter, uri mimi.URI, body []byte) (*mimi.Sub
 		n.metrics.accepted.WithLabelValues("message").Inc()
 		return c, nil
 	})
-	if !ordered { // its key is used all the same
+	if !ordered && full == nil { // its key is used all the same
 		if err := n.note(mark); err != nil && !errors.Is(err, errKeyUsed) {
 			return nil, 0, err
 		}

@@ -29,6 +29,11 @@ type published struct {
 // was claimed in the meantime doesn't make it available again.
 func (n *Node) publish(by submitter, encoded [][]byte, replace bool) (published, error) {
 	var have published
+	if len(encoded) > 0 {
+		if err := n.disk.grow(); err != nil {
+			return have, err
+		}
+	}
 	stored, err := n.stored(by.client)
 	if err != nil {
 		return have, err
@@ -253,6 +258,9 @@ func (n *Node) claimFrom(ctx context.Context, req *mimi.KeyMaterialRequest) (*mi
 	peer := req.TargetUser.Domain()
 	if _, ok := n.trust.Peer(peer); !ok {
 		return nil, refuse("unapprovedPeer", "%s hasn't approved %s", n.cfg.Domain, peer)
+	}
+	if err := n.disk.grow(); err != nil {
+		return nil, err // what the peer hands out couldn't be used here
 	}
 	resp, err := n.federation.KeyMaterial(ctx, peer, req)
 	if err != nil {

@@ -51,6 +51,17 @@ func newMetrics(n *Node) *metrics {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "parley_streams", Help: "Open event streams.",
 		}, func() float64 { return float64(n.listeners.count()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "parley_disk_free_bytes", Help: "Space that was free on the data directory's disk.",
+		}, func() float64 { return float64(n.disk.last.Load()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "parley_read_only", Help: "1 while the node takes in nothing, since its disk is nearly full.",
+		}, func() float64 {
+			if n.disk.full.Load() {
+				return 1
+			}
+			return 0
+		}),
 		peerCollector{n},
 	)
 	return m

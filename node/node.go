@@ -5,7 +5,7 @@
 // happens in it (hub.go), followers keep a copy of the log for their own clients (follower.go), clients read logs by
 // cursors (subscribe.go), peers get their share through a durable outbox (peers.go), and revocations are followed up
 // (revocation.go). All state is in one store, whose keys layout.go lists, but for users' assets, which are files (assets.go)
-// and leave through a proxy (downloads.go, oblivious.go).
+// and leave through a proxy (downloads.go, oblivious.go). A node whose disk fills up becomes read-only before the end (disk.go).
 package node
 
 import (
@@ -85,6 +85,7 @@ type Node struct {
 	push           *push
 	profileMu      sync.Mutex // held from reading a profile to applying what changes it
 	assets         *assets
+	disk           *disk
 	searching      chan struct{} // has a value while all profiles are searched
 	ownBundle      atomic.Pointer[authority.Bundle]
 	removals       chan struct{} // has a value if rooms are to be searched for revoked clients
@@ -123,9 +124,13 @@ func open(cfg Config, log *slog.Logger, openStore func(store.Options) (*store.Pe
 		refusals: rate.Sometimes{First: 5, Interval: 10 * time.Second},
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
-	db, err := openStore(store.Options{Log: log})
+	n.disk = newDisk(cfg.Disk)
+	db, err := openStore(store.Options{Log: log, BallastBytes: int64(n.disk.ballast), Full: n.disk.ranOut})
 	if err == nil {
 		n.store = db
+		if n.disk.free, n.disk.refill = cfg.diskFree, db.Refill; n.disk.free == nil {
+			n.disk.free = db.Free
+		}
 		err = n.open()
 	}
 	if err != nil {
@@ -136,6 +141,9 @@ func open(cfg Config, log *slog.Logger, openStore func(store.Options) (*store.Pe
 
 func (n *Node) open() error {
 	var err error
+	if err := n.checkDisk(); err != nil {
+		return err
+	}
 	if err := checkFormat(n.store); err != nil {
 		return err
 	}
@@ -284,6 +292,7 @@ func (n *Node) Run(ctx context.Context) error {
 	start(&serving, "bundles", n.refreshBundles)
 	start(&serving, "push", n.push.run)
 	start(&serving, "removals", n.serveRemovals)
+	start(&serving, "disk", n.watchDisk)
 	n.kickRemovals() // what a crash may have cut off
 	n.pushBundle()
 	n.log.Info("node runs", "domain", n.cfg.Domain, "listen", n.endpoint.Addr().String(), "advertise", n.cfg.Advertise,
@@ -350,6 +359,7 @@ func (n *Node) maintain(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-n.disk.sweep:
 		case <-time.After(maintainEvery):
 		}
 	}

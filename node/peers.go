@@ -208,6 +208,9 @@ func (n *Node) unreachable(peer string, err error) error {
 	if r, ok := errors.AsType[*refusal](err); ok {
 		return r // it was this node that didn't ask
 	}
+	if e, ok := errors.AsType[*federation.Error](err); ok && e.Code == federation.CodeUnavailable && e.Detail != "" {
+		return &refusal{code: "unavailable", detail: peer + ": " + e.Detail, retry: e.RetryAfter} // it says why
+	}
 	if federation.Unavailable(err) {
 		n.log.Info("peer unreachable", "peer", peer, "err", err)
 		return refuse("hubUnreachable", "%s can't be reached", peer)

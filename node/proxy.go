@@ -11,6 +11,9 @@ import (
 // proxyUpdate takes a client's handshake to the hub of a room that another node hosts. The hub being out of reach is
 // the client's to deal with: it keeps the bytes and sends them again.
 func (n *Node) proxyUpdate(ctx context.Context, by submitter, room mimi.URI, body []byte) (*mimi.UpdateRoomResponse, uint64, error) {
+	if err := n.disk.grow(); err != nil {
+		return nil, 0, err
+	}
 	var req mimi.UpdateRequest
 	if err := decode(body, &req); err != nil {
 		return nil, 0, err
@@ -91,6 +94,9 @@ func (n *Node) noteJoin(by submitter, room mimi.URI, seq uint64) error {
 
 // proxyMessage takes a client's message to the hub of a room that another node hosts.
 func (n *Node) proxyMessage(ctx context.Context, by submitter, room mimi.URI, body []byte) (*mimi.SubmitMessageResponse, uint64, error) {
+	if err := n.disk.grow(); err != nil {
+		return nil, 0, err
+	}
 	var req mimi.SubmitMessageRequest
 	if err := decode(body, &req); err != nil {
 		return nil, 0, err

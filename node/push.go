@@ -130,6 +130,9 @@ func parseEndpoint(endpoint string) (host string, err error) {
 // register notes, durably, where a client is woken; nowhere if endpoint is empty.
 func (n *Node) registerPush(client mimi.URI, endpoint string) error {
 	if endpoint != "" {
+		if err := n.disk.grow(); err != nil {
+			return err
+		}
 		if n.cfg.Push == PushOff {
 			return refuse("notAllowed", "this node wakes nobody")
 		}

@@ -96,6 +96,9 @@ func (n *Node) reportAbuse(by submitter, uri mimi.URI, body []byte) error {
 	if err != nil {
 		return err
 	}
+	if err := n.disk.grow(); err != nil {
+		return err
+	}
 	if len(body) > federation.MaxReportAbuse {
 		return refuse("tooLarge", "a report of %d bytes, at most %d", len(body), federation.MaxReportAbuse)
 	}

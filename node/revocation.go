@@ -83,6 +83,9 @@ func (n *Node) kickRemovals() {
 
 // proposeAll proposes the removal of revoked clients from every room hosted here.
 func (n *Node) proposeAll() error {
+	if err := n.disk.grow(); err != nil {
+		return err // nobody could commit them either
+	}
 	uris, err := n.hostedRooms()
 	if err != nil {
 		return err

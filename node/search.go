@@ -77,6 +77,9 @@ func (f fieldName) known() (fieldName, bool) {
 
 // setProfile replaces a user's profile; it is durable on return.
 func (n *Node) setProfile(user mimi.URI, p *profileRecord) error {
+	if err := n.disk.grow(); err != nil {
+		return err
+	}
 	if len(p.fields) > maxProfileFields {
 		return refuse("tooLarge", "a profile of %d fields, at most %d", len(p.fields), maxProfileFields)
 	}

@@ -140,7 +140,7 @@ func TestEachAcknowledgementIsSynced(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	for i := range 60 {
+	for i := range 30 {
 		a, b := fmt.Sprintf("a/0/%04d", i), fmt.Sprintf("b/0/%04d", i)
 		if _, err := s.Commit(map[string][]byte{a: make([]byte, 2000), b: make([]byte, 2000)}, nil); err != nil {
 			t.Fatal(err)

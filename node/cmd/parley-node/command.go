@@ -183,6 +183,10 @@ func (c *command) status(ctx context.Context, args []string) error {
 	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "domain\t%s\naddress\t%s\nfingerprint\t%s\nversion\t%s\n", s.Domain, s.Address, s.Fingerprint, s.Version)
 	fmt.Fprintf(w, "rooms hosted\t%d\nclients connected\t%d\npeers alive\t%d of %d\nwaiting for peers\t%d\n", s.Rooms, s.Streams, s.Alive, s.Peers, s.Waiting)
+	fmt.Fprintf(w, "disk free\t%d MiB\n", s.DiskFree>>20)
+	if s.ReadOnly {
+		fmt.Fprintf(w, "read-only\tthe disk is nearly full: nothing new is taken\n")
+	}
 	return w.Flush()
 }
 
