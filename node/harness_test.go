@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +20,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/authority/authoritytest"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
@@ -71,10 +71,7 @@ func newNodeOn(t testing.TB, name string, openStore func(store.Options) (*store.
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	domain := name + ".example"
-	root, err := authority.Init(AuthorityDir(dir), authority.InitOptions{Domain: domain, Passphrase: []byte("correct horse"), RootKeyPath: filepath.Join(dir, "root.key")})
-	if err != nil {
-		t.Fatal(err)
-	}
+	root := authoritytest.Init(t, AuthorityDir(dir), domain)
 	address, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)

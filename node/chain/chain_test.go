@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/authority/authoritytest"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
@@ -135,9 +136,7 @@ type hub struct {
 func newHub(t testing.TB, domain string) *hub {
 	t.Helper()
 	dir := t.TempDir()
-	if _, err := authority.Init(filepath.Join(dir, "authority"), authority.InitOptions{Domain: domain, Passphrase: []byte("a passphrase for tests")}); err != nil {
-		t.Fatal(err)
-	}
+	authoritytest.Init(t, filepath.Join(dir, "authority"), domain)
 	db, err := store.Open(filepath.Join(dir, "store"), store.Options{})
 	if err != nil {
 		t.Fatal(err)

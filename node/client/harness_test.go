@@ -15,6 +15,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/authority/authoritytest"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/node"
@@ -47,12 +48,7 @@ func providers(t testing.TB, names ...string) []*provider {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.root, err = authority.Init(filepath.Join(data, "authority"), authority.InitOptions{
-			Domain: p.domain, Passphrase: []byte("a passphrase for tests"),
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		p.root = authoritytest.Init(t, filepath.Join(data, "authority"), p.domain)
 		p.config = node.Config{Domain: p.domain, Data: data, Listen: address, Advertise: address, Gossip: "local"}
 		all = append(all, p)
 	}

@@ -17,6 +17,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/parley-mls/parley/authority"
+	"github.com/parley-mls/parley/authority/authoritytest"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
@@ -245,9 +246,7 @@ func TestConfirmedJoinIsNotConfirmedAgain(t *testing.T) {
 func embedded(t *testing.T, domain string) *authority.Embedded {
 	t.Helper()
 	dir := t.TempDir()
-	if _, err := authority.Init(filepath.Join(dir, "authority"), authority.InitOptions{Domain: domain, Passphrase: []byte("a passphrase for tests")}); err != nil {
-		t.Fatal(err)
-	}
+	authoritytest.Init(t, filepath.Join(dir, "authority"), domain)
 	db, err := store.Open(filepath.Join(dir, "store"), store.Options{})
 	if err != nil {
 		t.Fatal(err)
