@@ -305,8 +305,13 @@ func (o *Outbox) drain(ctx context.Context, q *queue) {
 // one that keeps the peer from getting anything now.
 func (o *Outbox) deliver(ctx context.Context, q *queue, r *round, list []stored) (sent bool, err error) {
 	items, loaded, gone, err := o.load(list)
+	if len(gone) > 0 {
+		o.cfg.Log.Warn("dropped from the outbox", "peer", q.peer, "items", len(gone), "err", ErrNoItem)
+	}
 	for _, s := range gone {
-		o.dropped(q.peer, s.ref, ErrNoItem)
+		if o.cfg.OnDrop != nil {
+			o.cfg.OnDrop(q.peer, s.ref, ErrNoItem)
+		}
 	}
 	done, kept := gone, []stored(nil)
 	if err == nil {

@@ -265,6 +265,10 @@ func (b *Backup) verify(s store.Store) error {
 // hosts may have gaps.
 func verifyLog(s store.Store, uri mimi.URI, rec roomRecord) (entries int, err error) {
 	n := &Node{store: s}
+	cut, err := cutOf(s, uri)
+	if err != nil {
+		return 0, err
+	}
 	var before *linkRecord // of the entry last
 	var last uint64
 	var bad error
@@ -277,6 +281,10 @@ func verifyLog(s store.Store, uri mimi.URI, rec roomRecord) (entries int, err er
 		}
 		if entries == 0 {
 			last = seq - 1
+			if rec.hosted && seq != cut.first {
+				bad = fmt.Errorf("%w: the log begins with entry %d instead of %d", errRecord, seq, cut.first)
+				return false
+			}
 			if before, bad = n.linkAt(uri, last); bad != nil {
 				return false
 			}
@@ -295,7 +303,7 @@ func verifyLog(s store.Store, uri mimi.URI, rec roomRecord) (entries int, err er
 	if err := errors.Join(err, bad); err != nil {
 		return 0, err
 	}
-	if rec.hosted && entries > 0 && last != rec.last || last > rec.last {
+	if rec.hosted && last != rec.last || last > rec.last {
 		return 0, fmt.Errorf("%w: the log ends with entry %d instead of %d", errRecord, last, rec.last)
 	}
 	if rec.hosted && before == nil && entries > 0 {
@@ -344,6 +352,8 @@ func checkRecord(k, v []byte) error {
 		u = new(mimi.FanoutMessage)
 	case prefixLink:
 		u = new(linkRecord)
+	case prefixCut:
+		u = new(cutRecord)
 	case prefixHead:
 		u = new(chain.Signed)
 	case prefixEvidence:

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -47,16 +48,19 @@ type Config struct {
 	Search string `yaml:"search"`
 	// Push says which endpoints may wake clients: those at public addresses (PushPublic, the default), at any address
 	// (PushPrivate), or none (PushOff).
-	Push   string     `yaml:"push"`
-	Disk   DiskConfig `yaml:"disk"`
-	Limits Limits     `yaml:"limits"`
-	Log    LogConfig  `yaml:"log"`
+	Push      string     `yaml:"push"`
+	Retention Retention  `yaml:"retention"`
+	Disk      DiskConfig `yaml:"disk"`
+	Limits    Limits     `yaml:"limits"`
+	Log       LogConfig  `yaml:"log"`
 
 	// For tests: roots of push services, and other times than pushDelay and pushRetry.
 	pushRoots            *x509.CertPool
 	pushDelay, pushRetry time.Duration
 	// For tests: what is free, in bytes, instead of what the disk says.
 	diskFree func() (uint64, error)
+
+	retainMost, retainStored time.Duration // for tests, instead of Retention
 }
 
 // The values of Config.Consent, Config.Search and Config.Push.
@@ -69,6 +73,15 @@ const (
 	PushPrivate     = "private"
 	PushOff         = "off"
 )
+
+// Retention says for how long a room's log is kept, in days of 24 hours that the node runs.
+type Retention struct {
+	// Days is for how long at most what a client or a peer hasn't got yet is kept; 0 means 90. One that is away for longer
+	// enters the room anew and shows the gap.
+	Days int `yaml:"days"`
+	// StoredDays is for how long what all have got is kept, so that peers can be restored from backups; 0 means 7.
+	StoredDays int `yaml:"stored_days"`
+}
 
 // PeerConfig is a peer that the configuration approves.
 type PeerConfig struct {
@@ -312,6 +325,13 @@ func (c *Config) complete() error {
 			*l.value = l.standard
 		}
 	}
+	if r := &c.Retention; r.Days < 0 || r.Days > 36_500 {
+		return fmt.Errorf("retention.days: %d is not between 0 and 36500", r.Days)
+	} else if r.Days = cmp.Or(r.Days, 90); r.StoredDays < 0 || r.StoredDays > r.Days {
+		return fmt.Errorf("retention.stored_days: %d is not between 0 and %d", r.StoredDays, r.Days)
+	} else if r.StoredDays == 0 {
+		r.StoredDays = min(7, r.Days)
+	}
 	if _, err := c.Log.level(); err != nil {
 		return err
 	}
@@ -398,6 +418,9 @@ peers:                         # approved at every start, besides those of "peer
   - domain: beta.example
     fingerprint: <SHA-256 of beta's root, in hexadecimal>
     address: node.beta.example:7440  # optional
+retention:                     # of rooms' logs, in days that the node runs; a room's policy may have hosted ones kept shorter or longer
+  days: 90                     # at most, of what a client or peer hasn't got yet: one that is away for longer enters its rooms anew
+  stored_days: 7               # of what all have got; as long as the time between backups, at least, of this node and its peers
 limits:
   # More is refused with the code "busy", which says when to come back.
   requests_per_second: 1000    # of one client; all of a user's: four times as many

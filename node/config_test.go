@@ -55,6 +55,9 @@ func TestConfigHelpTellsTheDefaults(t *testing.T) {
 	if err := d.Decode(&help); err != nil {
 		t.Fatal(err)
 	}
+	if help.Retention != cfg.Retention {
+		t.Errorf("the help has the retention %+v, the default is %+v", help.Retention, cfg.Retention)
+	}
 	if help.Limits != cfg.Limits {
 		t.Errorf("the help has the limits\n%+v, the defaults are\n%+v", help.Limits, cfg.Limits)
 	}
@@ -81,6 +84,8 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		{minimal + "peers: [{domain: alpha.example, fingerprint: " + f + "}]\n", "peers[0].domain:"},
 		{minimal + "peers: [{domain: beta.example, fingerprint: " + f + ", address: nowhere}]\n", "peers[0].address:"},
 		{minimal + "limits: {streams: -1}\n", "limits.streams:"},
+		{minimal + "retention: {days: -1}\n", "retention.days:"},
+		{minimal + "retention: {days: 3, stored_days: 4}\n", "retention.stored_days:"},
 		{minimal + "log: {level: loud}\n", "log.level:"},
 		{minimal + "log: {format: xml}\n", "log.format:"},
 		{minimal + "colour: blue\n", "colour"},

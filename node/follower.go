@@ -140,7 +140,8 @@ func (n *Node) awaited(hub string, fanouts []*mimi.FanoutMessage) (bool, error) 
 }
 
 // follow takes one message of the hub into the change; false if it was there already. A hub that numbers its entries
-// numbers them upwards, with gaps where this provider didn't take part; where it gives no number, the bytes decide
+// numbers them upwards, with gaps where this provider didn't take part, or was away for longer than the hub keeps entries:
+// streams don't go beyond a gap. Where it gives no number, the bytes decide
 // (draft-ietf-mimi-protocol-06, Section 5.5).
 func (c *change) follow(s federation.Sequenced, f *mimi.FanoutMessage) (bool, error) {
 	hash := sha256.Sum256(s.Fanout)
@@ -154,6 +155,9 @@ func (c *change) follow(s federation.Sequenced, f *mimi.FanoutMessage) (bool, er
 	if s.Seq != 0 {
 		if s.Seq <= c.record.last {
 			return false, nil
+		}
+		if c.record.last != 0 && s.Seq > c.record.last+1 {
+			c.n.log.Info("entries of a room are missing here: nobody took part, or its hub has let go of them", "room", c.r.uri, "after", c.record.last, "next", s.Seq)
 		}
 		c.record.last = s.Seq
 	} else {

@@ -25,6 +25,10 @@ import (
 //	n/l/<room> 00 <seq>               log of a room: FanoutMessage of number seq
 //	n/L/<room> 00 <seq>               linkRecord: the hash chain at entry seq; none for entries from before format 2, but
 //	                                  for the last of them in a room hosted here, nor where another hub keeps no chain
+//	n/C/<room>                        cutRecord: the first entry that the log still has, and how old it is; links go with the
+//	                                  entries, but for that of the one before the first
+//	n/T                               for how long the node has run, in ms, and the time when that was, in ms since 1970,
+//	                                  8 bytes each
 //	n/j/<room>                        the last signed head, a chain.Signed, of a room that another hub keeps a chain of
 //	n/y/<room> 00 <SHA-256>           evidence against the room's hub, a chain.Evidence, by its hash
 //	n/z/<domain> 00 <SHA-256>         the key and credential with which a hub signs heads, an ExternalSender, by the key's hash
@@ -59,7 +63,7 @@ import (
 //	n/e/…                             the outbox of ConsentEntries
 //	n/o/…                             the outbox
 //
-// Retention: logs, memberships and rooms are kept. Answers, Welcomes that were taken, reports and KeyPackage references
+// Retention: memberships and rooms are kept, logs as retention.go says. Answers, Welcomes that were taken, reports and KeyPackage references
 // are deleted by the sweeper once they are older than retention, or expired; assets after Limits.AssetDays. The bytes of
 // assets aren't in the store but in files, see assets.go.
 const (
@@ -68,6 +72,7 @@ const (
 	prefixLog        = "n/l/"
 	prefixLink       = "n/L/"
 	prefixHead       = "n/j/"
+	prefixCut        = "n/C/"
 	prefixEvidence   = "n/y/"
 	prefixHubKey     = "n/z/"
 	prefixAnswer     = "n/i/"
@@ -97,6 +102,7 @@ const (
 	keyVersion       = "n/v"
 	keyIncarnation   = "n/t"
 	keyWelcomes      = "n/w"
+	keyServed        = "n/T"
 
 	formatVersion = 2 // 1 had no chains
 )

@@ -25,6 +25,7 @@ func records() map[string]record {
 			room: "mimi://alpha.example/r/lunch", seq: 7, fanout: []byte("end of a key"),
 		},
 		"link":    &linkRecord{context: chain.Hash{1}, chain: chain.Hash{2}},
+		"cut":     &cutRecord{first: 7, asOf: 9, expiry: 1, history: 2, stands: []standing{{3, 8}, {4, 9}}},
 		"member":  &memberRecord{start: 7, end: 9},
 		"sent":    &sentRecord{epoch: 7, generation: 9, hash: messageHash(new(mls.MLSMessage))},
 		"ref":     &refRecord{client: "mimi://alpha.example/d/x", user: "mimi://alpha.example/u/x", provider: "beta.example", expires: 9},

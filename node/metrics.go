@@ -15,6 +15,7 @@ type metrics struct {
 	accepted  *prometheus.CounterVec   // kind: commit, proposal, message
 	followed  prometheus.Counter       // entries received from hubs
 	requests  *prometheus.HistogramVec // procedure
+	trimmed   prometheus.Counter       // entries of logs
 	delivered prometheus.Counter       // events sent to clients
 	evidence  prometheus.Counter       // contradictions of hubs
 	pushed    *prometheus.CounterVec   // result
@@ -36,6 +37,9 @@ func newMetrics(n *Node) *metrics {
 			Name: "parley_request_seconds", Help: "Duration of clients' requests, streams excepted.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}, []string{"procedure"}),
+		trimmed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "parley_trimmed_total", Help: "Entries of logs that this node has let go of.",
+		}),
 		delivered: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "parley_events_total", Help: "Events sent to clients' streams.",
 		}),
@@ -46,7 +50,7 @@ func newMetrics(n *Node) *metrics {
 			Name: "parley_evidence_total", Help: "Times that a hub has contradicted a head that it has signed.",
 		}),
 	}
-	m.registry.MustRegister(m.refused, m.accepted, m.followed, m.requests, m.delivered, m.evidence, m.pushed,
+	m.registry.MustRegister(m.refused, m.accepted, m.followed, m.trimmed, m.requests, m.delivered, m.evidence, m.pushed,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "parley_streams", Help: "Open event streams.",

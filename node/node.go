@@ -90,6 +90,8 @@ type Node struct {
 	ownBundle      atomic.Pointer[authority.Bundle]
 	removals       chan struct{} // has a value if rooms are to be searched for revoked clients
 
+	trimming sync.Mutex // held while logs are trimmed
+
 	roomsMu sync.Mutex
 	rooms   map[mimi.URI]*room // guarded by roomsMu
 

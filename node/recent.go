@@ -1,6 +1,7 @@
 package node
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/parley-mls/parley/federation/mimi"
@@ -51,6 +52,20 @@ func (rc *recent) add(room mimi.URI, list []logged) {
 		delete(rc.entries, rc.order[n])
 	}
 	rc.order = rc.order[n:]
+}
+
+// forget drops the entries of a room before first.
+func (rc *recent) forget(room mimi.URI, first uint64) {
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	rc.order = slices.DeleteFunc(rc.order, func(k recentKey) bool {
+		old := k.room == room && k.seq < first
+		if old {
+			rc.bytes -= len(rc.entries[k])
+			delete(rc.entries, k)
+		}
+		return old
+	})
 }
 
 // get returns the entries from one number to another, or the first of them as many as go into one response; nil if the

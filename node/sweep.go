@@ -14,7 +14,7 @@ import (
 // a Welcome can be fetched.
 const retention = 90 * 24 * time.Hour
 
-// sweep deletes what is older than retention, or has expired.
+// sweep deletes what is older than retention, or has expired, and what logs needn't have any more.
 func (n *Node) sweep() error {
 	oldest := uint64(time.Now().Add(-retention).UnixMilli())
 	unix := uint64(time.Now().Unix())
@@ -50,23 +50,12 @@ func (n *Node) sweep() error {
 		}
 	}
 	n.reports.recount()
-	return n.sweepAssets()
+	return errors.Join(n.sweepAssets(), n.trimLogs(time.Now()))
 }
 
 // sweepPrefix deletes the entries under a prefix that are old, a thousand at a time.
 func (n *Node) sweepPrefix(prefix string, old func(r *codec.Reader) bool) error {
 	var b store.Batch
-	flush := func() error {
-		if b.Len() == 0 {
-			return nil
-		}
-		wait, err := n.store.Apply(&b)
-		if err != nil {
-			return err
-		}
-		b.Reset()
-		return wait()
-	}
 	var failed error
 	err := store.ScanPrefix(n.store, []byte(prefix), func(k, v []byte) bool {
 		r := codec.NewReader(v)
@@ -74,9 +63,9 @@ func (n *Node) sweepPrefix(prefix string, old func(r *codec.Reader) bool) error 
 			b.Delete(append([]byte(prefix), k...))
 		}
 		if b.Len() >= 1000 {
-			failed = flush()
+			failed = n.flush(&b)
 		}
 		return failed == nil
 	})
-	return errors.Join(err, failed, flush())
+	return errors.Join(err, failed, n.flush(&b))
 }

@@ -424,6 +424,29 @@ func (p *MessageExpiration) UnmarshalMLS(r *codec.Reader) {
 	}
 }
 
+// Retention returns for how long a room with that app_data_dictionary wants its log kept: at most until all messages have
+// expired, if they all do, but no less than MinRetention, and at least as long as its history may be shared. 0 leaves it to
+// the provider. That the policies say something of ciphertexts, which draft-ietf-mimi-room-policy-03 doesn't mention, is a
+// choice of Parley.
+func Retention(d mls.AppDataDictionary) (most, least time.Duration, err error) {
+	var e MessageExpiration
+	have, err := policyOf(d, ComponentExpiration, &e)
+	if err != nil {
+		return 0, 0, err
+	}
+	if have && e.Expiring == Required {
+		most = max(time.Duration(e.Max)*time.Second, MinRetention)
+	}
+	var h HistoryPolicy
+	if have, err = policyOf(d, ComponentHistory, &h); err != nil {
+		return 0, 0, err
+	}
+	if have && h.Sharing != Forbidden {
+		least = time.Duration(h.MaxPeriod) * time.Second
+	}
+	return most, least, nil
+}
+
 // LeafRenewal is a policy that members replace their leaves, keys included, within that many days (RFC 9750, Section
 // 8.2). The room's state says it; the hub doesn't propose yet to remove those who are late.
 // draft-ietf-mimi-room-policy-03 has it as one of the many operational parameters of its Section 7, the rest of which isn't

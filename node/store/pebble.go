@@ -279,7 +279,9 @@ func (p *Pebble) Apply(b *Batch) (func() error, error) {
 	batch := p.db.NewBatchWithSize(b.size + 16*len(b.changes) + 64)
 	for _, c := range b.changes {
 		var err error
-		if c.remove {
+		if c.span {
+			err = batch.DeleteRange(c.key, c.value, nil)
+		} else if c.remove {
 			err = batch.Delete(c.key, nil)
 		} else {
 			err = batch.Set(c.key, c.value, nil)

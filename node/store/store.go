@@ -54,8 +54,9 @@ type Batch struct {
 }
 
 type change struct {
-	key, value []byte
+	key, value []byte // value: the end of a span
 	remove     bool
+	span       bool
 }
 
 // Set sets a key's value.
@@ -63,6 +64,12 @@ func (b *Batch) Set(key, value []byte) { b.put(nil, key, value) }
 
 // Delete removes a key; it needn't exist.
 func (b *Batch) Delete(key []byte) { b.remove(nil, key) }
+
+// DeleteRange removes all keys from start (included) to end (excluded), whatever their number in constant space.
+func (b *Batch) DeleteRange(start, end []byte) {
+	b.changes = append(b.changes, change{key: slices.Clone(start), value: slices.Clone(end), remove: true, span: true})
+	b.size += len(start) + len(end)
+}
 
 // Len returns the number of changes.
 func (b *Batch) Len() int { return len(b.changes) }
@@ -73,9 +80,12 @@ func (b *Batch) Size() int { return b.size }
 // Reset empties the batch.
 func (b *Batch) Reset() { *b = Batch{} }
 
-// Changes calls fn with each change in order; a nil value deletes the key.
+// Changes calls fn with each change in order, but for DeleteRange; a nil value deletes the key.
 func (b *Batch) Changes(fn func(key, value []byte)) {
 	for _, c := range b.changes {
+		if c.span {
+			continue
+		}
 		if c.remove {
 			fn(c.key, nil)
 		} else {

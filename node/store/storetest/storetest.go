@@ -30,6 +30,7 @@ func Test(t *testing.T, open func(t *testing.T, dir string) store.Store) {
 		{"ApplyIsVisibleBeforeWait", testApply},
 		{"DeletedKeysStayDeleted", testDelete},
 		{"LaterChangeInABatchWins", testBatchOrder},
+		{"RangesAreDeletedInOrder", testDeleteRange},
 		{"ArgumentsAreNotKept", testAliasing},
 		{"AcknowledgedSurvivesReopen", testReopen},
 		{"CheckpointIsAStore", testCheckpoint},
@@ -296,6 +297,26 @@ func testBatchOrder(t *testing.T, open func(string) store.Store) {
 	apply(t, s, &b)
 	if got := keys(t, s, nil, nil); got != "a=2 b= " {
 		t.Errorf("the batch left %q", got)
+	}
+}
+
+func testDeleteRange(t *testing.T, open func(string) store.Store) {
+	s := open(t.TempDir())
+	commit(t, s, map[string][]byte{"a": []byte("1"), "b": []byte("2"), "b\x00": []byte("3"), "c": []byte("4"), "d": []byte("5")}, nil)
+	var b store.Batch
+	b.Set([]byte("bb"), []byte("before"))
+	b.DeleteRange([]byte("b"), []byte("d"))
+	b.Set([]byte("c"), []byte("after"))
+	apply(t, s, &b)
+	if got, want := keys(t, s, nil, nil), "a=1 c=after d=5 "; got != want {
+		t.Errorf("after a range was deleted: %q, want %q", got, want)
+	}
+	b.Reset()
+	b.DeleteRange([]byte("x"), []byte("z"))
+	b.DeleteRange([]byte("d"), []byte("d"))
+	apply(t, s, &b)
+	if got, want := keys(t, s, nil, nil), "a=1 c=after d=5 "; got != want {
+		t.Errorf("after empty ranges were deleted: %q, want %q", got, want)
 	}
 }
 
