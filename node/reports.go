@@ -133,13 +133,14 @@ func (n *Node) reportAbuse(by submitter, uri mimi.URI, body []byte) error {
 	return nil
 }
 
-// checkReport refuses messages that this hub hasn't franked as they are reported. Reports without messages come from who
-// takes part; with them, they may come from somebody who doesn't any more.
+// checkReport refuses messages that this hub hasn't franked as they are reported. Who reports has a role in the room that
+// may (draft-ietf-mimi-room-policy-03, Section 8), or takes no part any more and has messages, which prove themselves; a
+// peer that names nobody takes part, or has messages.
 func (n *Node) checkReport(by submitter, r *room, report *mimi.AbuseReport) error {
 	r.mu.Lock()
 	err := r.usable()
-	if err == nil && len(report.Messages) == 0 {
-		err = r.takesPart(by)
+	if err == nil {
+		err = r.mayReport(by, report)
 	}
 	suite, dictionary := r.group.Suite(), r.group.Dictionary()
 	r.mu.Unlock()
@@ -167,6 +168,26 @@ func (n *Node) checkReport(by submitter, r *room, report *mimi.AbuseReport) erro
 		if err != nil {
 			return refuse("notAllowed", "message %d isn't one that this hub has franked for that sender, room and time: %v", i, err)
 		}
+	}
+	return nil
+}
+
+// mayReport refuses who may not report. r.mu is held.
+func (r *room) mayReport(by submitter, report *mimi.AbuseReport) error {
+	user := cmp.Or(by.user, report.ReportingUser)
+	if user == "" {
+		if len(report.Messages) == 0 {
+			return r.takesPart(by)
+		}
+		return nil
+	}
+	who, err := r.who()
+	if err != nil {
+		return err
+	}
+	role := who.role(user)
+	if role == nil && len(report.Messages) == 0 || role != nil && !role.May(mimi.CanReportAbuse) {
+		return refuse("notAllowed", "%s may not report", user)
 	}
 	return nil
 }

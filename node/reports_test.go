@@ -130,6 +130,10 @@ func TestForgedReportsAreRefused(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+	alice.commit(listUpdate(mimi.ParticipantListUpdate{Added: []mimi.Participant{{User: carol.user, Role: mimi.RoleBanned}}}))
+	if err := carol.report(alice.room, mimi.AbuseReport{AllegedAbuser: alice.user, Messages: []mimi.AbusiveMessage{good}}); code(err) != "notAllowed" {
+		t.Errorf("by one whose role may not report: %v", err)
+	}
 	if got := alpha.reported(); len(got) != 0 {
 		t.Fatalf("forged reports are kept: %+v", got)
 	}

@@ -41,8 +41,12 @@
 // Franking (Sections 5.4 and 5.9), where the draft leaves something open: the hub's franking agent is in a room's
 // GroupContext from its beginning (FrankedRoom) and no proposal changes it. The franking tag is of the application data,
 // with the framing of its media type, and so that the hub can compute it again, that is what an AbusiveMessage has as its
-// message_content. A report with messages need not come from a participant, since they prove themselves; the reason codes
-// that the draft doesn't define are kept as they come.
+// message_content. A report with messages need not come from a participant, since they prove themselves; but who has a role
+// in the room needs canReportAbuse, as far as the hub knows who reports. The reason codes that the draft doesn't define are
+// kept as they come.
+//
+// Messages of a kind that the sender's role may not send (draft-ietf-mimi-room-policy-03, Section 8) are discarded by every
+// client that gets them, see kinds.go of package client: a hub sees only whether a role may send anything at all.
 //
 // Key material (Section 5.2): a request in another protocol than MLS is answered with incompatibleProtocol. A last-resort
 // KeyPackage (draft-ietf-mls-extensions) is handed out again when no other fits, against the rule that none is in two

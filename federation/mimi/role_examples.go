@@ -1,16 +1,18 @@
 package mimi
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 )
 
-// Rules are what a room with a roles_list begins with besides its participants. Policies that are nil or 0 are left out.
+// Rules are what a room with a roles_list begins with besides its participants, and what it has of that later. Policies that
+// are nil or 0 are left out.
 type Rules struct {
 	Roles         RoleList
-	Creator       uint32 // the role of who creates the room
+	Creator       uint32 // the role of who creates the room; RoleNone later
 	Preauthorized Preauthorized
 	Base          *BasePolicy
 	JoinLinks     *JoinLinkPolicy
@@ -56,6 +58,38 @@ func (r *Rules) Dictionary(d mls.AppDataDictionary) mls.AppDataDictionary {
 		d = d.Set(ComponentLeafRenewal, codec.Marshal(LeafRenewal{r.RenewalDays}))
 	}
 	return d
+}
+
+// RulesOf returns the rules of a room with that app_data_dictionary. Those of a room without a roles_list are the roles that
+// RolesOf returns.
+func RulesOf(d mls.AppDataDictionary) (r Rules, err error) {
+	take := func(id mls.ComponentID, into codec.Unmarshaler) bool {
+		ok, e := policyOf(d, id, into)
+		err = cmp.Or(err, e)
+		return ok
+	}
+	r.Roles, err = RolesOf(d)
+	take(ComponentPreauthorized, &r.Preauthorized)
+	if p := new(BasePolicy); take(ComponentBasePolicy, p) {
+		r.Base = p
+	}
+	if p := new(JoinLinkPolicy); take(ComponentJoinLinkPolicy, p) {
+		r.JoinLinks = p
+	}
+	if p := new(AssetPolicy); take(ComponentAssets, p) {
+		r.Assets = p
+	}
+	if p := new(HistoryPolicy); take(ComponentHistory, p) {
+		r.History = p
+	}
+	take(ComponentBots, &r.Bots)
+	if p := new(MessageExpiration); take(ComponentExpiration, p) {
+		r.Expiration = p
+	}
+	if p := new(LeafRenewal); take(ComponentLeafRenewal, p) {
+		r.RenewalDays = p.Days
+	}
+	return r, err
 }
 
 // The four example rooms of draft-ietf-mimi-room-policy-03, Appendix A. What its lists name that Section 10.2 doesn't

@@ -276,6 +276,18 @@ func (l RoleList) Named(name string) *Role {
 	return nil
 }
 
+// ByLink returns the first role that somebody gets by a link, RoleNone if nobody does.
+func (l RoleList) ByLink() uint32 {
+	if zero := l.Find(RoleNone); zero.May(CanUseJoinCode) {
+		for i := range l {
+			if zero.moves(RoleNone, l[i].Index) && l[i].Active() {
+				return l[i].Index
+			}
+		}
+	}
+	return RoleNone
+}
+
 // RolesOf returns the roles of a room with that app_data_dictionary; if it has no roles_list, those that all rooms had
 // before.
 func RolesOf(d mls.AppDataDictionary) (RoleList, error) {

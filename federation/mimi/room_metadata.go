@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 
+	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 )
 
@@ -89,6 +90,12 @@ func (m *RoomMetadata) check() error {
 		}
 	}
 	return nil
+}
+
+// MetadataOf returns the metadata of a room with that app_data_dictionary; empty ones if it has none.
+func MetadataOf(d mls.AppDataDictionary) (m RoomMetadata, err error) {
+	_, err = policyOf(d, ComponentRoomMetadata, &m)
+	return m, err
 }
 
 type metadataComponent struct{}

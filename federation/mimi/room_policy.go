@@ -208,12 +208,28 @@ func MayAsk(d mls.AppDataDictionary, room, user, client URI, code []byte, now ui
 		}
 		return c.admits(user, client, l.Role, l)
 	}
+	_, err = c.openRole(user, client)
+	return err
+}
+
+// OpenRole returns the role with which a user who isn't a participant of a room may become one by itself, without a link.
+// It fails with a *PolicyError if there is none.
+func OpenRole(d mls.AppDataDictionary, room, user, client URI) (uint32, error) {
+	c := check{room: room, dictionary: d}
+	var err error
+	if c.roles, err = RolesOf(d); err != nil {
+		return RoleNone, err
+	}
+	return c.openRole(user, client)
+}
+
+func (c *check) openRole(user, client URI) (uint32, error) {
 	for i := range c.roles {
-		if c.admits(user, client, c.roles[i].Index, nil) == nil {
-			return nil
+		if index := c.roles[i].Index; c.admits(user, client, index, nil) == nil {
+			return index, nil
 		}
 	}
-	return forbidden("%s isn't a participant", user)
+	return RoleNone, forbidden("%s isn't a participant", user)
 }
 
 // OpenToStrangers says whether users who aren't participants may become so by an external commit at all.
@@ -624,11 +640,10 @@ func (c *check) touchesList(removals bool) bool {
 
 // metadata checks an update of the room's metadata field by field.
 func (c *check) metadata(user URI, role *Role, u *mls.AppDataUpdate) error {
-	var old, next RoomMetadata
-	if b, ok := c.dictionary.Get(ComponentRoomMetadata); ok {
-		if err := codec.Unmarshal(b, &old); err != nil {
-			return forbidden("the room's metadata doesn't decode: %v", err)
-		}
+	var next RoomMetadata
+	old, err := MetadataOf(c.dictionary)
+	if err != nil {
+		return forbidden("the room's metadata doesn't decode: %v", err)
 	}
 	if u.Op == mls.AppDataOpUpdate {
 		if err := codec.Unmarshal(u.Update, &next); err != nil {

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,10 +13,15 @@ import (
 	"github.com/parley-mls/parley/node/api"
 )
 
-// Add makes users participants of the room and adds all their clients that have a KeyPackage, in one commit. Clients
-// of users who are participants already are added if they aren't members. It fails with ErrNoKeyPackages if a user
-// has no client that can be added.
+// Add makes users participants of the room, as ordinary members, and adds all their clients that have a KeyPackage, in one
+// commit. Clients of users who are participants already are added if they aren't members. It fails with ErrNoKeyPackages
+// if a user has no client that can be added.
 func (r *Room) Add(ctx context.Context, users ...mimi.URI) error {
+	return r.AddAs(ctx, mimi.RoleMember, users...)
+}
+
+// AddAs is Add with another of the room's roles for the new participants.
+func (r *Room) AddAs(ctx context.Context, role uint32, users ...mimi.URI) error {
 	var found []addition
 	for _, u := range users {
 		a, err := r.c.claim(ctx, r, u)
@@ -24,7 +30,7 @@ func (r *Room) Add(ctx context.Context, users ...mimi.URI) error {
 		}
 		found = append(found, a)
 	}
-	return r.change(ctx, func(g *mls.Group) (mls.CommitOptions, error) { return r.buildAdd(g, found) })
+	return r.change(ctx, func(g *mls.Group) (mls.CommitOptions, error) { return r.buildAdd(g, role, found) })
 }
 
 // Roles returns the room's roles.
@@ -34,7 +40,15 @@ func (r *Room) Roles() (mimi.RoleList, error) {
 	return mimi.RolesOf(r.group.Dictionary())
 }
 
-// SetRole gives a participant another of the room's roles, by its index. It does nothing if the user has it.
+// Rules returns the room's rules as they are now.
+func (r *Room) Rules() (mimi.Rules, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return mimi.RulesOf(r.group.Dictionary())
+}
+
+// SetRole gives a participant another of the room's roles, by its index; with one that may have no clients in the room, such
+// as mimi.RoleBanned, it removes the user's. It does nothing if the user has it.
 func (r *Room) SetRole(ctx context.Context, user mimi.URI, role uint32) error {
 	return r.change(ctx, func(g *mls.Group) (o mls.CommitOptions, err error) {
 		list, err := participants(g)
@@ -48,7 +62,16 @@ func (r *Room) SetRole(ctx context.Context, user mimi.URI, role uint32) error {
 		case have == role:
 			return o, errDone
 		}
-		o.Proposals = []mls.Proposal{participantProposal(mimi.ParticipantListUpdate{Changed: []mimi.RoleChange{{Index: uint32(i), Role: role}}})}
+		roles, err := mimi.RolesOf(g.Dictionary())
+		if err != nil {
+			return o, err
+		}
+		if !roles.Find(role).Active() {
+			if o.Proposals, err = r.c.removes(g, user); err != nil {
+				return o, err
+			}
+		}
+		o.Proposals = append(o.Proposals, participantProposal(mimi.ParticipantListUpdate{Changed: []mimi.RoleChange{{Index: uint32(i), Role: role}}}))
 		return o, nil
 	})
 }
@@ -64,7 +87,7 @@ type claimed struct {
 	keyPackage *mls.KeyPackage
 }
 
-func (r *Room) buildAdd(g *mls.Group, found []addition) (mls.CommitOptions, error) {
+func (r *Room) buildAdd(g *mls.Group, role uint32, found []addition) (mls.CommitOptions, error) {
 	list, err := participants(g)
 	if err != nil {
 		return mls.CommitOptions{}, err
@@ -79,7 +102,7 @@ func (r *Room) buildAdd(g *mls.Group, found []addition) (mls.CommitOptions, erro
 	var o mls.CommitOptions
 	for _, a := range found {
 		if !has(list, a.user) {
-			update.Added = append(update.Added, mimi.Participant{User: a.user, Role: mimi.RoleMember})
+			update.Added = append(update.Added, mimi.Participant{User: a.user, Role: role})
 		}
 		for _, k := range a.keyPackages {
 			if !members[k.client] {
@@ -97,9 +120,32 @@ func (r *Room) buildAdd(g *mls.Group, found []addition) (mls.CommitOptions, erro
 }
 
 func participantProposal(u mimi.ParticipantListUpdate) mls.Proposal {
+	return appData(mimi.ComponentParticipantList, u)
+}
+
+func appData(id mls.ComponentID, update codec.Marshaler) mls.Proposal {
 	return mls.Proposal{Type: mls.ProposalAppDataUpdate, AppDataUpdate: &mls.AppDataUpdate{
-		Component: mimi.ComponentParticipantList, Op: mls.AppDataOpUpdate, Update: codec.Marshal(u),
+		Component: id, Op: mls.AppDataOpUpdate, Update: codec.Marshal(update),
 	}}
+}
+
+// ChangeMetadata changes what the room's metadata say, such as its name or its subject.
+func (r *Room) ChangeMetadata(ctx context.Context, edit func(m *mimi.RoomMetadata)) error {
+	return r.change(ctx, func(g *mls.Group) (o mls.CommitOptions, err error) {
+		old, err := mimi.MetadataOf(g.Dictionary())
+		if err != nil {
+			return o, err
+		}
+		next := old
+		next.Descriptions = slices.Clone(old.Descriptions)
+		edit(&next)
+		b := codec.Marshal(next)
+		if bytes.Equal(b, codec.Marshal(old)) {
+			return o, errDone
+		}
+		o.Proposals = []mls.Proposal{appData(mimi.ComponentRoomMetadata, next)}
+		return o, codec.Unmarshal(b, new(mimi.RoomMetadata))
+	})
 }
 
 // claim claims a KeyPackage for each client of a user through the room's hub, and verifies them: nobody on the way is
@@ -229,7 +275,18 @@ func (c *Client) removal(g *mls.Group, user mimi.URI) ([]mls.Proposal, error) {
 	if err != nil {
 		return nil, err
 	}
-	var props []mls.Proposal
+	props, err := c.removes(g, user)
+	if err != nil {
+		return nil, err
+	}
+	if i, _, ok := list.Find(user); ok {
+		props = append(props, participantProposal(mimi.ParticipantListUpdate{Removed: []uint32{uint32(i)}}))
+	}
+	return props, nil
+}
+
+// removes returns the Removes of a user's clients.
+func (c *Client) removes(g *mls.Group, user mimi.URI) (props []mls.Proposal, err error) {
 	for m := range g.Members() {
 		u, _, err := c.identity(m.Leaf)
 		if err != nil {
@@ -238,9 +295,6 @@ func (c *Client) removal(g *mls.Group, user mimi.URI) ([]mls.Proposal, error) {
 		if u == user {
 			props = append(props, mls.Proposal{Type: mls.ProposalRemove, Remove: &mls.Remove{Removed: m.Index}})
 		}
-	}
-	if i, _, ok := list.Find(user); ok {
-		props = append(props, participantProposal(mimi.ParticipantListUpdate{Removed: []uint32{uint32(i)}}))
 	}
 	return props, nil
 }

@@ -24,7 +24,7 @@ func (r *Room) Compose(body content.Part) *content.Message {
 }
 
 // SendContent sends a message that Compose made, like Send. It fails with ErrPlain in a room whose messages are bytes. A
-// message that replaces another names the first version of it, which must be this user's own as far as it is known. Assets
+// message that replaces another names the first version of it. What the user's role doesn't allow isn't sent. Assets
 // are such as the room's policy and the user's role allow; the error wraps a *mimi.PolicyError if they aren't.
 func (r *Room) SendContent(ctx context.Context, m *content.Message) (seq uint64, err error) {
 	b, err := r.checkContent(m)
@@ -50,31 +50,32 @@ func (r *Room) checkContent(m *content.Message) ([]byte, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err := r.usable(); err != nil {
+		return nil, err
+	}
 	if len(r.group.MediaTypes()) == 0 {
 		return nil, ErrPlain
 	}
 	if err := mayUpload(r.group.Dictionary(), m); err != nil {
 		return nil, err
 	}
-	return b, r.mayReplace(m, r.c.User())
+	if _, err := r.permits(r.c.User(), m); err != nil {
+		return nil, err
+	}
+	return b, r.mayReplace(m)
 }
 
-// mayReplace refuses a message that edits or deletes one of another user (draft-ietf-mimi-content, "Rendering and
-// authorization of edits and deletes"). What isn't known here may be older than this device.
-func (r *Room) mayReplace(m *content.Message, user mimi.URI) error {
-	if m.Replaces.IsZero() {
+// mayReplace refuses an edit of a message that was here and is gone.
+func (r *Room) mayReplace(m *content.Message) error {
+	if m.Replaces.IsZero() || m.Deletes() {
 		return nil
 	}
-	first, ok := r.Find(m.Replaces)
-	switch seq, err := r.seqOf(m.Replaces); {
-	case err != nil:
-		return err
-	case ok && first.User != user:
-		return fmt.Errorf("replaces a message of %s", first.User)
-	case !ok && seq != 0 && m.Body.Cardinality != content.NullPart:
-		return errors.New("replaces a message that has expired")
+	_, ok := r.Find(m.Replaces)
+	seq, err := r.seqOf(m.Replaces)
+	if err == nil && !ok && seq != 0 {
+		err = errors.New("replaces a message that has expired")
 	}
-	return nil
+	return err
 }
 
 // Find returns the message of an ID, and whether this client has it.
@@ -193,6 +194,10 @@ func (e *entry) accept(m *Message, application []byte) error {
 	if err := m.read(r.formOf(application), application); err != nil {
 		return err
 	}
+	var err error
+	if m.moderates, err = r.permits(m.User, m.Content); err != nil {
+		return err
+	}
 	if m.Content == nil {
 		return nil
 	}
@@ -207,8 +212,11 @@ func (e *entry) accept(m *Message, application []byte) error {
 	if x := m.Content.Expires; x != nil && expiry(x) <= uint64(r.c.o.Time().Unix()) {
 		return errors.New("expired before it came")
 	}
-	if err := r.mayReplace(m.Content, m.User); err != nil {
+	if err := r.mayReplace(m.Content); err != nil {
 		return err
+	}
+	if refused, ok := errors.AsType[*mimi.PolicyError](mayUpload(r.group.Dictionary(), m.Content)); ok {
+		return refused
 	}
 	e.state.Set(r.key(roomMessageID, m.ID[:]...), binary.BigEndian.AppendUint64(nil, m.Seq))
 	if x := m.Content.Expires; x != nil {

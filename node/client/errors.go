@@ -34,6 +34,8 @@ var (
 	ErrRunning = errors.New("the client runs already")
 	// ErrClosed: Close was called.
 	ErrClosed = errors.New("the client is closed")
+	// ErrNoRight: the user's role in the room doesn't have the right. What changes the room fails with a *mimi.PolicyError.
+	ErrNoRight = errors.New("the room doesn't give the right")
 	// ErrNoKeyPackages: no device of the user has a KeyPackage that fits.
 	ErrNoKeyPackages = errors.New("no device of the user can be added")
 	// ErrNoConsent: the user, or the user's provider, doesn't allow to be added. RequestConsent asks for it.

@@ -32,6 +32,7 @@ type Message struct {
 
 	form        uint8
 	application []byte // as it was encrypted
+	moderates   bool   // it deletes, and the sender may delete what others have sent
 }
 
 // MemberAdded says that a client became a member of a room.

@@ -211,7 +211,7 @@ func TestContentThatNobodyMaySendIsDiscarded(t *testing.T) {
 		{"a good message", "", again},
 		{"the same message once more", "has the ID of message", again},
 		{"an edit of another's message", "replaces a message of " + string(alice.User()), compose(func(m *content.Message) { m.Replaces = first.ID })},
-		{"a deletion of another's message", "replaces a message of " + string(alice.User()), compose(func(m *content.Message) { m.Replaces, m.Body = first.ID, content.Part{} })},
+		{"a deletion of another's message", "deletes a message of " + string(alice.User()), compose(func(m *content.Message) { m.Replaces, m.Body = first.ID, content.Part{} })},
 		{"an expiry in ten years", "expires a year", compose(func(m *content.Message) { m.Expires = &content.Expiration{Relative: true, Time: 1 << 29} })},
 		{"what has expired", "expired before it came", compose(func(m *content.Message) { m.Expires = &content.Expiration{Time: uint32(time.Now().Unix()) - 5} })},
 		{"what isn't CBOR", "not a MIMI content message", codec.Marshal(mls.ApplicationFraming{Content: []byte("plain")})},

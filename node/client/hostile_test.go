@@ -224,7 +224,7 @@ func TestConfirmedJoinIsNotConfirmedAgain(t *testing.T) {
 	phone := p[0].enrol("bob", "bob-phone")
 	room := phone.create()
 	tablet := p[0].enrol("bob", "bob-tablet")
-	pending, err := tablet.prepareJoin(t.Context(), room.URI())
+	pending, err := tablet.prepareJoin(t.Context(), room.URI(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base32"
 	"encoding/binary"
@@ -37,7 +38,7 @@ func (c *Client) CreateRoomWith(ctx context.Context, name string, rules func(hub
 	}
 	own, err := c.claim(ctx, r, c.User())
 	if err == nil && len(own.keyPackages) > 0 {
-		err = r.change(ctx, func(g *mls.Group) (mls.CommitOptions, error) { return r.buildAdd(g, []addition{own}) })
+		err = r.change(ctx, func(g *mls.Group) (mls.CommitOptions, error) { return r.buildAdd(g, mimi.RoleNone, []addition{own}) })
 	}
 	if err != nil { // they can join by themselves
 		c.log.Warn("own devices not added", "room", r.uri, "err", err)
@@ -304,9 +305,15 @@ func (r *Room) become(w *waits, b *store.Batch, g *mls.Group, seq uint64) error 
 // joinAttempts bounds how often an external commit is made anew after other commits won.
 const joinAttempts = 16
 
-// Join makes this client a member of a room in which its user is a participant, by an external commit (RFC 9420,
-// Section 12.4.3.2). If it is a member already, nothing happens; a frozen room is entered anew.
+// Join makes this client a member of a room in which its user is a participant, or may become one by itself under the
+// room's rules, by an external commit (RFC 9420, Section 12.4.3.2). If it is a member already, nothing happens; a frozen
+// room is entered anew.
 func (c *Client) Join(ctx context.Context, room mimi.URI) (*Room, error) {
+	return c.join(ctx, room, nil)
+}
+
+// join is Join, with the key of a link if there is one.
+func (c *Client) join(ctx context.Context, room mimi.URI, link ed25519.PrivateKey) (*Room, error) {
 	for !c.beginJoin(room) { // one that a crash interrupted is under way
 		c.pause(ctx, minRetry, nil)
 		if ended(ctx) {
@@ -323,7 +330,7 @@ func (c *Client) Join(ctx context.Context, room mimi.URI) (*Room, error) {
 		}
 	}
 	for range joinAttempts {
-		p, err := c.prepareJoin(ctx, room)
+		p, err := c.prepareJoin(ctx, room, link)
 		if err == nil {
 			var r *Room
 			if r, err = c.finishJoin(ctx, room, p); err == nil && r != nil {
@@ -356,7 +363,7 @@ func (c *Client) endJoin(room mimi.URI) {
 }
 
 // prepareJoin fetches what an external commit needs, verifies it, and stores the commit before it is sent.
-func (c *Client) prepareJoin(ctx context.Context, room mimi.URI) (*mls.PendingJoin, error) {
+func (c *Client) prepareJoin(ctx context.Context, room mimi.URI, link ed25519.PrivateKey) (*mls.PendingJoin, error) {
 	c.mu.Lock()
 	p := c.profile
 	c.mu.Unlock()
@@ -364,7 +371,8 @@ func (c *Client) prepareJoin(ctx context.Context, room mimi.URI) (*mls.PendingJo
 	if err != nil {
 		return nil, err
 	}
-	req := &mimi.GroupInfoRequest{CipherSuite: p.Suite, Credential: c.credential(), GroupInfoPublicKey: pub}
+	code := c.joiningCode(room, link)
+	req := &mimi.GroupInfoRequest{CipherSuite: p.Suite, Credential: c.credential(), GroupInfoPublicKey: pub, JoiningCode: code}
 	if err := req.Sign(c.o.Rand, c.signer); err != nil {
 		return nil, fmt.Errorf("sign the request for the group info: %w", err)
 	}
@@ -405,6 +413,11 @@ func (c *Client) prepareJoin(ctx context.Context, room mimi.URI) (*mls.PendingJo
 	if err := c.judged(ctx, func() error { return c.checkMembers(tree) }); err != nil {
 		return nil, err
 	}
+	enter, err := c.admission(opened.GroupInfo.GroupContext, room, code)
+	if err != nil {
+		return nil, err
+	}
+	o.Proposals = append(o.Proposals, enter...)
 	pending, err := mls.ExternalJoin(c.config, o)
 	if err != nil {
 		return nil, err

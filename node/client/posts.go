@@ -13,7 +13,7 @@ import (
 type Post struct {
 	Message             // as it was sent first; but Data is that of the last edit, nil after a deletion
 	Edited    bool      // shown differently than it was when others replied and reacted
-	Deleted   bool      // by its sender
+	Deleted   bool      // by its sender, or by one who may
 	Reactions []Message // that weren't taken back, oldest first
 }
 
@@ -33,12 +33,14 @@ func (r *Room) Posts() []Post {
 		// Edits name the first version; one that names another edit is taken for the same message.
 		if at, ok := places[c.Replaces]; ok && !c.Replaces.IsZero() {
 			p := &posts[at.post]
+			// One who may delete what others have sent says whether it is a reaction.
+			other := c.Deletes() && m.moderates && (c.Body.Disposition == content.Reaction) == (at.reaction >= 0)
 			switch {
-			case at.reaction >= 0 && p.Reactions[at.reaction].User == m.User:
+			case at.reaction >= 0 && (other || p.Reactions[at.reaction].User == m.User):
 				if p.Reactions[at.reaction].Data = m.Data; c.Deletes() {
 					p.Reactions[at.reaction].Data = nil
 				}
-			case at.reaction < 0 && p.User == m.User && !p.Deleted:
+			case at.reaction < 0 && (other || p.User == m.User) && !p.Deleted:
 				if p.Data, p.Edited = m.Data, true; c.Deletes() {
 					p.Data, p.Edited, p.Deleted = nil, false, true
 				}

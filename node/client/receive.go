@@ -266,6 +266,7 @@ func (m message) MarshalMLS(w *codec.Writer) {
 	if m.Frank != nil {
 		m.Frank.MarshalMLS(w)
 	}
+	w.Optional(m.moderates)
 }
 
 // UnmarshalMLS implements codec.Unmarshaler.
@@ -284,5 +285,8 @@ func (m *message) UnmarshalMLS(r *codec.Reader) {
 	if r.Optional() {
 		m.Frank = new(mimi.Frank)
 		m.Frank.UnmarshalMLS(r)
+	}
+	if !r.Empty() { // the second format ends before
+		m.moderates = r.Optional()
 	}
 }

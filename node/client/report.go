@@ -20,11 +20,18 @@ type Report struct {
 }
 
 // Report reports abuse in the room to its hub (draft-ietf-mimi-protocol-06, Section 5.9), and returns when the hub has the
-// report durably. The own provider sees it as well. It fails for messages that aren't the user's or have no frank.
+// report durably. The own provider sees it as well. It fails for messages that aren't the user's or have no frank, and with
+// ErrNoRight if the reporter's role in the room may not report.
 func (r *Room) Report(ctx context.Context, user mimi.URI, what Report) error {
 	a := mimi.AbuseReport{ReportingUser: r.c.User(), AllegedAbuser: user, ReasonCode: what.Reason, Note: what.Note}
 	if what.Anonymous {
 		a.ReportingUser = ""
+	}
+	r.mu.Lock()
+	role := r.roleOf(r.c.User())
+	r.mu.Unlock()
+	if role != nil && !role.May(mimi.CanReportAbuse) {
+		return fmt.Errorf("client: report %s: %w", user, ErrNoRight)
 	}
 	if len(what.Messages) > mimi.MaxAbusiveMessages {
 		return fmt.Errorf("client: report %s: %d messages, at most %d", user, len(what.Messages), mimi.MaxAbusiveMessages)

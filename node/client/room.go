@@ -31,6 +31,7 @@ type Room struct {
 	behind    bool                // guarded by mu: this state is an old copy; the room is frozen and entered anew
 	bare      bool                // guarded by mu: the state was never sealed
 	agent     agent               // guarded by mu
+	cast      cast                // guarded by mu
 	gateway   gateway             // guarded by mu
 	ledger    ledger              // guarded by mu
 	ephemeral struct {            // guarded by mu; those sent in an epoch
@@ -211,18 +212,14 @@ func (r *Room) Frozen() error {
 }
 
 // Name returns the room's name for people, as the room's metadata has it.
-func (r *Room) Name() string {
+func (r *Room) Name() string { return r.Metadata().RoomName }
+
+// Metadata returns what is shown of the room, such as its name and its subject.
+func (r *Room) Metadata() mimi.RoomMetadata {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	b, ok := r.group.Dictionary().Get(mimi.ComponentRoomMetadata)
-	if !ok {
-		return ""
-	}
-	var m mimi.RoomMetadata
-	if err := codec.Unmarshal(b, &m); err != nil {
-		return ""
-	}
-	return m.RoomName
+	m, _ := mimi.MetadataOf(r.group.Dictionary()) // no commit leads to others than decode
+	return m
 }
 
 // Epoch returns the number of the present epoch.

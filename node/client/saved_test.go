@@ -57,7 +57,7 @@ func writeSavedDevices(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.prepareJoin(t.Context(), uri); err != nil {
+	if _, err := c.prepareJoin(t.Context(), uri, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Close(); err != nil {

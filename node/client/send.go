@@ -131,6 +131,11 @@ func (r *Room) queue(w *waits, o *outgoing) error {
 	if err := r.usable(); err != nil {
 		return err
 	}
+	if o.content == nil { // checkContent asks for what has content
+		if _, err := r.permits(r.c.User(), nil); err != nil {
+			return fmt.Errorf("client: send to %s: %w", r.uri, err)
+		}
+	}
 	o.number, o.done = r.nextOut, make(chan result, 1)
 	b := new(store.Batch)
 	if len(r.outbox) == 0 && r.staged == nil && !r.held() && r.fresh {
