@@ -25,8 +25,10 @@ import (
 // users have uploaded it, and never written to again; what is uploaded of one in "uploads" under the hash of its record's
 // key. The store has a record for each user's asset; a file is there as long as a record refers to it.
 //
-// The order in which both change: the bytes are on disk before the file gets the name of a whole asset, which is on disk
-// before the upload is acknowledged. What a crash leaves of either without the other is deleted at the start.
+// The order in which both change: the bytes of a part are on disk before the record says that they are there, for a crash may
+// leave more of a file than that, with anything in it. The name of a whole asset is on disk before the record says that it
+// is whole, and the name of the upload is deleted last. What a crash leaves of either without the other is deleted at the
+// start.
 
 const (
 	maxChunk       = 1 << 20        // bytes of one request
@@ -36,11 +38,47 @@ const (
 	partialDir     = "uploads"
 )
 
+// assetDir is where the files are: the data directory or, in a test, a disk that loses what isn't synced.
+type assetDir interface {
+	Mkdir(name string, perm fs.FileMode) error
+	Open(name string) (file, error)
+	OpenFile(name string, flag int, perm fs.FileMode) (file, error)
+	Link(from, to string) error
+	Remove(name string) error
+	Stat(name string) (fs.FileInfo, error)
+	Close() error
+}
+
+type file interface {
+	io.ReadSeekCloser
+	io.WriterAt
+	Truncate(size int64) error
+	ReadDir(n int) ([]fs.DirEntry, error)
+	Stat() (fs.FileInfo, error)
+	Sync() error
+}
+
+// root is a directory of the file system.
+type root struct{ *os.Root }
+
+// Open implements assetDir.
+func (r root) Open(name string) (file, error) { return r.OpenFile(name, os.O_RDONLY, 0) }
+
+// OpenFile implements assetDir.
+func (r root) OpenFile(name string, flag int, perm fs.FileMode) (file, error) {
+	f, err := r.Root.OpenFile(name, flag, perm)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
 // assets are the files.
 type assets struct {
-	dir *os.Root // the data directory
+	dir   assetDir
+	names sync.Mutex // held while whole assets come and go, from reading the references to applying what changes them
 
-	mu        sync.Mutex      // held while whole assets come and go, from reading the references to applying what changes them
+	mu        sync.Mutex
 	busy      map[string]bool // guarded by mu; uploads, by their records' keys, that a request is writing to
 	downloads map[string]int  // guarded by mu; under way, by user or peer
 }
@@ -50,12 +88,20 @@ func openAssets(data string) (*assets, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the data directory: %w", err)
 	}
+	return newAssets(root{dir})
+}
+
+func newAssets(dir assetDir) (*assets, error) {
+	a := &assets{dir: dir, busy: make(map[string]bool), downloads: make(map[string]int)}
 	for _, name := range []string{wholeDir, partialDir} {
 		if err := dir.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, errors.Join(fmt.Errorf("making the directory of %s: %w", name, err), dir.Close())
 		}
 	}
-	return &assets{dir: dir, busy: make(map[string]bool), downloads: make(map[string]int)}, nil
+	if err := a.sync("."); err != nil {
+		return nil, errors.Join(fmt.Errorf("making the directories of assets: %w", err), dir.Close())
+	}
+	return a, nil
 }
 
 // sync makes what happened to the names in a directory durable.
@@ -127,7 +173,7 @@ func (n *Node) uploadAsset(user mimi.URI, hash []byte, size, offset uint64, data
 	if rec.whole {
 		return &upload{size, true, rec.expires}, nil
 	}
-	have, err := a.partial(k)
+	have, err := a.partial(k, rec.offset)
 	if err != nil {
 		return nil, err
 	}
@@ -140,6 +186,12 @@ func (n *Node) uploadAsset(user mimi.URI, hash []byte, size, offset uint64, data
 		}
 		n.disk.wrote(len(data))
 		have += uint64(len(data))
+		if have < size {
+			rec.offset = have
+			if err := n.putAsset(k, rec); err != nil {
+				return nil, err
+			}
+		}
 	}
 	if have < size {
 		return &upload{have, false, rec.expires}, nil
@@ -173,14 +225,25 @@ func (n *Node) asset(k []byte) (*assetRecord, error) {
 	return rec, decodeRecord(b, rec, "asset")
 }
 
+// putAsset writes a record, durably.
+func (n *Node) putAsset(k []byte, rec *assetRecord) error {
+	var b store.Batch
+	b.Set(k, codec.Marshal(rec))
+	wait, err := n.store.Apply(&b)
+	if err != nil {
+		return err
+	}
+	return wait()
+}
+
 // noteAsset makes the record of a new upload, if the user may have one more, or puts off the end of a whole asset.
 func (n *Node) noteAsset(user mimi.URI, hash []byte, size uint64, rec *assetRecord) (*assetRecord, error) {
 	now := uint64(time.Now().Unix())
-	n.assets.mu.Lock()
+	n.assets.names.Lock()
 	if rec == nil {
 		rec = &assetRecord{size: size, expires: now + uint64(uploadLifetime/time.Second)}
 		if err := n.mayUpload(user, size); err != nil {
-			n.assets.mu.Unlock()
+			n.assets.names.Unlock()
 			return nil, err
 		}
 	} else {
@@ -189,7 +252,7 @@ func (n *Node) noteAsset(user mimi.URI, hash []byte, size uint64, rec *assetReco
 	var b store.Batch
 	b.Set(key(prefixAsset, user, hash), codec.Marshal(rec))
 	wait, err := n.store.Apply(&b)
-	n.assets.mu.Unlock()
+	n.assets.names.Unlock()
 	if err == nil {
 		err = wait()
 	}
@@ -198,7 +261,7 @@ func (n *Node) noteAsset(user mimi.URI, hash []byte, size uint64, rec *assetReco
 
 func (n *Node) assetLifetime() uint64 { return uint64(n.cfg.Limits.AssetDays) * 24 * 60 * 60 }
 
-// mayUpload refuses an upload beyond the user's quota. Uploads count as if they were whole. assets.mu is held.
+// mayUpload refuses an upload beyond the user's quota. Uploads count as if they were whole. assets.names is held.
 func (n *Node) mayUpload(user mimi.URI, size uint64) error {
 	used, count := size, 0
 	var bad error
@@ -220,8 +283,8 @@ func (n *Node) mayUpload(user mimi.URI, size uint64) error {
 	return nil
 }
 
-// partial returns how much of an upload is there.
-func (a *assets) partial(k []byte) (uint64, error) {
+// partial returns how much of an upload is there, of what is on disk for certain.
+func (a *assets) partial(k []byte, synced uint64) (uint64, error) {
 	info, err := a.dir.Stat(partialName(k))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
@@ -229,7 +292,7 @@ func (a *assets) partial(k []byte) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return uint64(info.Size()), nil
+	return min(synced, uint64(info.Size())), nil
 }
 
 // write adds to an upload, durably, or changes nothing.
@@ -266,14 +329,20 @@ func (n *Node) finishAsset(user mimi.URI, hash []byte, size uint64) (*upload, er
 	var b store.Batch
 	b.Set(k, codec.Marshal(rec))
 	b.Set(assetRefKey(hash, user), []byte{})
-	a.mu.Lock()
+	a.names.Lock()
 	var wait func() error
-	if err = a.dir.Rename(partialName(k), wholeName(hash)); err == nil {
+	if err = a.dir.Link(partialName(k), wholeName(hash)); err == nil || errors.Is(err, fs.ErrExist) { // of another user
+		err = a.sync(wholeDir)
+	}
+	if err == nil {
 		wait, err = n.store.Apply(&b)
 	}
-	a.mu.Unlock()
+	a.names.Unlock()
 	if err == nil {
-		err = errors.Join(a.sync(wholeDir), wait())
+		err = wait()
+	}
+	if err == nil {
+		err = a.remove(partialName(k))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("keeping an asset: %w", err)
@@ -315,7 +384,7 @@ func (n *Node) dropAsset(user mimi.URI, hash []byte) error {
 	var b store.Batch
 	b.Delete(k)
 	b.Delete(assetRefKey(hash, user))
-	a.mu.Lock()
+	a.names.Lock()
 	wait, err := n.store.Apply(&b)
 	if err == nil {
 		kept := false
@@ -328,7 +397,7 @@ func (n *Node) dropAsset(user mimi.URI, hash []byte) error {
 		}
 		err = errors.Join(err, a.remove(partialName(k)))
 	}
-	a.mu.Unlock()
+	a.names.Unlock()
 	if wait != nil {
 		err = errors.Join(err, wait())
 	}

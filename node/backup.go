@@ -2,7 +2,9 @@ package node
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,6 +42,7 @@ type Backup struct {
 	Rooms       int       `json:"rooms,omitempty"`
 	Entries     int       `json:"entries,omitempty"` // of logs
 	Records     int       `json:"records,omitempty"`
+	Assets      int       `json:"assets,omitempty"` // files
 }
 
 // backup writes a backup to a directory that doesn't exist yet.
@@ -58,15 +61,17 @@ func (n *Node) backup(dir string) (b *Backup, err error) {
 		}
 	}()
 	b = &Backup{Domain: n.cfg.Domain, Time: time.Now().UTC(), Format: formatVersion, Incarnation: n.incarnation, Version: Version()}
-	// Assets come and go meanwhile: one that is there before or after the checkpoint is in the backup.
+	// Assets come and go meanwhile, but not during the checkpoint: what is whole then is in the backup.
 	if err := copyTree(assetsDir(n.cfg.Data), assetsDir(dir), true); err != nil {
 		return nil, err
 	}
-	if err := n.store.Checkpoint(StoreDir(dir)); err != nil {
+	n.assets.names.Lock()
+	err = errors.Join(n.store.Checkpoint(StoreDir(dir)), copyTree(assetsDir(n.cfg.Data), assetsDir(dir), true))
+	n.assets.names.Unlock()
+	if err != nil {
 		return nil, err
 	}
 	if err := errors.Join(
-		copyTree(assetsDir(n.cfg.Data), assetsDir(dir), true),
 		copyTree(AuthorityDir(n.cfg.Data), AuthorityDir(dir), false),
 		copyTree(keysDir(n.cfg.Data), keysDir(dir), false),
 		tighten(StoreDir(dir)),
@@ -202,7 +207,8 @@ func readBackup(dir string) (*Backup, error) {
 }
 
 // VerifyBackup reads all of a backup, which stays as it is: every record must decode, every log of a room hosted here be
-// whole and lead to the group's epoch, and every chain be that of its log.
+// whole and lead to the group's epoch, every chain be that of its log, every asset have its hash, and that of each record
+// be there.
 func VerifyBackup(dir string) (*Backup, error) {
 	b, err := readBackup(dir)
 	if err != nil {
@@ -215,14 +221,46 @@ func VerifyBackup(dir string) (*Backup, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(b.verify(s), s.Close()); err != nil {
+	if err := errors.Join(b.verify(s, assetsDir(dir)), s.Close()); err != nil {
 		return nil, err
 	}
 	return b, nil
 }
 
-// verify reads the store of a backup.
-func (b *Backup) verify(s store.Store) error {
+// verifyAssets hashes the files of assets, and returns their sizes by their hashes.
+func verifyAssets(dir string) (map[string]uint64, error) {
+	sizes := make(map[string]uint64)
+	err := walkDirs(dir, func(path string, d fs.DirEntry) error {
+		if d.IsDir() {
+			return nil
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		h := sha256.New()
+		n, err := io.Copy(h, f)
+		if err != nil {
+			return err
+		}
+		hash := h.Sum(nil)
+		if hex.EncodeToString(hash) != d.Name() {
+			return fmt.Errorf("the asset %s has the hash %x", d.Name(), hash)
+		}
+		sizes[string(hash)] = uint64(n)
+		return nil
+	})
+	return sizes, err
+}
+
+// verify reads the store of a backup, and its assets.
+func (b *Backup) verify(s store.Store, assets string) error {
+	sizes, err := verifyAssets(assets)
+	if err != nil {
+		return fmt.Errorf("reading the assets: %w", err)
+	}
+	b.Assets = len(sizes)
 	version, err := s.Get([]byte(keyVersion))
 	if err != nil {
 		return err
@@ -242,6 +280,13 @@ func (b *Backup) verify(s store.Store) error {
 			var rec roomRecord
 			bad = decodeRecord(v, &rec, "room")
 			rooms, records = append(rooms, mimi.URI(uri)), append(records, rec)
+		}
+		if id, ok := bytes.CutPrefix(k, []byte(prefixAsset)); ok && bad == nil {
+			user, hash, _ := bytes.Cut(id, []byte{0})
+			var rec assetRecord
+			if bad = decodeRecord(v, &rec, "asset"); bad == nil && rec.whole && sizes[string(hash)] != rec.size {
+				bad = fmt.Errorf("the asset %x of %s is missing, or hasn't %d bytes", hash, user, rec.size)
+			}
 		}
 		return bad == nil
 	}); err != nil || bad != nil {

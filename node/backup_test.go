@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -130,6 +131,25 @@ func TestADamagedBackupIsRefused(t *testing.T) {
 		}
 		if _, err := VerifyBackup(dir); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+	asset := path.Base(alice.uploadAll([]byte("a picture")))
+	for name, damage := range map[string]func(file string) error{
+		"has the hash": func(file string) error { return os.WriteFile(file, []byte("a painting"), 0o600) },
+		"is missing":   os.Remove,
+		"the asset x":  func(file string) error { return os.WriteFile(filepath.Join(filepath.Dir(file), "x"), nil, 0o600) },
+	} {
+		dir, b := alpha.backUp()
+		file := filepath.Join(assetsDir(dir), asset)
+		if b.Assets != 1 {
+			t.Errorf("the backup has %d assets", b.Assets)
+		}
+		copied := filepath.Join(t.TempDir(), asset) // the node has the same file
+		if err := errors.Join(copyFile(file, copied), os.Remove(file), os.Rename(copied, file), damage(file)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := VerifyBackup(dir); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%q: %v", name, err)
 		}
 	}
 	dir, _ := alpha.backUp()

@@ -375,17 +375,24 @@ func (v *profileRecord) UnmarshalMLS(r *codec.Reader) {
 type assetRecord struct {
 	whole   bool   // false: it is being uploaded
 	size    uint64 // bytes, when it is whole
+	offset  uint64 // if it is being uploaded: how many bytes are on disk
 	expires uint64 // s since 1970
 }
 
 func (v assetRecord) MarshalMLS(w *codec.Writer) {
 	w.Optional(v.whole)
 	w.Uint64(v.size)
+	if !v.whole {
+		w.Uint64(v.offset)
+	}
 	w.Uint64(v.expires)
 }
 
 func (v *assetRecord) UnmarshalMLS(r *codec.Reader) {
 	v.whole = r.Optional()
 	v.size = r.Uint64()
+	if v.offset = 0; !v.whole {
+		v.offset = r.Uint64()
+	}
 	v.expires = r.Uint64()
 }

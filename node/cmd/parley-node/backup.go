@@ -33,7 +33,7 @@ func (c *command) backup(ctx context.Context, args []string) error {
 }
 
 func (c *command) verifyBackup(args []string) error {
-	f := c.flags("backup verify", "DIR", "Reads all of a backup: records, logs and their chains.")
+	f := c.flags("backup verify", "DIR", "Reads all of a backup: records, logs and their chains, and assets.")
 	f.BoolVar(&c.json, "json", false, "print JSON")
 	if err := parse(f, args, 1); err != nil {
 		return err
@@ -45,8 +45,8 @@ func (c *command) verifyBackup(args []string) error {
 	if c.json {
 		return c.print(b)
 	}
-	fmt.Fprintf(c.out, "the backup of %s of %s is whole: %d rooms, %d entries, %d records\n",
-		b.Domain, b.Time.Format(time.RFC3339), b.Rooms, b.Entries, b.Records)
+	fmt.Fprintf(c.out, "the backup of %s of %s is whole: %d rooms, %d entries, %d records, %d assets\n",
+		b.Domain, b.Time.Format(time.RFC3339), b.Rooms, b.Entries, b.Records, b.Assets)
 	return nil
 }
 
