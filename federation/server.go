@@ -150,6 +150,13 @@ type Provider interface {
 	// there is none.
 	Head(room mimi.URI) []byte
 
+	// Log returns entries of a room's log to a peer that has lost them, to the hub as one who follows the room, and to one
+	// who takes part as the hub.
+	Log(ctx context.Context, from string, room mimi.URI, req *LogRequest) (*LogPage, error)
+
+	// Incarnation returns the last head that is known of a peer's rooms, empty if there is none.
+	Incarnation(from string) []byte
+
 	// HubSender returns the key and credential with which the hub signs in rooms of a suite, an ExternalSender.
 	HubSender(suite mls.CipherSuite) ([]byte, error)
 
@@ -278,6 +285,14 @@ func (h *handler) route(r *http.Request) (endpoint, param string, serve func(*ca
 		return "bundle", "", (*call).getBundle
 	case path == BundlePath && r.Method == http.MethodPost:
 		return "bundle", "", (*call).postBundle
+	case path == IncarnationPath && r.Method == http.MethodGet:
+		return "incarnation", "", (*call).getIncarnation
+	case strings.HasPrefix(path, LogPath) && r.Method == http.MethodPost:
+		param, err := url.PathUnescape(strings.TrimPrefix(path, LogPath))
+		if err != nil {
+			return "unknown", "", nil
+		}
+		return "log", param, (*call).log
 	case strings.HasPrefix(path, HubPath) && r.Method == http.MethodGet:
 		return "hub", strings.TrimPrefix(path, HubPath), (*call).getHub
 	case path == GatewayPath && r.Method == http.MethodGet:

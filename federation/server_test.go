@@ -126,6 +126,12 @@ func (p *testProvider) Ephemeral(_ context.Context, from string, room mimi.URI, 
 
 func (p *testProvider) Head(room mimi.URI) []byte { return []byte("head of " + room) }
 
+func (p *testProvider) Log(_ context.Context, from string, room mimi.URI, req *LogRequest) (*LogPage, error) {
+	return &LogPage{Head: req.Head, Entries: []LogEntry{{Seq: req.After + 1, Fanout: []byte("entry")}}}, p.note("log", from, room)
+}
+
+func (p *testProvider) Incarnation(from string) []byte { return []byte("head of " + from) }
+
 func (p *testProvider) HubSender(suite mls.CipherSuite) ([]byte, error) {
 	return codec.Marshal(mls.ExternalSender{SignatureKey: []byte{byte(suite)}, Credential: mls.X509Credential([][]byte{{1}})}), nil
 }

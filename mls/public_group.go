@@ -74,7 +74,11 @@ func (g *PublicGroup) saveEpoch(b Batch, gi *GroupInfo) {
 		kind: kindPublicGroup, slots: g.state.tree.Size(), context: g.state.context, extEpoch: g.state.extEpoch,
 		confirmationTag: g.state.confirmationTag,
 	}))
-	b.Set(key1(keyGroupInfo), codec.Marshal(g.info))
+	if gi == nil {
+		b.Delete(key1(keyGroupInfo))
+		return
+	}
+	b.Set(key1(keyGroupInfo), codec.Marshal(gi))
 }
 
 // LoadPublicGroup restores a group from what its operations wrote, as LoadGroup does.
@@ -86,12 +90,15 @@ func LoadPublicGroup(cfg PublicConfig, state iter.Seq2[[]byte, []byte]) (*Public
 	if in.header.kind != kindPublicGroup {
 		return nil, fmt.Errorf("%w: not a public group", errState)
 	}
-	g := &PublicGroup{rules: cfg.rules(), info: new(GroupInfo)}
+	g := &PublicGroup{rules: cfg.rules()}
 	if g.state, err = in.publicState(); err != nil {
 		return nil, err
 	}
-	if err := codec.Unmarshal(in.groupInfo, g.info); err != nil {
-		return nil, fmt.Errorf("mls: load state: group info: %w", err)
+	if in.groupInfo != nil {
+		g.info = new(GroupInfo)
+		if err := codec.Unmarshal(in.groupInfo, g.info); err != nil {
+			return nil, fmt.Errorf("mls: load state: group info: %w", err)
+		}
 	}
 	g.publish()
 	return g, nil
@@ -308,7 +315,7 @@ func (s *StagedPublic) CheckTree(t *RatchetTree) error {
 }
 
 // Apply moves the group to the commit's epoch, writes what changed, and keeps gi, which CheckGroupInfo has accepted,
-// for external joiners. It fails with ErrEpoch if the group has moved on since the commit was checked.
+// for external joiners. Without gi, which may be nil, nobody can join by an external commit in this epoch. It fails with ErrEpoch if the group has moved on since the commit was checked.
 func (g *PublicGroup) Apply(b Batch, s *StagedPublic, gi *GroupInfo) error {
 	g.op.Lock()
 	defer g.done()

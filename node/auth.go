@@ -273,8 +273,9 @@ func (g gate) before(max int, next http.Handler) http.Handler {
 	answer := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var who fmt.Stringer = anonymous(r.RemoteAddr)
-		var err error
-		if g.open {
+		err := g.n.settled()
+		if err != nil {
+		} else if g.open {
 			err = g.n.auth.remote(r.RemoteAddr)
 		} else if s, bad := g.n.auth.session(r.Header); bad != nil {
 			err = bad

@@ -21,6 +21,8 @@ type change struct {
 	peers  map[string]struct{} // the providers that get the entries, this one excepted
 	mark   *mark               // of the message that is logged, nil if there is none
 
+	cuts        int               // of the room when the change was applied
+	cut         *uint64           // what is left of the log before the change adds to it, if that isn't all
 	head        *head             // of a room that is followed: the last one of its hub, nil if it is as before
 	accusations []*chain.Evidence // against the hub
 
@@ -35,7 +37,7 @@ type change struct {
 // begin starts a change; r.mu is held until it is applied or given up.
 func (n *Node) begin(r *room, peers map[string]struct{}) *change {
 	return &change{
-		n: n, r: r, record: r.record, link: r.link, peers: peers,
+		n: n, r: r, record: r.record, link: r.link, peers: peers, cuts: r.cuts,
 		members: make(map[mimi.URI]struct{}), welcomed: make(map[mimi.URI]struct{}), joined: make(map[mimi.URI]struct{}), queued: make(map[string]struct{}),
 	}
 }
@@ -96,6 +98,12 @@ func (c *change) apply() (wait func() error, err error) {
 	for client := range c.members { // before there is another entry
 		c.n.listeners.member(client, c.r.uri)
 	}
+	if c.cut != nil {
+		c.r.cuts++
+		c.cuts = c.r.cuts
+		c.r.durable.Store(min(c.r.durable.Load(), *c.cut))
+		c.n.recent.cut(c.r.uri, *c.cut)
+	}
 	return wait, nil
 }
 
@@ -110,8 +118,7 @@ func (c *change) finish(wait func() error) error {
 	if c.head != nil {
 		c.r.heads.replace(c.head)
 	}
-	c.n.recent.add(c.r.uri, c.entries)
-	c.r.advance(c.record.last)
+	c.show()
 	for _, e := range c.accusations {
 		c.n.metrics.evidence.Inc()
 		c.n.log.Error("a hub has signed two histories of a room", "room", c.r.uri, "first", e.First.Seq, "second", e.Second.Seq)
@@ -129,6 +136,19 @@ func (c *change) finish(wait func() error) error {
 		c.n.outbox.Wake(peer)
 	}
 	return nil
+}
+
+// show lets the entries be read, unless they were cut off while they were on their way to the disk.
+func (c *change) show() {
+	if !c.r.hosted {
+		c.r.mu.Lock()
+		defer c.r.mu.Unlock()
+		if c.r.cuts != c.cuts {
+			return
+		}
+	}
+	c.n.recent.add(c.r.uri, c.entries)
+	c.r.advance(c.record.last)
 }
 
 // run does one step under the room's lock: fill checks and fills the change, and returns false if there is nothing to

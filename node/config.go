@@ -51,12 +51,16 @@ type Config struct {
 	Push      string     `yaml:"push"`
 	Retention Retention  `yaml:"retention"`
 	Disk      DiskConfig `yaml:"disk"`
-	Limits    Limits     `yaml:"limits"`
-	Log       LogConfig  `yaml:"log"`
+	// RestoreMinutes is how long a node that was restored from a backup waits for peers, to ask them what came after; 0
+	// means 10. It serves nobody meanwhile.
+	RestoreMinutes int       `yaml:"restore_minutes"`
+	Limits         Limits    `yaml:"limits"`
+	Log            LogConfig `yaml:"log"`
 
 	// For tests: roots of push services, and other times than pushDelay and pushRetry.
 	pushRoots            *x509.CertPool
 	pushDelay, pushRetry time.Duration
+	restoreFor           time.Duration // instead of RestoreMinutes
 	// For tests: what is free, in bytes, instead of what the disk says.
 	diskFree func() (uint64, error)
 
@@ -332,6 +336,12 @@ func (c *Config) complete() error {
 	} else if r.StoredDays == 0 {
 		r.StoredDays = min(7, r.Days)
 	}
+	if c.RestoreMinutes < 0 || c.RestoreMinutes > 7*24*60 {
+		return fmt.Errorf("restore_minutes: %d is not between 0 and %d", c.RestoreMinutes, 7*24*60)
+	}
+	if c.RestoreMinutes == 0 {
+		c.RestoreMinutes = 10
+	}
 	if _, err := c.Log.level(); err != nil {
 		return err
 	}
@@ -355,6 +365,10 @@ func checkAddress(address string, bind bool) error {
 		return fmt.Errorf("%q has no host", address)
 	}
 	return nil
+}
+
+func (c *Config) restoreWait() time.Duration {
+	return cmp.Or(c.restoreFor, time.Duration(c.RestoreMinutes)*time.Minute)
 }
 
 // Socket returns the path of the admin socket.
@@ -414,6 +428,7 @@ suites: [1, 2, 3, 5, 7]        # cipher suites of hosted rooms, 0xf001 to 0xf00b
 consent: open                  # who may fetch KeyPackages of users: open (users of approved peers) or explicit (whom the user allows)
 search: open                   # whose searches find users who want to be found: open (users of peers too) or own
 push: public                   # where clients may have themselves woken: public (addresses), private (any address) or off
+restore_minutes: 10            # how long a node that was restored from a backup waits for peers
 peers:                         # approved at every start, besides those of "peers approve"
   - domain: beta.example
     fingerprint: <SHA-256 of beta's root, in hexadecimal>

@@ -47,6 +47,11 @@ func (n *Node) notify(from string, uri mimi.URI, msgs []federation.Sequenced) er
 	if err != nil {
 		return err
 	}
+	if told != nil {
+		if err := n.fence(&told.Signed); err != nil {
+			return err
+		}
+	}
 	r, err := n.openRoom(uri)
 	if err != nil {
 		return err
@@ -66,6 +71,9 @@ func (n *Node) notify(from string, uri mimi.URI, msgs []federation.Sequenced) er
 		c := n.begin(r, nil)
 		if told != nil {
 			if err := c.compare(told); err != nil {
+				return nil, err
+			}
+			if err := c.rewind(told); err != nil {
 				return nil, err
 			}
 		}

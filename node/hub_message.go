@@ -146,6 +146,10 @@ func (n *Node) groupInfo(uri mimi.URI, req *mimi.GroupInfoRequest) (*mimi.GroupI
 		n.log.Info("group info refused", "room", uri, "client", id.Client, "reason", err)
 		return &mimi.GroupInfoResponse{Room: uri, Code: mimi.GroupInfoNotAuthorized}, nil
 	}
+	if r.group.GroupInfo() == nil {
+		r.mu.Unlock()
+		return nil, refuse("unavailable", "the hub was restored and has no GroupInfo before a member has committed")
+	}
 	last := r.record.last
 	pending := slices.Clone(r.record.pending)
 	plain := &mimi.GroupInfoRatchetTree{GroupInfo: r.group.GroupInfo(), RatchetTree: mimi.FullRatchetTree(r.group.Tree())}

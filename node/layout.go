@@ -20,6 +20,9 @@ import (
 //
 //	n/v                               the format's version, one byte
 //	n/t                               the node's incarnation, 8 bytes: one for each store, and each that was restored
+//	n/B                               the incarnation before, 8 bytes, while a restored node hasn't reconciled its rooms yet
+//	n/S                               the head, a chain.Signed, that shows that the store was superseded, and isn't served any more
+//	n/N/<domain>                      the first head, a chain.Signed, that is known of a hub's last incarnation
 //	n/r/<room>                        roomRecord: what is known of a room, hosted here or not
 //	n/g/<room> 00 <mls key>           state of the mls.PublicGroup of a room hosted here
 //	n/l/<room> 00 <seq>               log of a room: FanoutMessage of number seq
@@ -99,10 +102,13 @@ const (
 	prefixAsset      = "n/A/"
 	prefixAssetRef   = "n/R/"
 	prefixOutbox     = "n/o/"
+	prefixLatest     = "n/N/"
 	keyVersion       = "n/v"
 	keyIncarnation   = "n/t"
 	keyWelcomes      = "n/w"
 	keyServed        = "n/T"
+	keyRestored      = "n/B"
+	keySuperseded    = "n/S"
 
 	formatVersion = 2 // 1 had no chains
 )
@@ -225,16 +231,28 @@ func (v *welcomeRecord) UnmarshalMLS(r *codec.Reader) {
 type memberRecord struct {
 	start uint64
 	end   uint64 // the entry that removed the client, 0 while it is a member; known for hosted rooms only
+	// anew is the first number that the hub has given again after it was restored, 0 if there is none: a client that has
+	// stored that entry has to enter the room anew.
+	anew uint64
 }
 
 func (m memberRecord) MarshalMLS(w *codec.Writer) {
 	w.Uint64(m.start)
 	w.Uint64(m.end)
+	if m.anew != 0 {
+		w.Uint64(m.anew)
+	}
 }
 
 func (m *memberRecord) UnmarshalMLS(r *codec.Reader) {
 	m.start = r.Uint64()
 	m.end = r.Uint64()
+	m.anew = 0
+	if !r.Empty() {
+		if m.anew = r.Uint64(); m.anew == 0 {
+			r.Failf("membership that is anew from entry 0")
+		}
+	}
 }
 
 // sentRecord is the place of an application message among those of its sender.

@@ -27,6 +27,7 @@ func records() map[string]record {
 		"link":    &linkRecord{context: chain.Hash{1}, chain: chain.Hash{2}},
 		"cut":     &cutRecord{first: 7, asOf: 9, expiry: 1, history: 2, stands: []standing{{3, 8}, {4, 9}}},
 		"member":  &memberRecord{start: 7, end: 9},
+		"behind":  &memberRecord{start: 7, anew: 8},
 		"sent":    &sentRecord{epoch: 7, generation: 9, hash: messageHash(new(mls.MLSMessage))},
 		"ref":     &refRecord{client: "mimi://alpha.example/d/x", user: "mimi://alpha.example/u/x", provider: "beta.example", expires: 9},
 		"consent": &consentRecord{asked: 7, decision: mimi.ConsentGrant, decided: 9},

@@ -53,7 +53,13 @@ type Node struct {
 	keys     *nodeKeys
 	metrics  *metrics
 
-	incarnation uint64 // of the store; see heads.go
+	incarnation uint64      // of the store; see heads.go
+	restored    atomic.Bool // until the rooms are reconciled; see restore.go
+	superseded  atomic.Bool
+	ends        chan error // has what Run is to end with
+
+	fences sync.Mutex        // held from reading a fence to raising it
+	fenced map[string]uint64 // the last incarnations of hubs, by domain; guarded by fences
 
 	endpoint   *transport.Endpoint
 	gossip     *federation.Gossip
@@ -120,7 +126,7 @@ func open(cfg Config, log *slog.Logger, openStore func(store.Options) (*store.Pe
 		return nil, fmt.Errorf("there is no authority in %s: run parley-authority init -domain %s -data %s", cfg.Data, cfg.Domain, cfg.Data)
 	}
 	n := &Node{
-		cfg: cfg, log: log, listeners: newListeners(), removals: make(chan struct{}, 1), searching: make(chan struct{}, 1),
+		cfg: cfg, log: log, listeners: newListeners(), removals: make(chan struct{}, 1), ends: make(chan error, 1), searching: make(chan struct{}, 1),
 		rooms:    make(map[mimi.URI]*room),
 		presence: presence{alive: make(map[string]bool), greeting: make(map[string]bool)},
 		refusals: rate.Sometimes{First: 5, Interval: 10 * time.Second},
@@ -150,6 +156,9 @@ func (n *Node) open() error {
 		return err
 	}
 	if n.incarnation, err = openIncarnation(n.store); err != nil {
+		return err
+	}
+	if err := n.openRestored(); err != nil {
 		return err
 	}
 	if n.welcomeNumbers, err = openNumbers(n.store); err != nil {
@@ -287,13 +296,40 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	start(&serving, "port", n.endpoint.Serve)
 	start(&gossiping, "gossip", n.gossip.Run)
-	start(&serving, "outbox", n.outbox.Run)
-	start(&serving, "outbox of consents", n.consentOut.Run)
+	settled := make(chan struct{})
+	after := func(f func(context.Context) error) func(context.Context) error {
+		return func(ctx context.Context) error {
+			select {
+			case <-settled:
+				return f(ctx)
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+	start(&serving, "reconciling", func(ctx context.Context) error {
+		if err := n.reconcile(ctx); err != nil {
+			return err
+		}
+		close(settled)
+		return nil
+	})
+	// What is sent has heads of the new incarnation, which would take the place of those that peers are asked for.
+	start(&serving, "outbox", after(n.outbox.Run))
+	start(&serving, "incarnation", func(ctx context.Context) error {
+		select {
+		case err := <-n.ends:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	start(&serving, "outbox of consents", after(n.consentOut.Run))
 	start(&serving, "admin socket", n.serveAdmin)
 	start(&serving, "maintenance", n.maintain)
 	start(&serving, "bundles", n.refreshBundles)
 	start(&serving, "push", n.push.run)
-	start(&serving, "removals", n.serveRemovals)
+	start(&serving, "removals", after(n.serveRemovals))
 	start(&serving, "disk", n.watchDisk)
 	n.kickRemovals() // what a crash may have cut off
 	n.pushBundle()

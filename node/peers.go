@@ -170,6 +170,9 @@ func (n *Node) exchange(ctx context.Context, domain string) error {
 	if err := n.receiveBundle(domain, b); err != nil {
 		return err
 	}
+	if err := n.checkSuperseded(ctx, domain); err != nil {
+		n.log.Debug("asking for a later incarnation", "peer", domain, "err", err)
+	}
 	return n.federation.PushBundle(ctx, domain, n.ownBundle.Load().JSON())
 }
 

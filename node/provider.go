@@ -18,6 +18,9 @@ var _ federation.Provider = provider{}
 
 // KeyMaterial claims KeyPackages, as a hub or as the user's provider.
 func (p provider) KeyMaterial(ctx context.Context, from string, req *mimi.KeyMaterialRequest) (*mimi.KeyMaterialResponse, error) {
+	if err := p.n.settled(); err != nil {
+		return nil, peerError(err)
+	}
 	resp, err := p.n.keyMaterial(ctx, from, req)
 	return resp, peerError(err)
 }
@@ -36,6 +39,9 @@ func (p provider) SubmitMessage(_ context.Context, from string, room mimi.URI, b
 
 // Notify takes what another hub has ordered.
 func (p provider) Notify(_ context.Context, from string, room mimi.URI, msgs []federation.Sequenced) error {
+	if err := p.n.settled(); err != nil {
+		return peerError(err) // what was lost before these comes first
+	}
 	return peerError(p.n.notify(from, room, msgs))
 }
 
@@ -103,6 +109,21 @@ func (p provider) Ephemeral(_ context.Context, from string, room mimi.URI, body 
 
 // Head returns how far a room hosted here is.
 func (p provider) Head(room mimi.URI) []byte { return p.n.lastHead(room) }
+
+// Log tells a peer that was restored from a backup what it has lost.
+func (p provider) Log(ctx context.Context, from string, room mimi.URI, req *federation.LogRequest) (*federation.LogPage, error) {
+	page, err := p.n.tellLog(ctx, from, room, req)
+	return page, peerError(err)
+}
+
+// Incarnation returns the last head that is known of a peer's rooms.
+func (p provider) Incarnation(from string) []byte {
+	s, err := p.n.latestOf(from)
+	if err != nil || s == nil {
+		return nil
+	}
+	return codec.Marshal(s)
+}
 
 // HubSender returns this hub's key and credential for rooms of a suite.
 func (p provider) HubSender(suite mls.CipherSuite) ([]byte, error) {

@@ -67,7 +67,7 @@ func (n *Node) noteJoin(by submitter, room mimi.URI, seq uint64) error {
 	if err != nil {
 		return err
 	}
-	if have != nil && have.start >= seq && seq != 0 {
+	if have != nil && have.start >= seq && seq != 0 && have.anew == 0 {
 		return nil
 	}
 	if seq == 0 {

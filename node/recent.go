@@ -56,15 +56,24 @@ func (rc *recent) add(room mimi.URI, list []logged) {
 
 // forget drops the entries of a room before first.
 func (rc *recent) forget(room mimi.URI, first uint64) {
+	rc.drop(room, func(seq uint64) bool { return seq < first })
+}
+
+// cut drops the entries of a room after last, in whose place there will be others.
+func (rc *recent) cut(room mimi.URI, last uint64) {
+	rc.drop(room, func(seq uint64) bool { return seq > last })
+}
+
+func (rc *recent) drop(room mimi.URI, which func(seq uint64) bool) {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
 	rc.order = slices.DeleteFunc(rc.order, func(k recentKey) bool {
-		old := k.room == room && k.seq < first
-		if old {
+		drop := k.room == room && which(k.seq)
+		if drop {
 			rc.bytes -= len(rc.entries[k])
 			delete(rc.entries, k)
 		}
-		return old
+		return drop
 	})
 }
 

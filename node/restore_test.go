@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -9,11 +10,29 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/parley-mls/parley/federation"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 )
+
+func (n *testNode) restore(backup string) {
+	n.t.Helper()
+	n.stop()
+	data := must(os.MkdirTemp("", "parley"))(n.t)
+	n.t.Cleanup(func() { os.RemoveAll(data) })
+	must(Restore(backup, data))(n.t)
+	n.cfg.Data = data
+	n.start()
+	eventually(n.t, n.settled)
+}
+
+func (n *testNode) logged(room mimi.URI, seq uint64) []byte {
+	n.t.Helper()
+	return must(n.store.Get(key(prefixLog, room, be64(seq))))(n.t)
+}
 
 func TestARestoredNodeGoesOnAsAnotherIncarnation(t *testing.T) {
 	alpha, beta, alice, bob, alices, bobs := twoNodes(t)
@@ -61,6 +80,7 @@ func TestARestoredNodeGoesOnAsAnotherIncarnation(t *testing.T) {
 	before := alpha.incarnation
 	alpha.cfg.Data = data
 	alpha.start()
+	eventually(t, alpha.settled)
 	if alpha.incarnation <= before {
 		t.Errorf("incarnation %d after %d", alpha.incarnation, before)
 	}
@@ -122,5 +142,129 @@ func TestADamagedBackupIsNotRestored(t *testing.T) {
 	}
 	if _, err := os.Stat(data); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("something was left: %v", err)
+	}
+}
+
+func TestARestoredHubTakesWhatFollowersHave(t *testing.T) {
+	alpha, beta, alice, bob, alices, bobs := twoNodes(t)
+	dir, _ := alpha.backUp()
+	alice.send("after the backup")
+	seq := alice.commit()
+	alices.until(func() bool { return alice.seq >= seq })
+	seq = alice.send("in the next epoch")
+	bobs.until(func() bool { return slices.Contains(bob.texts, "in the next epoch") })
+	alpha.stop()
+	if err := alices.ended(); err == nil {
+		t.Error("the stream of a node that is down goes on")
+	}
+	want := must(beta.linkAt(alice.room, seq))(t)
+	alpha.restore(dir)
+	if l := must(alpha.linkAt(alice.room, seq))(t); l == nil || *l != *want {
+		t.Errorf("entry %d has the link %v instead of %v", seq, l, want)
+	}
+	alice.authenticate()
+	if next := alice.send("goes on"); next != seq+1 {
+		t.Errorf("entry %d follows entry %d", next, seq)
+	}
+	bobs.until(func() bool { return slices.Contains(bob.texts, "goes on") })
+}
+
+func TestAFollowerDropsWhatARestoredHubHasLost(t *testing.T) {
+	alpha, beta, alice, bob, _, bobs := twoNodes(t)
+	alice.send("before")
+	backup, _ := alpha.backUp()
+	old := alpha.cfg
+	alice.send("lost")
+	last := alice.send("lost, too")
+	bobs.until(func() bool { return bob.seq >= last })
+	before := alpha.incarnation
+
+	// The follower can't be asked: the room goes on without what only it has.
+	beta.stop()
+	alpha.cfg.restoreFor = time.Millisecond
+	alpha.restore(backup)
+	if alpha.incarnation <= before {
+		t.Errorf("incarnation %d after %d", alpha.incarnation, before)
+	}
+	alice.connect()
+	alice.authenticate()
+	seq := alice.send("instead")
+	if seq > last {
+		t.Fatalf("entry %d isn't one that was given before", seq)
+	}
+	beta.start()
+	eventually(t, func() error {
+		if !bytes.Equal(beta.logged(alice.room, seq), alpha.logged(alice.room, seq)) {
+			return errors.New("the follower has another entry")
+		}
+		return nil
+	})
+	if beta.logged(alice.room, last) != nil {
+		t.Error("the follower has an entry that its hub hasn't")
+	}
+	if m := must(beta.member(bob.uri, alice.room))(t); m.anew != seq {
+		t.Errorf("bob's membership is %+v, entry %d is another one than he has", m, seq)
+	}
+	bob.authenticate()
+	bobs = bob.subscribe()
+	for {
+		if b := bobs.next().GetBehind(); b != nil {
+			if b.Room != string(alice.room) || b.Last != seq {
+				t.Errorf("bob is behind: %v", b)
+			}
+			break
+		}
+	}
+
+	// The node that was superseded learns of it with the proof, and its store is fenced off.
+	successor := alpha.Node
+	alpha.stop()
+	if successor.incarnation <= before {
+		t.Fatal("no successor")
+	}
+	alpha.cfg = old
+	alpha.start()
+	if err := alpha.exchange(t.Context(), beta.cfg.Domain); err != nil {
+		t.Logf("exchange: %v", err)
+	}
+	select {
+	case err := <-alpha.done:
+		if !errors.Is(err, errSuperseded) {
+			t.Errorf("the node that was superseded ends with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the node that was superseded goes on")
+	}
+	alpha.cancel()
+	alpha.cancel = nil
+	if again, err := Open(alpha.cfg, nil); !errors.Is(err, errSuperseded) {
+		t.Errorf("the store that was superseded opens: %v", err)
+		again.Close()
+	}
+}
+
+func TestAForgedHistoryOfAFollowerIsNotTaken(t *testing.T) {
+	alpha, beta, alice, bob, _, bobs := twoNodes(t)
+	backup, b := alpha.backUp()
+	seq := alice.send("after")
+	bobs.until(func() bool { return bob.seq >= seq })
+	forged := alpha.logged(alice.room, seq)
+	forged[len(forged)-1]++
+	if _, err := beta.store.Commit(map[string][]byte{string(key(prefixLog, alice.room, be64(seq))): forged}, nil); err != nil {
+		t.Fatal(err)
+	}
+	alpha.restore(backup)
+	r := must(alpha.hostedRoom(alice.room))(t)
+	if r.record.last != seq-1 || b.Entries != int(seq-1) {
+		t.Errorf("the log ends with %d after a forged entry %d", r.record.last, seq)
+	}
+	// Who isn't the hub, and a hub of a head that isn't its own, learn nothing.
+	head := must(alpha.head(r, seq-1))(t)
+	if _, err := beta.tellLog(t.Context(), "gamma.example", alice.room, &federation.LogRequest{Head: head.encoded}); reason(err) == nil || reason(err).code != "notAllowed" {
+		t.Errorf("a log is told to another than the hub: %v", err)
+	}
+	head.Signature[0]++
+	if _, err := beta.tellLog(t.Context(), alpha.cfg.Domain, alice.room, &federation.LogRequest{Head: newHead(head.Signed).encoded}); reason(err) == nil {
+		t.Errorf("a log is told for a forged head: %v", err)
 	}
 }

@@ -100,6 +100,12 @@ func (c *cutRecord) cut(first uint64) {
 	c.stands = slices.DeleteFunc(c.stands, func(m standing) bool { return m.seq < first })
 }
 
+// rewind forgets what is from seq on, in whose place there will be others.
+func (c *cutRecord) rewind(seq uint64) {
+	c.first = min(c.first, seq)
+	c.stands = slices.DeleteFunc(c.stands, func(m standing) bool { return m.seq >= seq })
+}
+
 func cutKey(room mimi.URI) []byte { return append([]byte(prefixCut), room...) }
 
 func cutOf(s store.Store, room mimi.URI) (*cutRecord, error) {

@@ -30,6 +30,7 @@ type room struct {
 	broken error            // guarded by mu; set when memory and store may differ, until the next start
 	roster *roster          // guarded by mu; of the group's current epoch, nil if not computed yet
 	link   *linkRecord      // guarded by mu; of record.last, nil if there is no chain
+	cuts   int              // guarded by mu; how often the log of a room that is followed was cut off
 	heads  heads
 
 	durable atomic.Uint64 // the last entry that is on disk
@@ -77,6 +78,9 @@ func (n *Node) openRoom(uri mimi.URI) (*room, error) {
 func (n *Node) hostedRoom(uri mimi.URI) (*room, error) {
 	if uri.Kind() != 'r' || uri.Domain() != n.cfg.Domain {
 		return nil, refuse("wrongProvider", "%s is not hosted here", uri)
+	}
+	if err := n.settled(); err != nil {
+		return nil, err
 	}
 	r, err := n.openRoom(uri)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/parley-mls/parley/federation"
 	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/node/api"
 	"github.com/parley-mls/parley/node/store"
 )
@@ -45,6 +46,14 @@ type cursor struct {
 
 	behind bool // the client has to enter the room anew before it gets anything more
 	told   bool // that
+	lost   bool // it is behind because the hub was restored, and has lost what the client has
+}
+
+// lose has a client be behind that has stored what a restored hub has lost.
+func (c *cursor) lose(m *memberRecord) {
+	if m.anew != 0 && c.next > m.anew {
+		c.behind, c.lost = true, true
+	}
 }
 
 // Subscribe streams what is new for the client until an error ends it.
@@ -85,7 +94,13 @@ func (a clientAPI) Subscribe(ctx context.Context, req *connect.Request[api.Subsc
 				return err
 			}
 		}
-		st.cursors[uri] = &cursor{next: max(m.start, min(after, federation.MaxSeq)) + 1, end: m.end}
+		c := &cursor{next: max(m.start, min(after, federation.MaxSeq)) + 1, end: m.end}
+		if c.lose(&m); m.anew != 0 && !c.lost {
+			if err := a.n.keepsUp(s.client, uri, m); err != nil {
+				return err
+			}
+		}
+		st.cursors[uri] = c
 		a.n.listeners.listen(l, uri)
 	}
 	if err := st.run(ctx); err != nil {
@@ -104,6 +119,9 @@ func (st *stream) run(ctx context.Context) error {
 	}
 	for _, uri := range slices.Sorted(maps.Keys(st.cursors)) {
 		if err := st.sendRoom(ctx, uri); err != nil {
+			return err
+		}
+		if err := st.askCommit(uri); err != nil {
 			return err
 		}
 	}
@@ -171,7 +189,7 @@ func (st *stream) refreshCursor(uri mimi.URI) error {
 		return nil
 	}
 	c := st.cursors[uri]
-	if c == nil {
+	if c == nil || c.lost && m.anew == 0 {
 		st.cursors[uri] = &cursor{next: m.start + 1, end: m.end}
 		return nil
 	}
@@ -179,6 +197,7 @@ func (st *stream) refreshCursor(uri mimi.URI) error {
 		c.behind, c.told, c.chained = false, false, false
 	}
 	c.next, c.end = max(c.next, m.start+1), m.end
+	c.lose(m)
 	return nil
 }
 
@@ -318,8 +337,12 @@ func (st *stream) sendBehind(r *room, c *cursor) error {
 		return nil
 	}
 	c.told = true
-	st.n.log.Info("a client is behind the log", "room", r.uri, "client", st.s.client, "next", c.next, "last", r.durable.Load())
-	return st.add(&api.Event{Event: &api.Event_Behind{Behind: &api.Behind{Room: string(r.uri), Last: r.durable.Load()}}}, 0)
+	behind := &api.Behind{Room: string(r.uri), Last: r.durable.Load()}
+	if h := st.n.headFor(r, behind.Last); h != nil {
+		behind.Head = h.encoded
+	}
+	st.n.log.Info("a client is behind the log", "room", r.uri, "client", st.s.client, "next", c.next, "last", behind.Last, "lost", c.lost)
+	return st.add(&api.Event{Event: &api.Event_Behind{Behind: behind}}, 0)
 }
 
 // entries returns the entries of a room's log from one number to another, or the first of them: what goes into one
@@ -336,6 +359,21 @@ func (n *Node) entries(room mimi.URI, from, to uint64) ([]logged, error) {
 		return len(list) < maxEvents && size < maxEventBytes
 	})
 	return list, err
+}
+
+// askCommit asks for a commit in a room hosted here that nobody could join by an external commit.
+func (st *stream) askCommit(uri mimi.URI) error {
+	r, err := st.n.openRoom(uri)
+	if err != nil || r == nil || !r.hosted {
+		return err
+	}
+	r.mu.Lock()
+	wanted := r.group.GroupInfo() == nil
+	r.mu.Unlock()
+	if !wanted {
+		return nil
+	}
+	return st.add(&api.Event{Event: &api.Event_CommitWanted{CommitWanted: &api.CommitWanted{Room: string(uri)}}}, 0)
 }
 
 // add puts an event into the batch, which is sent before it grows past its bounds.
@@ -364,6 +402,14 @@ func (st *stream) flush() error {
 	st.n.metrics.delivered.Add(float64(len(st.batch)))
 	st.batch, st.bytes = nil, 0
 	return nil
+}
+
+// keepsUp notes that a client has stored nothing of what a restored hub has lost.
+func (n *Node) keepsUp(client, room mimi.URI, m memberRecord) error {
+	k, had := string(key(prefixMember, client, []byte(room))), codec.Marshal(m)
+	m.anew = 0
+	_, err := n.store.Commit(map[string][]byte{k: codec.Marshal(m)}, map[string][]byte{k: had})
+	return err
 }
 
 // acked returns the last entry of a room that a client said it has stored.

@@ -27,7 +27,8 @@ import (
 //     itself or isn't signed by the hub, and heads of an incarnation that has ended.
 //   - Two signed heads that contradict each other are kept as evidence, counted and logged. The entries that came with
 //     the second are taken nevertheless: clients compare for themselves, and people decide what a hub is worth to them.
-//   - A later incarnation begins anew: the node was restored from an older copy, and says so.
+//   - A later incarnation begins anew: the node was restored from an older copy, and says so. Where it gives numbers again
+//     the later entries are the log's, and clients that have stored others have to enter the room anew.
 
 const (
 	maxHubKeys     = 16 // of one hub
@@ -241,6 +242,44 @@ func (c *change) compare(t *told) error {
 	}
 	c.head = t.head
 	c.batch.Set(headKey(c.r.uri), c.head.encoded)
+	return nil
+}
+
+// rewind drops the entries of the log, of an incarnation that has ended, in whose place a restored hub has ordered others.
+// r.mu is held.
+func (c *change) rewind(t *told) error {
+	own, from := c.r.heads.last.Load(), t.first
+	if own == nil {
+		return nil
+	}
+	if own.Incarnation == t.Incarnation {
+		from = max(from, own.Seq+1) // what came before is of this incarnation
+	}
+	for seq := from; seq <= min(t.Seq, c.record.last); seq++ {
+		l, err := c.n.linkAt(c.r.uri, seq)
+		if err != nil {
+			return err
+		}
+		if l != nil && l.chain == t.at(seq) {
+			continue
+		}
+		c.n.log.Error("a restored hub has given numbers again", "room", c.r.uri, "from", seq, "had", c.record.last)
+		c.batch.DeleteRange(key(prefixLog, c.r.uri, be64(seq)), key(prefixLog, c.r.uri, be64(c.record.last+1)))
+		c.batch.DeleteRange(linkKey(c.r.uri, seq), linkKey(c.r.uri, c.record.last+1))
+		if err := c.n.lose(&c.batch, c.r.uri, seq); err != nil {
+			return err
+		}
+		cut, err := cutOf(c.n.store, c.r.uri)
+		if err != nil {
+			return err
+		}
+		cut.rewind(seq)
+		c.batch.Set(cutKey(c.r.uri), codec.Marshal(cut))
+		c.record.last = seq - 1
+		kept := c.record.last
+		c.cut = &kept
+		return nil
+	}
 	return nil
 }
 

@@ -270,20 +270,24 @@ func TestARestoredHubIsNotAccused(t *testing.T) {
 	l.incarnation++
 	first, end := l.tell(l.last, l.chainAt(l.last-1).chain, l.invent())
 	l.notified(first, end)
+	anew := end
 	second, end := l.tell(l.last+1, end, l.invent())
 	l.notified(second, end)
 	third, end := l.tell(l.last+2, end, l.invent())
 	l.notified(third, end)
-	// What the follower has of the time before isn't the new incarnation's.
-	l.beta.sawHead(l.alpha.cfg.Domain, l.room, codec.Marshal(l.sign(l.last, chain.Hash{1})))
+	// The entry of the new incarnation took the place of the one from before.
+	l.beta.sawHead(l.alpha.cfg.Domain, l.room, codec.Marshal(l.sign(l.last, anew)))
+	if c := must(l.beta.linkAt(l.room, l.last))(t).chain; c != anew {
+		t.Errorf("the chain at entry %d is that of the time before", l.last)
+	}
 	if list := l.evidence(); len(list) != 0 {
 		t.Errorf("accused: %+v", list)
 	}
 	msgs, _ := old.tell(l.last+3, end, old.invent())
 	l.refused("a head of the old incarnation", msgs, "notAllowed")
-	// From there on it is held to its word again.
-	l.notified(l.tell(l.last+2, end, l.invent()))
-	l.accused(l.last+2, l.last+2)
+	// From there on it is held to its word again, also about the numbers that it has given again.
+	l.beta.sawHead(l.alpha.cfg.Domain, l.room, codec.Marshal(l.sign(l.last, chain.Hash{1})))
+	l.accused(l.last, l.last+2)
 }
 
 // TestTheSameLogInANewIncarnationGoesOn has a restored hub that has lost nothing.

@@ -2697,6 +2697,7 @@ type Event struct {
 	//	*Event_Consent
 	//	*Event_Ephemeral
 	//	*Event_Behind
+	//	*Event_CommitWanted
 	//	*Event_Live
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
@@ -2803,6 +2804,15 @@ func (x *Event) GetBehind() *Behind {
 	return nil
 }
 
+func (x *Event) GetCommitWanted() *CommitWanted {
+	if x != nil {
+		if x, ok := x.Event.(*Event_CommitWanted); ok {
+			return x.CommitWanted
+		}
+	}
+	return nil
+}
+
 func (x *Event) GetLive() *Live {
 	if x != nil {
 		if x, ok := x.Event.(*Event_Live); ok {
@@ -2844,6 +2854,10 @@ type Event_Behind struct {
 	Behind *Behind `protobuf:"bytes,9,opt,name=behind,proto3,oneof"` // nothing more comes of a room before the client has entered it anew
 }
 
+type Event_CommitWanted struct {
+	CommitWanted *CommitWanted `protobuf:"bytes,8,opt,name=commit_wanted,json=commitWanted,proto3,oneof"` // of a room whose hub has no GroupInfo of the present epoch
+}
+
 type Event_Live struct {
 	Live *Live `protobuf:"bytes,4,opt,name=live,proto3,oneof"` // everything known when the stream began has been sent
 }
@@ -2861,6 +2875,8 @@ func (*Event_Consent) isEvent_Event() {}
 func (*Event_Ephemeral) isEvent_Event() {}
 
 func (*Event_Behind) isEvent_Event() {}
+
+func (*Event_CommitWanted) isEvent_Event() {}
 
 func (*Event_Live) isEvent_Event() {}
 
@@ -3149,6 +3165,7 @@ type Behind struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Room          string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"`
 	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"` // the last entry of the log
+	Head          []byte                 `protobuf:"bytes,3,opt,name=head,proto3" json:"head,omitempty"`  // the hub's last head, if there is one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3197,6 +3214,57 @@ func (x *Behind) GetLast() uint64 {
 	return 0
 }
 
+func (x *Behind) GetHead() []byte {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+type CommitWanted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Room          string                 `protobuf:"bytes,1,opt,name=room,proto3" json:"room,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitWanted) Reset() {
+	*x = CommitWanted{}
+	mi := &file_parley_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitWanted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitWanted) ProtoMessage() {}
+
+func (x *CommitWanted) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitWanted.ProtoReflect.Descriptor instead.
+func (*CommitWanted) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *CommitWanted) GetRoom() string {
+	if x != nil {
+		return x.Room
+	}
+	return ""
+}
+
 type AcknowledgeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cursors       []*Cursor              `protobuf:"bytes,1,rep,name=cursors,proto3" json:"cursors,omitempty"`
@@ -3208,7 +3276,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_parley_proto_msgTypes[61]
+	mi := &file_parley_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3220,7 +3288,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[61]
+	mi := &file_parley_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3233,7 +3301,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{61}
+	return file_parley_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *AcknowledgeRequest) GetCursors() []*Cursor {
@@ -3265,7 +3333,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_parley_proto_msgTypes[62]
+	mi := &file_parley_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +3345,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[62]
+	mi := &file_parley_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +3358,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{62}
+	return file_parley_proto_rawDescGZIP(), []int{63}
 }
 
 var File_parley_proto protoreflect.FileDescriptor
@@ -3448,7 +3516,7 @@ const file_parley_proto_rawDesc = "" +
 	"\acursors\x18\x01 \x03(\v2\x11.parley.v1.CursorR\acursors\x12\x18\n" +
 	"\awelcome\x18\x02 \x01(\x04R\awelcome\"=\n" +
 	"\x11SubscribeResponse\x12(\n" +
-	"\x06events\x18\x01 \x03(\v2\x10.parley.v1.EventR\x06events\"\xa3\x03\n" +
+	"\x06events\x18\x01 \x03(\v2\x10.parley.v1.EventR\x06events\"\xe3\x03\n" +
 	"\x05Event\x12+\n" +
 	"\x05entry\x18\x01 \x01(\v2\x13.parley.v1.LogEntryH\x00R\x05entry\x12.\n" +
 	"\awelcome\x18\x02 \x01(\v2\x12.parley.v1.WelcomeH\x00R\awelcome\x12.\n" +
@@ -3456,7 +3524,8 @@ const file_parley_proto_rawDesc = "" +
 	"\fkey_packages\x18\x06 \x01(\v2%.parley.v1.PublishKeyPackagesResponseH\x00R\vkeyPackages\x12.\n" +
 	"\aconsent\x18\x05 \x01(\v2\x12.parley.v1.ConsentH\x00R\aconsent\x124\n" +
 	"\tephemeral\x18\a \x01(\v2\x14.parley.v1.EphemeralH\x00R\tephemeral\x12+\n" +
-	"\x06behind\x18\t \x01(\v2\x11.parley.v1.BehindH\x00R\x06behind\x12%\n" +
+	"\x06behind\x18\t \x01(\v2\x11.parley.v1.BehindH\x00R\x06behind\x12>\n" +
+	"\rcommit_wanted\x18\b \x01(\v2\x17.parley.v1.CommitWantedH\x00R\fcommitWanted\x12%\n" +
 	"\x04live\x18\x04 \x01(\v2\x0f.parley.v1.LiveH\x00R\x04liveB\a\n" +
 	"\x05event\"x\n" +
 	"\bLogEntry\x12\x12\n" +
@@ -3475,10 +3544,13 @@ const file_parley_proto_rawDesc = "" +
 	"\x06fanout\x18\x02 \x01(\fR\x06fanout\"%\n" +
 	"\vTrustChange\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\"\x06\n" +
-	"\x04Live\"0\n" +
+	"\x04Live\"D\n" +
 	"\x06Behind\x12\x12\n" +
 	"\x04room\x18\x01 \x01(\tR\x04room\x12\x12\n" +
-	"\x04last\x18\x02 \x01(\x04R\x04last\"o\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\x12\x12\n" +
+	"\x04head\x18\x03 \x01(\fR\x04head\"\"\n" +
+	"\fCommitWanted\x12\x12\n" +
+	"\x04room\x18\x01 \x01(\tR\x04room\"o\n" +
 	"\x12AcknowledgeRequest\x12+\n" +
 	"\acursors\x18\x01 \x03(\v2\x11.parley.v1.CursorR\acursors\x12\x18\n" +
 	"\awelcome\x18\x02 \x01(\x04R\awelcome\x12\x12\n" +
@@ -3533,7 +3605,7 @@ func file_parley_proto_rawDescGZIP() []byte {
 	return file_parley_proto_rawDescData
 }
 
-var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
 var file_parley_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                  // 0: parley.v1.ErrorInfo
 	(*EnrolRequest)(nil),               // 1: parley.v1.EnrolRequest
@@ -3596,8 +3668,9 @@ var file_parley_proto_goTypes = []any{
 	(*TrustChange)(nil),                // 58: parley.v1.TrustChange
 	(*Live)(nil),                       // 59: parley.v1.Live
 	(*Behind)(nil),                     // 60: parley.v1.Behind
-	(*AcknowledgeRequest)(nil),         // 61: parley.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 62: parley.v1.AcknowledgeResponse
+	(*CommitWanted)(nil),               // 61: parley.v1.CommitWanted
+	(*AcknowledgeRequest)(nil),         // 62: parley.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 63: parley.v1.AcknowledgeResponse
 }
 var file_parley_proto_depIdxs = []int32{
 	16, // 0: parley.v1.Profile.fields:type_name -> parley.v1.ProfileField
@@ -3612,75 +3685,76 @@ var file_parley_proto_depIdxs = []int32{
 	28, // 9: parley.v1.Event.consent:type_name -> parley.v1.Consent
 	57, // 10: parley.v1.Event.ephemeral:type_name -> parley.v1.Ephemeral
 	60, // 11: parley.v1.Event.behind:type_name -> parley.v1.Behind
-	59, // 12: parley.v1.Event.live:type_name -> parley.v1.Live
-	51, // 13: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
-	1,  // 14: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
-	3,  // 15: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
-	5,  // 16: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
-	7,  // 17: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
-	9,  // 18: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
-	10, // 19: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
-	12, // 20: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
-	14, // 21: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
-	15, // 22: parley.v1.ClientService.SetProfile:input_type -> parley.v1.Profile
-	18, // 23: parley.v1.ClientService.GetProfile:input_type -> parley.v1.GetProfileRequest
-	19, // 24: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	44, // 25: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	46, // 26: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	48, // 27: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
-	19, // 28: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
-	19, // 29: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
-	19, // 30: parley.v1.ClientService.SendEphemeral:input_type -> parley.v1.MimiRequest
-	22, // 31: parley.v1.ClientService.RegisterPush:input_type -> parley.v1.RegisterPushRequest
-	19, // 32: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
-	24, // 33: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
-	26, // 34: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
-	29, // 35: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
-	31, // 36: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
-	19, // 37: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
-	33, // 38: parley.v1.ClientService.UploadAsset:input_type -> parley.v1.UploadAssetRequest
-	35, // 39: parley.v1.ClientService.DeleteAsset:input_type -> parley.v1.DeleteAssetRequest
-	37, // 40: parley.v1.ClientService.DownloadAsset:input_type -> parley.v1.DownloadAssetRequest
-	39, // 41: parley.v1.ClientService.GatewayKeys:input_type -> parley.v1.GatewayKeysRequest
-	41, // 42: parley.v1.ClientService.Oblivious:input_type -> parley.v1.ObliviousRequest
-	52, // 43: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	61, // 44: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 45: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 46: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 47: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 48: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 49: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 50: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 51: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	43, // 52: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	17, // 53: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
-	15, // 54: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
-	43, // 55: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	45, // 56: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	47, // 57: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	49, // 58: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	43, // 59: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	43, // 60: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	21, // 61: parley.v1.ClientService.SendEphemeral:output_type -> parley.v1.SendEphemeralResponse
-	23, // 62: parley.v1.ClientService.RegisterPush:output_type -> parley.v1.RegisterPushResponse
-	20, // 63: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
-	25, // 64: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
-	27, // 65: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
-	30, // 66: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
-	32, // 67: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
-	43, // 68: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	34, // 69: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
-	36, // 70: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
-	38, // 71: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
-	40, // 72: parley.v1.ClientService.GatewayKeys:output_type -> parley.v1.GatewayKeysResponse
-	42, // 73: parley.v1.ClientService.Oblivious:output_type -> parley.v1.ObliviousResponse
-	53, // 74: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	62, // 75: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	45, // [45:76] is the sub-list for method output_type
-	14, // [14:45] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	61, // 12: parley.v1.Event.commit_wanted:type_name -> parley.v1.CommitWanted
+	59, // 13: parley.v1.Event.live:type_name -> parley.v1.Live
+	51, // 14: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	1,  // 15: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
+	3,  // 16: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
+	5,  // 17: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
+	7,  // 18: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
+	9,  // 19: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
+	10, // 20: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
+	12, // 21: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
+	14, // 22: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
+	15, // 23: parley.v1.ClientService.SetProfile:input_type -> parley.v1.Profile
+	18, // 24: parley.v1.ClientService.GetProfile:input_type -> parley.v1.GetProfileRequest
+	19, // 25: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
+	44, // 26: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	46, // 27: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	48, // 28: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	19, // 29: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
+	19, // 30: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
+	19, // 31: parley.v1.ClientService.SendEphemeral:input_type -> parley.v1.MimiRequest
+	22, // 32: parley.v1.ClientService.RegisterPush:input_type -> parley.v1.RegisterPushRequest
+	19, // 33: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
+	24, // 34: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
+	26, // 35: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
+	29, // 36: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
+	31, // 37: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
+	19, // 38: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
+	33, // 39: parley.v1.ClientService.UploadAsset:input_type -> parley.v1.UploadAssetRequest
+	35, // 40: parley.v1.ClientService.DeleteAsset:input_type -> parley.v1.DeleteAssetRequest
+	37, // 41: parley.v1.ClientService.DownloadAsset:input_type -> parley.v1.DownloadAssetRequest
+	39, // 42: parley.v1.ClientService.GatewayKeys:input_type -> parley.v1.GatewayKeysRequest
+	41, // 43: parley.v1.ClientService.Oblivious:input_type -> parley.v1.ObliviousRequest
+	52, // 44: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	62, // 45: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 46: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 47: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 48: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 49: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 50: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	11, // 51: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	13, // 52: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	43, // 53: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	17, // 54: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
+	15, // 55: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
+	43, // 56: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	45, // 57: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	47, // 58: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	49, // 59: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	43, // 60: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	43, // 61: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	21, // 62: parley.v1.ClientService.SendEphemeral:output_type -> parley.v1.SendEphemeralResponse
+	23, // 63: parley.v1.ClientService.RegisterPush:output_type -> parley.v1.RegisterPushResponse
+	20, // 64: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
+	25, // 65: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
+	27, // 66: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
+	30, // 67: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	32, // 68: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
+	43, // 69: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	34, // 70: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
+	36, // 71: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
+	38, // 72: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
+	40, // 73: parley.v1.ClientService.GatewayKeys:output_type -> parley.v1.GatewayKeysResponse
+	42, // 74: parley.v1.ClientService.Oblivious:output_type -> parley.v1.ObliviousResponse
+	53, // 75: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	63, // 76: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	46, // [46:77] is the sub-list for method output_type
+	15, // [15:46] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_parley_proto_init() }
@@ -3697,6 +3771,7 @@ func file_parley_proto_init() {
 		(*Event_Consent)(nil),
 		(*Event_Ephemeral)(nil),
 		(*Event_Behind)(nil),
+		(*Event_CommitWanted)(nil),
 		(*Event_Live)(nil),
 	}
 	type x struct{}
@@ -3705,7 +3780,7 @@ func file_parley_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_proto_rawDesc), len(file_parley_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   63,
+			NumMessages:   64,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -12,7 +12,8 @@ import (
 )
 
 // A node lets go of a log's old entries. It tells a client that has stored less than where the log begins so, and the
-// client enters the room anew by an external commit. What was said in between is a Gap, which is kept with the room.
+// client enters the room anew by an external commit. What was said in between is a Gap, which is kept with the room. So it
+// is when the hub was restored from a backup, as a head shows, and has lost entries that the client has.
 //
 // What hasn't reached a member yet stays in a log for mimi.MinRetention at least. So a client that had everything that its
 // node had less than that time ago, and is told to be behind, is told by a hub or a node that withholds entries: a HubFault. A
@@ -36,14 +37,29 @@ func (c *Client) fallBehind(x *api.Behind) []Event {
 		return nil
 	}
 	next := r.header.cursor + 1
-	events := r.freeze(next, fmt.Errorf("%w: it has %d, the log ends with %d", errLost, r.header.cursor, x.Last))
+	restored := r.restored(x.Head)
+	events := append(restored, r.freeze(next, fmt.Errorf("%w: it has %d, the log ends with %d", errLost, r.header.cursor, x.Last))...)
 	r.behind = true
-	if recent && x.Last >= next {
+	if recent && restored == nil && x.Last >= next {
 		r.ledger.fault, r.ledger.dirty = faultWithheld, true
 		events = append(events, HubFault{Room: r.uri, Seq: next, Reason: faultWithheld})
 		r.c.log.Error("a hub or a node withholds entries", "room", r.uri, "seq", next)
 	}
 	return events
+}
+
+// restored says that a head shows that the hub was restored from a backup, without some of what this client has. mu is held.
+func (r *Room) restored(head []byte) []Event {
+	s, before := r.readHead(head), r.ledger.verified
+	if s == nil || before == nil || s.Incarnation <= before.Incarnation {
+		return nil
+	}
+	hub, err := r.hubSender()
+	if err != nil || s.Verify(hub.SignatureKey) != nil {
+		return nil
+	}
+	r.ledger.verified, r.ledger.proven, r.ledger.dirty = s, false, true
+	return []Event{HubRestored{Room: r.uri, Seq: s.Seq, Lost: true}}
 }
 
 // Gaps returns the gaps in what this client has of the room, in the order of the log.

@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect"
 
 	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/node/api"
 	"github.com/parley-mls/parley/node/store"
@@ -118,6 +120,30 @@ func (r *Room) enterAnew(ctx context.Context) error {
 	r.behind = false // it stays frozen
 	r.touch()
 	return err
+}
+
+// commitFor commits in a room whose hub has no GroupInfo of the present epoch, unless somebody else was faster.
+func (c *Client) commitFor(room mimi.URI) {
+	r, err := c.Room(room)
+	if err != nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.usable() != nil {
+		return
+	}
+	epoch := r.group.Epoch()
+	r.jobs = append(r.jobs, &job{
+		notBefore: time.Now().Add(c.o.CommitDelay()), done: make(chan error, 1),
+		build: func(g *mls.Group) (mls.CommitOptions, error) {
+			if g.Epoch() != epoch {
+				return mls.CommitOptions{}, errDone
+			}
+			return mls.CommitOptions{ForcePath: true}, nil
+		},
+	})
+	r.touch()
 }
 
 // askAgain has the node asked before anything else is sent.

@@ -270,6 +270,8 @@ func (c *Client) process(ctx context.Context, w *waits, events []*api.Event, tol
 			}
 		case ev.GetBehind() != nil:
 			more = c.fallBehind(ev.GetBehind())
+		case ev.GetCommitWanted() != nil:
+			c.commitFor(mimi.URI(ev.GetCommitWanted().Room))
 		case ev.GetLive() != nil:
 			err = c.noteCurrent(w)
 			c.mu.Lock()

@@ -1,0 +1,144 @@
+package federation
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls/codec"
+)
+
+// LogPath, followed by a room, is where a node that was restored from a backup asks for entries of the room's log that it
+// has lost (POST): as the room's hub those who follow the room, else the hub. MIMI has nothing of the kind.
+const LogPath = "/parley/v1/log/"
+
+// IncarnationPath is where a node has the last signed head that it knows of the asking peer (GET), nothing if there is
+// none: a node whose successor was restored from a backup learns of it there.
+const IncarnationPath = "/parley/v1/incarnation"
+
+const (
+	maxLogRequest = MaxHead + 1<<10
+	maxLogPage    = MaxNotify
+
+	// MaxLogEntries is the largest number of entries in a LogPage.
+	MaxLogEntries = 1024
+)
+
+// LogRequest asks for the entries after a number. The head is one that the room's hub has signed; it shows a hub that the
+// peer has had what comes before, and a follower which incarnation of the hub asks.
+//
+//	struct {
+//	    uint64 after;
+//	    opaque head<V>;
+//	} LogRequest;
+type LogRequest struct {
+	After uint64
+	Head  []byte // at most MaxHead bytes
+}
+
+// MarshalMLS implements codec.Marshaler.
+func (q LogRequest) MarshalMLS(w *codec.Writer) {
+	w.Uint64(q.After)
+	w.Opaque(q.Head)
+}
+
+// UnmarshalMLS implements codec.Unmarshaler.
+func (q *LogRequest) UnmarshalMLS(r *codec.Reader) { *q = LogRequest{r.Uint64(), r.OpaqueMax(MaxHead)} }
+
+// LogPage answers a LogRequest with the entries that come next, at most MaxLogEntries, without a gap; none if there are no
+// more. The head is that of a request to notify with these entries if the hub answers, else the last one that the hub has
+// signed for the follower, which reaches beyond them.
+//
+//	struct {
+//	    opaque head<V>;
+//	    LogEntry entries<V>;
+//	} LogPage;
+type LogPage struct {
+	Head    []byte // at most MaxHead bytes
+	Entries []LogEntry
+}
+
+// LogEntry is one entry of a log.
+//
+//	struct {
+//	    uint64 seq;
+//	    opaque fanout<V>;
+//	    uint8 context[32];
+//	} LogEntry;
+type LogEntry struct {
+	Seq     uint64
+	Fanout  []byte   // a mimi.FanoutMessage
+	Context [32]byte // SHA-256 of the GroupContext that the entry leads to
+}
+
+// MarshalMLS implements codec.Marshaler.
+func (p LogPage) MarshalMLS(w *codec.Writer) {
+	w.Opaque(p.Head)
+	codec.WriteVector(w, p.Entries, func(w *codec.Writer, e LogEntry) {
+		w.Uint64(e.Seq)
+		w.Opaque(e.Fanout)
+		w.Raw(e.Context[:])
+	})
+}
+
+// UnmarshalMLS implements codec.Unmarshaler.
+func (p *LogPage) UnmarshalMLS(r *codec.Reader) {
+	p.Head = r.OpaqueMax(MaxHead)
+	p.Entries = codec.ReadVector(r, func(r *codec.Reader) (e LogEntry) {
+		e.Seq, e.Fanout = r.Uint64(), r.Opaque()
+		copy(e.Context[:], r.Raw(len(e.Context)))
+		return e
+	})
+	if len(p.Entries) > MaxLogEntries {
+		r.Failf("%d entries in a page", len(p.Entries))
+	}
+}
+
+func (c *call) log() (*answer, error) {
+	room, err := mimi.ParseURI(c.param)
+	if err != nil || room.Kind() != mimi.KindRoom {
+		return nil, refusal(CodeMalformed, "the path names no room")
+	}
+	if room.Domain() != c.h.domain && room.Domain() != c.from {
+		return nil, refusal(CodeNotAllowed, "neither %s nor %s is the hub of %s", c.h.domain, c.from, room)
+	}
+	return c.body(maxLogRequest, contentType, func(body []byte) (*answer, error) {
+		var req LogRequest
+		if err := decode(body, &req); err != nil {
+			return nil, err
+		}
+		page, err := c.h.provider.Log(c.r.Context(), c.from, room, &req)
+		if err != nil {
+			return nil, err
+		}
+		return encoded(page, 0), nil
+	})
+}
+
+func (c *call) getIncarnation() (*answer, error) {
+	return &answer{status: http.StatusOK, contentType: contentType, body: c.h.provider.Incarnation(c.from)}, nil
+}
+
+// Log asks a peer for entries of a room's log. What is after the number that was asked for, and in order, is the caller's
+// to check.
+func (c *Client) Log(ctx context.Context, peer string, room mimi.URI, req *LogRequest) (*LogPage, error) {
+	escaped, err := mimi.Expand("https://"+peer+LogPath+"{room}", string(room))
+	if err != nil {
+		return nil, fmt.Errorf("federation: log of %s: %w", room, err)
+	}
+	body, _, err := c.do(ctx, peer, exchange{
+		method: http.MethodPost, url: escaped, contentType: contentType, body: codec.Marshal(req), want: http.StatusOK, max: maxLogPage,
+	})
+	if err != nil {
+		return nil, err
+	}
+	page := new(LogPage)
+	return page, decodeAnswer(peer, body, page)
+}
+
+// Incarnation returns the last head that a peer knows of this provider, of at most MaxHead bytes, empty if there is none.
+func (c *Client) Incarnation(ctx context.Context, peer string) ([]byte, error) {
+	body, _, err := c.do(ctx, peer, exchange{method: http.MethodGet, url: "https://" + peer + IncarnationPath, want: http.StatusOK, max: MaxHead})
+	return body, err
+}
