@@ -326,20 +326,28 @@ func (s *session) last(ctx context.Context, c *client.Client, r *client.Room, n 
 	ctx, cancel := context.WithTimeout(ctx, arrival)
 	defer cancel()
 	events := c.Events()
-	list := r.Messages()
-	for len(list) < n && ctx.Err() == nil {
+	for {
+		list, err := r.LastMessages(0, n)
+		if err != nil {
+			return err
+		}
+		if len(list) >= n || ctx.Err() != nil {
+			break
+		}
 		select {
 		case <-events:
 		case <-ctx.Done():
 		}
-		list = r.Messages()
 	}
 	gaps, err := r.Gaps()
 	if err != nil {
 		return err
 	}
-	posts := r.Posts()
-	for i, p := range posts[max(0, len(posts)-n):] {
+	posts, err := r.LastPosts(0, n)
+	if err != nil {
+		return err
+	}
+	for i, p := range posts {
 		for len(gaps) > 0 && gaps[0].Next <= p.Seq {
 			if i > 0 {
 				s.gap(gaps[0])
@@ -412,9 +420,9 @@ func typing(ctx context.Context, s *session, args []string) error {
 // read tells who is connected that this user has seen all messages of a room.
 func read(ctx context.Context, s *session, args []string) error {
 	return s.inRoom(ctx, args[0], func(ctx context.Context, _ *client.Client, r *client.Room) error {
-		list := r.Messages()
-		if len(list) == 0 {
-			return nil
+		list, err := r.LastMessages(0, 1)
+		if err != nil || len(list) == 0 {
+			return err
 		}
 		return r.Receipt(ctx, list[len(list)-1].Seq)
 	})

@@ -385,7 +385,8 @@ func (p *BotPolicy) UnmarshalMLS(r *codec.Reader) {
 }
 
 // MessageExpiration is the message_expiration_policy component: how long messages last (draft-ietf-mimi-room-policy-03,
-// Section 6.8). Durations are in s. The room's state says it; that messages keep to it isn't enforced.
+// Section 6.8). Durations are in s, from when the hub accepted a message. Only clients see when a message expires: package
+// client sends none that doesn't keep to the policy, and deletes what others send as if it did.
 //
 //	struct {
 //	    Optionality expiring_messages;
@@ -422,6 +423,15 @@ func (p *MessageExpiration) UnmarshalMLS(r *codec.Reader) {
 	if p.Min > p.Max || p.Default != nil && (*p.Default < p.Min || *p.Default > p.Max) {
 		r.Failf("expiry after %d to %d s", p.Min, p.Max)
 	}
+}
+
+// ExpirationOf returns how a room's messages may expire, nil if it has no policy.
+func ExpirationOf(d mls.AppDataDictionary) (*MessageExpiration, error) {
+	e := new(MessageExpiration)
+	if have, err := policyOf(d, ComponentExpiration, e); err != nil || !have {
+		return nil, err
+	}
+	return e, nil
 }
 
 // Retention returns for how long a room with that app_data_dictionary wants its log kept: at most until all messages have

@@ -110,6 +110,8 @@ type Client struct {
 	joining map[mimi.URI]bool  // guarded by mu: rooms for which an external commit is being sent
 	acks    acks
 
+	expiring chan struct{} // has room for one: when the next message expires may have changed
+
 	apply func(*store.Batch) (wait func() error, err error) // of db
 	lost  atomic.Pointer[error]                             // why nothing can be done any more
 
@@ -169,6 +171,9 @@ func enrol(ctx context.Context, o Options, db *sealedStore, inv authority.Invita
 	if err != nil {
 		return nil, err
 	}
+	if err := c.indexMessages(); err != nil { // of which there are none
+		return nil, errors.Join(err, c.session.close())
+	}
 	if err := c.requestCredential(ctx, inv.Token); err != nil {
 		return nil, errors.Join(fmt.Errorf("client: enrol %s: %w", id, err), c.session.close())
 	}
@@ -227,7 +232,7 @@ func newClient(o Options, db *sealedStore, p profile) (*Client, error) {
 	}
 	c := &Client{
 		o: o, log: o.Log, db: db, profile: p, signer: signer, trust: t, rooms: make(map[mimi.URI]*Room), joining: make(map[mimi.URI]bool),
-		live: make(chan struct{}), acks: newAcks(), apply: db.Apply,
+		live: make(chan struct{}), acks: newAcks(), expiring: make(chan struct{}, 1), apply: db.Apply,
 		config: mls.Config{
 			Rand: o.Rand, Time: o.Time, Verifier: t.verifier.ForClient(), Components: mimi.Components(),
 			Policy: mimi.RoomPolicy(t.verifier.IdentityOf),
@@ -258,6 +263,12 @@ func (c *Client) load() error {
 			return fmt.Errorf("client: load room %s: %w", uri, err)
 		}
 		c.rooms[uri] = r
+	}
+	if err := c.indexMessages(); err != nil {
+		return fmt.Errorf("client: index the messages: %w", err)
+	}
+	if err := c.expire(); err != nil {
+		return err
 	}
 	// All rooms in one step: the state of the first format is sealed by that, and what the last process used is erased.
 	b := new(store.Batch)

@@ -25,7 +25,8 @@ func (r *Room) Compose(body content.Part) *content.Message {
 
 // SendContent sends a message that Compose made, like Send. It fails with ErrPlain in a room whose messages are bytes. A
 // message that replaces another names the first version of it. What the user's role doesn't allow isn't sent. Assets
-// are such as the room's policy and the user's role allow; the error wraps a *mimi.PolicyError if they aren't.
+// are such as the room's policy and the user's role allow; the error wraps a *mimi.PolicyError if they aren't. Where the
+// room's policy has messages expire, one that doesn't say when is made to.
 func (r *Room) SendContent(ctx context.Context, m *content.Message) (seq uint64, err error) {
 	b, err := r.checkContent(m)
 	if err != nil {
@@ -36,6 +37,12 @@ func (r *Room) SendContent(ctx context.Context, m *content.Message) (seq uint64,
 }
 
 func (r *Room) checkContent(m *content.Message) ([]byte, error) {
+	r.mu.Lock()
+	err := r.fitExpiry(m)
+	r.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
 	b, err := m.Encode()
 	switch {
 	case err != nil:
@@ -88,8 +95,17 @@ func (r *Room) Find(id content.MessageID) (Message, bool) {
 	if err != nil || b == nil {
 		return Message{}, false
 	}
-	if due, err := r.c.db.Get(r.key64(roomExpiry, seq)); err != nil || len(due) == 8 && binary.BigEndian.Uint64(due) <= uint64(r.c.o.Time().Unix()) {
+	at, err := r.placeAt(seq)
+	if err != nil {
 		return Message{}, false
+	}
+	if at == nil {
+		at = &place{post: seq}
+	}
+	for _, s := range []uint64{seq, at.post} {
+		if due, err := r.due(s); err != nil || due != 0 && due <= uint64(r.c.o.Time().Unix()) {
+			return Message{}, false
+		}
 	}
 	m, err := r.message(seq, b)
 	return m, err == nil
@@ -118,7 +134,11 @@ func (r *Room) applicationData(o *outgoing) (data, aad []byte, err error) {
 		return nil, nil, errors.New("the room doesn't have the messages of this client")
 	}
 	if o.content == nil {
-		if o.content, err = r.Compose(content.Body(o.text)).Encode(); err != nil {
+		m := r.Compose(content.Body(o.text))
+		if err := r.fitExpiry(m); err != nil {
+			return nil, nil, err
+		}
+		if o.content, err = m.Encode(); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -209,7 +229,12 @@ func (e *entry) accept(m *Message, application []byte) error {
 	if err := m.Content.CheckExpiry(m.Time); err != nil {
 		return err
 	}
-	if x := m.Content.Expires; x != nil && expiry(x) <= uint64(r.c.o.Time().Unix()) {
+	policy, err := r.expirationPolicy()
+	if err != nil {
+		return err
+	}
+	due := dueBy(policy, m.Content.Expires, m.Time)
+	if due != 0 && due <= uint64(r.c.o.Time().Unix()) {
 		return errors.New("expired before it came")
 	}
 	if err := r.mayReplace(m.Content); err != nil {
@@ -219,10 +244,11 @@ func (e *entry) accept(m *Message, application []byte) error {
 		return refused
 	}
 	e.state.Set(r.key(roomMessageID, m.ID[:]...), binary.BigEndian.AppendUint64(nil, m.Seq))
-	if x := m.Content.Expires; x != nil {
-		e.state.Set(r.key64(roomExpiry, m.Seq), binary.BigEndian.AppendUint64(nil, expiry(x)))
+	if due != 0 {
+		r.setDue(e.state, m.Seq, 0, due)
+		e.expires = true
 	}
-	return nil
+	return r.index(e.state, m)
 }
 
 // message reads a stored message.

@@ -9,7 +9,7 @@ import (
 )
 
 // Event is what a program learns from its client as it happens: Message, MemberAdded, MemberRemoved, Committed, Joined,
-// Removed, Discarded, Frozen, HubFault, HubRestored, Gap, TrustChanged or ConsentChanged. What it tells is durable, but for Typing and Receipt.
+// Removed, Discarded, Frozen, HubFault, HubRestored, Gap, Expired, TrustChanged or ConsentChanged. What it tells is durable, but for Typing and Receipt.
 type Event interface{ event() }
 
 // Message is an application message of a room.
@@ -107,6 +107,12 @@ type Gap struct {
 	Next  uint64 // the first that comes now; not beyond After if the hub gives numbers again
 }
 
+// Expired says that a message has expired, and was deleted with what was shown with it.
+type Expired struct {
+	Room mimi.URI
+	Seq  uint64
+}
+
 // TrustChanged says that the trust bundle of a provider changed: revocations, for example.
 type TrustChanged struct{ Domain string }
 
@@ -125,6 +131,7 @@ func (Frozen) event()         {}
 func (HubFault) event()       {}
 func (HubRestored) event()    {}
 func (Gap) event()            {}
+func (Expired) event()        {}
 func (TrustChanged) event()   {}
 func (ConsentChanged) event() {}
 

@@ -20,6 +20,8 @@ import (
 //	f                    what the published KeyPackages offer: leafFormat, one byte
 //	b<domain>            trust bundle of a provider, JSON
 //	k<KeyPackageRef>     a KeyPackage of this client and its private keys; sealed, see sealedStore
+//	x<due><room><seq>    a message that expires at that time, s since 1970, 8 bytes: the order in which messages go
+//	i                    messages are indexed by x, a, u and q, as those of earlier releases aren't yet
 //	j<room URI>          an external commit whose answer isn't known; sealed
 //	e<room><SHA-256>     evidence against a room's hub, a chain.Evidence, by its hash
 //	r<room>h             header of a room
@@ -28,6 +30,9 @@ import (
 //	r<room>d<ID>         the number of the message of that ID, 8 bytes
 //	r<room>x<seq>        when the message of that number expires, s since 1970, 8 bytes; unread until it is read if it
 //	                     counts from then
+//	r<room>a<seq><seq>   a message that is shown with another one, the first of the two: an edit, deletion or reaction
+//	r<room>u<seq>        the message that the one of that number is shown with, 8 bytes, and 1 if it is in a reaction, else 0
+//	r<room>q<ID>         the first message that replaces the one of that ID, which isn't here, 8 bytes
 //	r<room>s<SHA-256>    application data of an own ciphertext that isn't in the log yet, by the hash of its MLSMessage
 //	r<room>o<number>     a message in the outbox
 //	r<room>i             the staged own commit as it is sent
@@ -41,6 +46,7 @@ var (
 	keyCompact = []byte("c")
 	keyOffered = []byte("f")
 	keyCurrent = []byte("t")
+	keyIndexed = []byte("i")
 )
 
 const (
@@ -49,12 +55,16 @@ const (
 	prefixJoin       = "j"
 	prefixRoom       = "r"
 	prefixEvidence   = "e"
+	prefixDue        = "x"
 
 	roomHeader    = 'h'
 	roomGroup     = 'g'
 	roomMessage   = 'm'
 	roomMessageID = 'd'
 	roomExpiry    = 'x'
+	roomPart      = 'a'
+	roomPlace     = 'u'
+	roomStandIn   = 'q'
 	roomSealed    = 's'
 	roomOutbox    = 'o'
 	roomStaged    = 'i'

@@ -1,11 +1,13 @@
 package client
 
 import (
+	"cmp"
 	"encoding/binary"
-	"fmt"
-	"math"
+	"errors"
+	"slices"
 
 	"github.com/parley-mls/parley/federation/mimi/content"
+	"github.com/parley-mls/parley/mls/codec"
 	"github.com/parley-mls/parley/node/store"
 )
 
@@ -19,12 +21,15 @@ type Post struct {
 
 // Posts returns the room's messages with edits, deletions and reactions applied to those that they are for, in the order
 // of the room's log. Edits change the body and nothing else. What is for a message that this client doesn't have, maybe
-// one from before it joined, stands by itself.
-func (r *Room) Posts() []Post {
+// one from before it joined, stands by itself. It reads all messages; LastPosts reads a part.
+func (r *Room) Posts() []Post { return postsOf(r.Messages()) }
+
+// postsOf makes posts of messages in the order of the log.
+func postsOf(list []Message) []Post {
 	type place struct{ post, reaction int } // reaction is -1 for the post itself
 	var posts []Post
 	places := make(map[content.MessageID]place)
-	for _, m := range r.Messages() {
+	for _, m := range list {
 		c := m.Content
 		if c == nil {
 			posts = append(posts, Post{Message: m})
@@ -32,6 +37,7 @@ func (r *Room) Posts() []Post {
 		}
 		// Edits name the first version; one that names another edit is taken for the same message.
 		if at, ok := places[c.Replaces]; ok && !c.Replaces.IsZero() {
+			places[m.ID] = at
 			p := &posts[at.post]
 			// One who may delete what others have sent says whether it is a reaction.
 			other := c.Deletes() && m.moderates && (c.Body.Disposition == content.Reaction) == (at.reaction >= 0)
@@ -44,10 +50,7 @@ func (r *Room) Posts() []Post {
 				if p.Data, p.Edited = m.Data, true; c.Deletes() {
 					p.Data, p.Edited, p.Deleted = nil, false, true
 				}
-			default:
-				continue // of a message that is gone, or of somebody else's that this client never had
-			}
-			places[m.ID] = at
+			} // else of a message that is gone, or of somebody else's that this client never had
 			continue
 		}
 		if at, ok := places[c.InReplyTo]; ok && c.Reaction() && at.reaction < 0 {
@@ -76,109 +79,265 @@ func (r *Room) Posts() []Post {
 	return posts
 }
 
-// unread is when a message expires that counts from when it is read.
-const unread = math.MaxUint64
-
-// expiry returns when a message is to be deleted that has an expiration, in s since 1970.
-func expiry(e *content.Expiration) uint64 {
-	if e.Relative {
-		return unread
-	}
-	return uint64(e.Time)
+// place is where a message is shown.
+type place struct {
+	post     uint64 // the number of the message that it is shown with
+	reaction bool   // as a reaction to it, or a later version of one
 }
 
-// MarkRead says that the user has read a message, durably: from now on its expiration counts, if it is one that begins
-// then.
-func (r *Room) MarkRead(m Message) error {
-	if m.Content == nil || m.Content.Expires == nil || !m.Content.Expires.Relative {
-		return nil
+// MarshalMLS implements codec.Marshaler, for the store.
+func (p place) MarshalMLS(w *codec.Writer) {
+	w.Uint64(p.post)
+	w.Optional(p.reaction)
+}
+
+// UnmarshalMLS implements codec.Unmarshaler.
+func (p *place) UnmarshalMLS(r *codec.Reader) {
+	p.post = r.Uint64()
+	p.reaction = r.Optional()
+}
+
+// placeAt returns where the message of a number is shown, if that isn't by itself.
+func (r *Room) placeAt(seq uint64) (*place, error) {
+	b, err := r.c.db.Get(r.key64(roomPlace, seq))
+	if err != nil || b == nil {
+		return nil, err
 	}
-	var w waits
-	r.mu.Lock()
-	err := r.c.gone()
-	if err == nil {
-		var due []byte
-		if due, err = r.c.db.Get(r.key64(roomExpiry, m.Seq)); err == nil && len(due) == 8 && binary.BigEndian.Uint64(due) == unread {
-			b := new(store.Batch)
-			b.Set(r.key64(roomExpiry, m.Seq), binary.BigEndian.AppendUint64(nil, uint64(r.c.o.Time().Unix())+uint64(m.Content.Expires.Time)))
-			err = w.apply(r.c, b)
+	p := new(place)
+	return p, codec.Unmarshal(b, p)
+}
+
+// placeOf returns where the message of an ID is shown, nil if it isn't here.
+func (r *Room) placeOf(id content.MessageID) (*place, error) {
+	seq, err := r.seqOf(id)
+	if err == nil && seq == 0 {
+		var b []byte
+		if b, err = r.c.db.Get(r.key(roomStandIn, id[:]...)); len(b) == 8 {
+			seq = binary.BigEndian.Uint64(b)
 		}
 	}
-	r.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("client: mark a message as read: %w", err)
+	if err != nil || seq == 0 {
+		return nil, err
 	}
-	return w.wait()
+	p, err := r.placeAt(seq)
+	if err != nil {
+		return nil, err
+	}
+	if p == nil {
+		p = &place{post: seq}
+	}
+	if b, err := r.c.db.Get(r.key64(roomMessage, p.post)); err != nil || b == nil { // it has expired
+		return nil, err
+	}
+	return p, nil
 }
 
-// expired returns the numbers of the messages that have expired and are still here, without edits of them.
-func (r *Room) expired() (map[uint64]bool, error) {
-	now := uint64(r.c.o.Time().Unix())
-	found := make(map[uint64]bool)
-	err := store.ScanPrefix(r.c.db, r.key(roomExpiry), func(key, value []byte) bool {
-		if len(key) == 8 && len(value) == 8 && binary.BigEndian.Uint64(value) <= now {
-			found[binary.BigEndian.Uint64(key)] = true
+// index notes in a batch with which message m is shown, as Posts does it.
+func (r *Room) index(b *store.Batch, m *Message) error {
+	c := m.Content
+	var at *place
+	if !c.Replaces.IsZero() {
+		var err error
+		if at, err = r.placeOf(c.Replaces); err != nil {
+			return err
+		}
+	}
+	if at == nil && c.Reaction() {
+		to, err := r.placeOf(c.InReplyTo)
+		if err != nil {
+			return err
+		}
+		if to != nil && !to.reaction {
+			at = &place{to.post, true}
+		}
+	}
+	switch {
+	case at != nil && at.post == m.Seq: // it was indexed before
+	case at != nil:
+		b.Set(r.key64(roomPlace, m.Seq), codec.Marshal(at))
+		b.Set(r.partKey(at.post, m.Seq), nil)
+	case !c.Replaces.IsZero():
+		b.Set(r.key(roomStandIn, c.Replaces[:]...), binary.BigEndian.AppendUint64(nil, m.Seq))
+	}
+	return nil
+}
+
+func (r *Room) partKey(post, seq uint64) []byte {
+	return binary.BigEndian.AppendUint64(r.key64(roomPart, post), seq)
+}
+
+// parts returns the numbers of the messages that are shown with one.
+func (r *Room) parts(post uint64) (seqs []uint64, err error) {
+	err = store.ScanPrefix(r.c.db, r.key64(roomPart, post), func(key, _ []byte) bool {
+		if len(key) == 8 {
+			seqs = append(seqs, binary.BigEndian.Uint64(key))
 		}
 		return true
 	})
-	return found, err
+	return seqs, err
 }
 
-// scan tells of every stored message whether it has expired: by itself, or with the message that it edits.
-func (r *Room) scan(expired map[uint64]bool, f func(m Message, expired bool)) error {
-	gone := make(map[content.MessageID]bool)
-	return store.ScanPrefix(r.c.db, r.key(roomMessage), func(key, value []byte) bool {
-		if len(key) != 8 {
+// between returns the messages from one number to another, but for those that are in expired, at most n of them; n is no
+// bound if it is 0.
+func (r *Room) between(from, to uint64, n int, expired map[uint64]bool) (list []Message, err error) {
+	end := r.key64(roomMessage, to+1)
+	if to+1 == 0 {
+		end = store.PrefixEnd(r.key(roomMessage))
+	}
+	prefix := len(r.key(roomMessage))
+	err = r.c.db.Scan(r.key64(roomMessage, from), end, func(key, value []byte) bool {
+		if len(key) != prefix+8 {
 			return true
 		}
-		seq := binary.BigEndian.Uint64(key)
+		seq := binary.BigEndian.Uint64(key[prefix:])
+		if expired[seq] {
+			return true
+		}
 		m, err := r.message(seq, value)
 		if err != nil {
 			r.c.log.Error("stored message is damaged", "room", r.uri, "seq", seq, "err", err)
 			return true
 		}
-		over := expired[seq]
-		if c := m.Content; c != nil {
-			if over = over || gone[c.Replaces]; over {
-				gone[m.ID] = true
-			}
-		}
-		f(m, over)
-		return true
+		list = append(list, m)
+		return n == 0 || len(list) < n
 	})
+	return list, err
 }
 
-// expire deletes what has expired. The IDs stay, so that nobody sends it again, or an edit of it.
-func (r *Room) expire(b *store.Batch) error {
-	expired, err := r.expired()
-	if err == nil && len(expired) > 0 {
-		err = r.scan(expired, func(m Message, expired bool) {
-			if expired {
-				b.Delete(r.key64(roomMessage, m.Seq))
-				b.Delete(r.key64(roomExpiry, m.Seq))
+// back collects the last n messages before a number (0: the end) that pick takes, the oldest first. It reads windows of the
+// log that grow as long as they have too few, so that it costs what it finds and not the room's size.
+func (r *Room) back(before uint64, n int, expired map[uint64]bool, pick func(*Message) (bool, error)) ([]Message, error) {
+	if last := r.Seq() + 1; before == 0 || before > last {
+		before = last
+	}
+	var found []Message
+	for window := uint64(2 * max(n, 8)); before > 1 && len(found) < n; window *= 2 {
+		from := uint64(1)
+		if before > window {
+			from = before - window
+		}
+		list, err := r.between(from, before-1, 0, expired)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range slices.Backward(list) {
+			ok, err := pick(&m)
+			if err != nil {
+				return nil, err
 			}
-		})
+			if ok {
+				found = append(found, m)
+			}
+			if len(found) == n {
+				break
+			}
+		}
+		before = from
 	}
-	if err != nil {
-		return fmt.Errorf("client: delete expired messages of %s: %w", r.uri, err)
-	}
-	return nil
+	slices.Reverse(found)
+	return found, nil
 }
 
-// expire deletes what has expired in all rooms.
-func (c *Client) expire() error {
-	b := new(store.Batch)
-	for _, r := range c.Rooms() {
-		if err := r.expire(b); err != nil {
-			return err
+// LastMessages returns the last n messages before a number, or of all if that is 0, in the order of the log: pages of
+// Messages, from the end. The next page ends before the number of this page's first message.
+func (r *Room) LastMessages(before uint64, n int) ([]Message, error) {
+	expired, err := r.expired()
+	if err != nil {
+		return nil, err
+	}
+	return r.back(before, n, expired, func(*Message) (bool, error) { return true, nil })
+}
+
+// MessagesAfter returns the first n messages after a number: pages of Messages, from the beginning.
+func (r *Room) MessagesAfter(after uint64, n int) ([]Message, error) {
+	if n < 1 || after+1 == 0 {
+		return nil, nil
+	}
+	expired, err := r.expired()
+	if err != nil {
+		return nil, err
+	}
+	return r.between(after+1, ^uint64(0), n, expired)
+}
+
+// LastPosts returns the last n posts before a number, or of all if that is 0: pages of Posts, from the end. An edit, or a
+// reaction, is with its post however much later it came. The next page ends before the number of this page's first post.
+func (r *Room) LastPosts(before uint64, n int) ([]Post, error) {
+	expired, err := r.expired()
+	if err != nil {
+		return nil, err
+	}
+	list, err := r.back(before, n, expired, func(m *Message) (bool, error) {
+		at, err := r.placeAt(m.Seq)
+		return at == nil, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range slices.Clone(list) {
+		parts, err := r.parts(m.Seq)
+		if err != nil {
+			return nil, err
+		}
+		for _, seq := range parts {
+			if expired[seq] {
+				continue
+			}
+			part, err := r.between(seq, seq, 0, nil)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, part...)
 		}
 	}
-	if b.Len() == 0 {
-		return nil
-	}
-	var w waits
-	if err := w.apply(c, b); err != nil {
+	slices.SortFunc(list, func(a, b Message) int { return cmp.Compare(a.Seq, b.Seq) })
+	return postsOf(list), nil
+}
+
+// indexMessages makes the indexes of messages that an earlier release has stored. What a crash cuts off is done again.
+func (c *Client) indexMessages() error {
+	if have, err := c.db.Get(keyIndexed); err != nil || have != nil {
 		return err
 	}
-	return w.wait()
+	var w waits
+	for _, r := range c.Rooms() {
+		for after := uint64(0); ; {
+			page, err := r.between(after+1, ^uint64(0), 256, nil)
+			if err != nil {
+				return err
+			}
+			if err := w.wait(); err != nil {
+				return err
+			}
+			if len(page) == 0 {
+				break
+			}
+			for i := range page {
+				m := &page[i]
+				after = m.Seq
+				if m.Content == nil {
+					continue
+				}
+				b := new(store.Batch) // what comes next looks for it
+				if err := r.index(b, m); err != nil {
+					return err
+				}
+				due, err := r.due(m.Seq)
+				if err != nil {
+					return err
+				}
+				if due != 0 && due != unread {
+					b.Set(r.dueKey(due, m.Seq), nil)
+				}
+				if b.Len() > 0 {
+					if err := w.apply(c, b); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	b := new(store.Batch)
+	b.Set(keyIndexed, nil)
+	return errors.Join(w.apply(c, b), w.wait())
 }

@@ -3,6 +3,9 @@ package client
 import (
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
+	"reflect"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -169,4 +172,153 @@ func TestExpiredMessagesGo(t *testing.T) {
 	if _, err := r.SendContent(t.Context(), late); err == nil || errors.Is(err, ErrQueued) {
 		t.Errorf("an edit of an expired message: %v", err)
 	}
+}
+
+// pages reads a room by pages of n, from the end.
+func (d *device) pages(room mimi.URI, n int) (posts []Post, messages []Message) {
+	d.t.Helper()
+	r := d.room(room)
+	for before := uint64(0); ; {
+		page, err := r.LastPosts(before, n)
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		if len(page) > n {
+			d.t.Errorf("a page of %d posts, want %d at most", len(page), n)
+		}
+		if posts = append(page, posts...); len(page) < n {
+			break
+		}
+		before = page[0].Seq
+	}
+	for before := uint64(0); ; {
+		page, err := r.LastMessages(before, n)
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		if messages = append(page, messages...); len(page) < n {
+			break
+		}
+		before = page[0].Seq
+	}
+	var forth []Message
+	for after := uint64(0); ; {
+		page, err := r.MessagesAfter(after, n)
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		if forth = append(forth, page...); len(page) < n {
+			break
+		}
+		after = page[n-1].Seq
+	}
+	if !reflect.DeepEqual(forth, messages) {
+		d.t.Errorf("pages of %d from the beginning have %d messages, those from the end %d", n, len(forth), len(messages))
+	}
+	return posts, messages
+}
+
+// TestPagesShowWhatTheWholeRoomShows lets users write anything about anything, and some of it expire.
+func TestPagesShowWhatTheWholeRoomShows(t *testing.T) {
+	p := providers(t, "alpha")
+	alice, bob := p[0].enrol("alice", "alice-laptop"), p[0].enrol("bob", "bob-phone")
+	uri := alice.create(bob.User()).URI()
+	agree(t, uri, alice, bob)
+	var ahead atomic.Int64 // s
+	bob.o.Time = func() time.Time { return time.Now().Add(time.Duration(ahead.Load()) * time.Second) }
+	bob.restart()
+	random := mathrand.New(mathrand.NewPCG(5, 6))
+	unknown := content.MessageID{1, 2, 3}
+	ids := []content.MessageID{unknown}
+	var own []content.MessageID
+	for i := range 60 {
+		about := ids[random.IntN(len(ids))]
+		what := random.IntN(7)
+		body := content.Text(fmt.Sprint("message ", i))
+		m := alice.post(uri, body, func(c *content.Message) {
+			switch {
+			case what < 2:
+				c.InReplyTo, c.Body = about, content.React("+")
+			case what < 4 && len(own) > 0:
+				c.Replaces = own[random.IntN(len(own))]
+			case what < 5 && len(own) > 0:
+				c.Replaces, c.Body = own[random.IntN(len(own))], content.Part{}
+			case what < 6:
+				c.Replaces = unknown
+			default:
+				c.Expires = &content.Expiration{Time: uint32(time.Now().Unix()) + 3600}
+			}
+		})
+		ids, own = append(ids, m.ID), append(own, m.ID)
+	}
+	last := alice.room(uri).Seq()
+	if err := bob.room(uri).WaitSeq(t.Context(), last); err != nil {
+		t.Fatal(err)
+	}
+	check := func(when string, d *device) {
+		t.Helper()
+		r := d.room(uri)
+		wantPosts, wantMessages := r.Posts(), r.Messages()
+		for _, n := range []int{1, 3, 1000} {
+			posts, messages := d.pages(uri, n)
+			if !reflect.DeepEqual(posts, wantPosts) {
+				t.Errorf("%s: pages of %d have %d posts, the room has %d", when, n, len(posts), len(wantPosts))
+			}
+			if !reflect.DeepEqual(messages, wantMessages) {
+				t.Errorf("%s: pages of %d have %d messages, the room has %d", when, n, len(messages), len(wantMessages))
+			}
+		}
+	}
+	check("at first", bob)
+	before := len(bob.room(uri).Messages())
+	ahead.Store(4000)
+	check("when some have expired", bob)
+	after := len(bob.room(uri).Messages())
+	if after == before || after == 0 {
+		t.Errorf("of %d messages %d are left", before, after)
+	}
+	bob.restart()
+	check("when they are deleted", bob)
+	if n := len(bob.room(uri).Messages()); n != after {
+		t.Errorf("%d messages after a restart, %d before", n, after)
+	}
+	// An earlier release has no indexes.
+	alice.stop()
+	o := alice.o
+	if err := o.fill(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := openStore(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Delete(keyIndexed); err != nil {
+		t.Fatal(err)
+	}
+	for _, prefix := range [][]byte{[]byte(prefixDue), append(roomPrefix(uri), roomPart), append(roomPrefix(uri), roomPlace), append(roomPrefix(uri), roomStandIn)} {
+		n := 0
+		if err := store.ScanPrefix(db, prefix, func(k, _ []byte) bool {
+			n++
+			err = db.Delete(append(slices.Clone(prefix), k...))
+			return err == nil
+		}); err != nil || n == 0 {
+			t.Fatalf("%d under %q: %v", n, prefix, err)
+		}
+	}
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	alice.o.Time = bob.o.Time
+	alice.reopen()
+	check("with indexes made anew", alice)
+	if !reflect.DeepEqual(seqsOf(alice.room(uri).Messages()), seqsOf(bob.room(uri).Messages())) {
+		t.Errorf("alice has %v, bob %v", seqsOf(alice.room(uri).Messages()), seqsOf(bob.room(uri).Messages()))
+	}
+}
+
+func seqsOf(list []Message) (seqs []uint64) {
+	for _, m := range list {
+		seqs = append(seqs, m.Seq)
+	}
+	return seqs
 }

@@ -46,6 +46,9 @@ func (r *Room) receive(w *waits, x *api.LogEntry) ([]Event, error) {
 	if err := w.apply(r.c, e.state); err != nil {
 		return nil, err
 	}
+	if e.expires {
+		r.c.expireSoon()
+	}
 	r.schedule()
 	r.touch()
 	return e.events, nil
@@ -68,6 +71,7 @@ type entry struct {
 	group  store.PrefixedBatch
 	events []Event
 
+	expires   bool // it is a message that does
 	elsewhere bool // it led to an epoch that this client wasn't in
 }
 

@@ -21,20 +21,25 @@ type Room struct {
 	c   *Client
 	uri mimi.URI
 
-	mu        sync.Mutex
-	group     *mls.Group          // guarded by mu; after a removal the state of the last epoch
-	header    header              // guarded by mu
-	frozen    error               // guarded by mu
-	flags     map[mimi.URI]string // guarded by mu: members whose credentials aren't good at present, by client
-	changed   chan struct{}       // guarded by mu: closed and replaced at every change
-	fresh     bool                // guarded by mu: the node knows of nothing that was sent after this state; see restored.go
-	behind    bool                // guarded by mu: this state is an old copy; the room is frozen and entered anew
-	bare      bool                // guarded by mu: the state was never sealed
-	agent     agent               // guarded by mu
-	cast      cast                // guarded by mu
-	gateway   gateway             // guarded by mu
-	ledger    ledger              // guarded by mu
-	ephemeral struct {            // guarded by mu; those sent in an epoch
+	mu         sync.Mutex
+	group      *mls.Group          // guarded by mu; after a removal the state of the last epoch
+	header     header              // guarded by mu
+	frozen     error               // guarded by mu
+	flags      map[mimi.URI]string // guarded by mu: members whose credentials aren't good at present, by client
+	changed    chan struct{}       // guarded by mu: closed and replaced at every change
+	fresh      bool                // guarded by mu: the node knows of nothing that was sent after this state; see restored.go
+	behind     bool                // guarded by mu: this state is an old copy; the room is frozen and entered anew
+	bare       bool                // guarded by mu: the state was never sealed
+	agent      agent               // guarded by mu
+	cast       cast                // guarded by mu
+	gateway    gateway             // guarded by mu
+	ledger     ledger              // guarded by mu
+	expiration struct {            // guarded by mu: the policy in an epoch of a group
+		group  *mls.Group
+		epoch  uint64
+		policy *mimi.MessageExpiration
+	}
+	ephemeral struct { // guarded by mu; those sent in an epoch
 		epoch uint64
 		count int
 	}

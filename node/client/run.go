@@ -37,6 +37,7 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 	c.workers.Go(func() { c.acknowledge(ctx) })
+	c.workers.Go(func() { c.expireInTime(ctx) })
 	defer func() {
 		cancel()
 		c.mu.Lock()
@@ -142,9 +143,6 @@ func (c *Client) keepHouse(ctx context.Context) {
 	c.renewLeaves()
 	if err := c.publishKeyPackages(ctx, false); err != nil && !ended(ctx) {
 		c.log.Warn("publishing key packages failed", "err", err)
-	}
-	if err := c.expire(); err != nil && !ended(ctx) {
-		c.log.Warn("deleting expired messages failed", "err", err)
 	}
 	if err := c.reseal(); err != nil && !ended(ctx) {
 		c.log.Warn("resealing the state failed", "err", err)

@@ -303,16 +303,13 @@ func (r *Room) Outbox() [][]byte {
 }
 
 // Messages returns the room's messages that this client has, own ones too and without those that have expired, in the
-// order of the room's log. Posts shows what edits, deletions and reactions make of them.
+// order of the room's log. Posts shows what edits, deletions and reactions make of them. It reads all of them; LastMessages
+// and MessagesAfter read a part.
 func (r *Room) Messages() []Message {
-	var out []Message
 	expired, err := r.expired()
+	var out []Message
 	if err == nil {
-		err = r.scan(expired, func(m Message, expired bool) {
-			if !expired {
-				out = append(out, m)
-			}
-		})
+		out, err = r.between(0, ^uint64(0), 0, expired)
 	}
 	if err != nil {
 		r.c.log.Error("reading messages failed", "room", r.uri, "err", err)
