@@ -15,6 +15,7 @@ func TestWrongCallsAreUsageErrors(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"talk"}, {"new"}, {"send", "room"}, {"enrol", "x"}, {"-nope", "rooms"}, {"tail", "-n", "x"}, {"tail", "-n", "3"}, {"search", "beta.example", "bob"}, {"profile", "name=x", "some"}, {"profile", "name"}, {"consent", "bob"}, {"consent", "beg", "bob"}, {"tail", "a", "b"},
 		{"reply", "room", "id"}, {"edit", "room", "id"}, {"delete", "room"}, {"react", "room", "id"}, {"report", "room"}, {"evidence", "a", "b"},
+		{"new", "-rules", "none", "x"}, {"new", "x", "beta.example"}, {"add", "-role", "x", "room"}, {"role", "room", "bob"}, {"rename", "room"}, {"link", "-for", "x", "room"}, {"link", "-once"},
 	} {
 		var out, errs bytes.Buffer
 		if code := run(t.Context(), append([]string{"-dir", dir}, args...), &out, &errs); code != 2 {

@@ -26,8 +26,15 @@ func (c command) takes(n int) bool { return n >= c.min && (c.max < 0 || n <= c.m
 var commands = map[string]command{
 	"enrol":    {2, 2, enrol},
 	"rooms":    {0, 0, rooms},
-	"new":      {1, 1, create},
+	"new":      {1, -1, create},
 	"add":      {2, -1, add},
+	"role":     {3, 3, setRole},
+	"rename":   {2, -1, rename},
+	"topic":    {1, -1, topic},
+	"rules":    {1, 1, rules},
+	"link":     {1, -1, link},
+	"links":    {1, 1, links},
+	"unlink":   {2, 2, unlink},
 	"remove":   {2, 2, remove},
 	"join":     {1, 1, join},
 	"send":     {2, -1, send},
@@ -188,7 +195,11 @@ func rooms(ctx context.Context, s *session, _ []string) error {
 			} else if !r.Active() {
 				state = "left"
 			}
-			fmt.Fprintf(s.out, "%s  %s  (%s)\n", r.URI(), printable(r.Name()), state)
+			title := printable(r.Name())
+			if t := r.Metadata().Subject; t != "" {
+				title += ": " + printable(t)
+			}
+			fmt.Fprintf(s.out, "%s  %s  (%s)\n", r.URI(), title, state)
 			if reason := r.HubFault(); reason != "" {
 				s.warn(r.URI(), "", reason)
 			}
@@ -204,31 +215,6 @@ func rooms(ctx context.Context, s *session, _ []string) error {
 	})
 }
 
-func create(ctx context.Context, s *session, args []string) error {
-	return s.live(ctx, func(ctx context.Context, c *client.Client) error {
-		r, err := c.CreateRoom(ctx, args[0])
-		if err != nil {
-			return err
-		}
-		fmt.Fprintln(s.out, r.URI())
-		return nil
-	})
-}
-
-func add(ctx context.Context, s *session, args []string) error {
-	return s.inRoom(ctx, args[0], func(ctx context.Context, c *client.Client, r *client.Room) error {
-		var users []mimi.URI
-		for _, name := range args[1:] {
-			u, err := person(ctx, c, name)
-			if err != nil {
-				return err
-			}
-			users = append(users, u)
-		}
-		return r.Add(ctx, users...)
-	})
-}
-
 func remove(ctx context.Context, s *session, args []string) error {
 	return s.inRoom(ctx, args[0], func(ctx context.Context, c *client.Client, r *client.Room) error {
 		u, err := person(ctx, c, args[1])
@@ -236,28 +222,6 @@ func remove(ctx context.Context, s *session, args []string) error {
 			return err
 		}
 		return r.Remove(ctx, u)
-	})
-}
-
-func join(ctx context.Context, s *session, args []string) error {
-	return s.live(ctx, func(ctx context.Context, c *client.Client) error {
-		uri, err := mimi.ParseURI(args[0])
-		if err != nil {
-			rooms, err := c.Joinable(ctx)
-			if err != nil {
-				return err
-			}
-			for _, r := range rooms {
-				if strings.HasPrefix(r.ID(), args[0]) {
-					uri = r
-				}
-			}
-			if uri == "" {
-				return fmt.Errorf("no room %q to join: \"chat rooms\" lists them", args[0])
-			}
-		}
-		_, err = c.Join(ctx, uri)
-		return err
 	})
 }
 
@@ -272,36 +236,6 @@ func leave(ctx context.Context, s *session, args []string) error {
 	return s.inRoom(ctx, args[0], func(ctx context.Context, _ *client.Client, r *client.Room) error {
 		return r.Leave(ctx)
 	})
-}
-
-func members(ctx context.Context, s *session, args []string) error {
-	return s.inRoom(ctx, args[0], func(_ context.Context, _ *client.Client, r *client.Room) error {
-		for _, p := range r.Participants() {
-			fmt.Fprintf(s.out, "%s  %s\n", p.User, role(p.Role))
-			for _, m := range p.Clients {
-				flag := ""
-				if m.Flag != "" {
-					flag = "  (" + m.Flag + ")"
-				}
-				fmt.Fprintf(s.out, "  %s%s\n", m.Client, flag)
-			}
-		}
-		return nil
-	})
-}
-
-func role(r uint32) string {
-	switch r {
-	case mimi.RoleBanned:
-		return "banned"
-	case mimi.RoleMember:
-		return "member"
-	case mimi.RoleModerator:
-		return "moderator"
-	case mimi.RoleAdmin:
-		return "admin"
-	}
-	return fmt.Sprintf("role %d", r)
 }
 
 func tail(ctx context.Context, s *session, args []string) error {

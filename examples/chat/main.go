@@ -22,10 +22,22 @@ const usage = `chat [-dir DIRECTORY] [-timeout 30s] [-tcp] [-v] COMMAND
 
   enrol INVITATION DEVICE     make this a device of the invited user; DEVICE is its name, such as alice-laptop
   rooms                       list rooms, also those that this device could join
-  new NAME                    create a room and print its URI
-  add ROOM PERSON...          add people, such as bob@beta.example, with all their devices
+  new [-rules RULES] NAME [PROVIDER...]
+                              create a room and print its URI; RULES are cooperative, strict, moderated or organisations:
+                              the latter has admins and users of each PROVIDER
+  add [-role ROLE] ROOM PERSON...
+                              add people, such as bob@beta.example, with all their devices
   remove ROOM PERSON          remove a person with all devices
-  join ROOM                   join a room of the user with this device
+  join ROOM|LINK              join a room of the user with this device, or one that a link or its rules let the user in
+  role ROOM PERSON ROLE       give a person another role, such as banned
+  rules ROOM                  print the room's roles, with what they may do, and its other rules
+  rename ROOM NAME            give the room another name
+  topic ROOM [TEXT]           say what the room is about
+  link [-role ROLE] [-once] [-for TIME] ROOM
+                              make a link to the room and print it: whoever has it can join, once or within a time such as
+                              24h
+  links ROOM                  list the links to a room, by their keys
+  unlink ROOM KEY             have a link let nobody in any more; the beginning of its key is enough
   send ROOM TEXT              send a message
   reply ROOM MESSAGE TEXT     answer one
   edit ROOM MESSAGE TEXT      put another text in the place of one's own

@@ -19,7 +19,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// The commands against a node of its own process: messages are answered, edited, deleted, reacted to and reported.
+// The commands against a node of its own process: messages are answered, edited, deleted, reacted to and reported, and rooms
+// are run by their rules.
 func TestMessagesAreAnsweredEditedAndReported(t *testing.T) {
 	dir, err := os.MkdirTemp("", "chat") // unix socket paths are short
 	if err != nil {
@@ -103,5 +104,36 @@ func TestMessagesAreAnsweredEditedAndReported(t *testing.T) {
 	}
 	if code := run(t.Context(), []string{"-dir", filepath.Join(dir, "bob"), "react", room, "ffffffffffff", "x"}, &out, &errs); code != 1 {
 		t.Errorf("a message that isn't there: exit %d", code)
+	}
+
+	// A room with rules: people come by links, and are what admins make them.
+	club := chat("alice", "new", "-rules", "strict", "club")
+	link := chat("alice", "link", "-once", "-for", "1h", club)
+	if list := chat("alice", "links", club); !strings.Contains(list, "  ordinary_user, once, until ") {
+		t.Errorf("the links are %q", list)
+	}
+	chat("bob", "join", link)
+	if list := chat("alice", "links", club); list != "" {
+		t.Errorf("a link that was used is listed: %q", list)
+	}
+	for _, args := range [][]string{{"rename", club, "mine"}, {"link", club}} {
+		if code := run(t.Context(), append([]string{"-dir", filepath.Join(dir, "bob")}, args...), &out, &errs); code != 1 {
+			t.Errorf("an ordinary user does %v: exit %d", args, code)
+		}
+	}
+	chat("alice", "role", club, "bob@alpha.example", "group_admin")
+	chat("bob", "rename", club, "the", "club")
+	chat("bob", "topic", club, "soup")
+	chat("bob", "unlink", club, strings.Fields(chat("bob", "link", club) + " " + chat("bob", "links", club))[1])
+	for command, want := range map[string]string{
+		"members": "mimi://alpha.example/u/bob  group_admin", "rooms": "  the club: soup  (2 people)", "rules": "\ngroup_admin (3): canAddOwnClient",
+	} {
+		args := []string{command, club}
+		if command == "rooms" {
+			args = args[:1]
+		}
+		if list := chat("alice", args...); !strings.Contains(list, want) {
+			t.Errorf("%s prints %q", command, list)
+		}
 	}
 }

@@ -183,7 +183,7 @@ func checkAsset(d mls.AppDataDictionary, a Asset, user URI, needs [4]Capability)
 		return forbidden("%v", err)
 	}
 	if !role.May(needs[kind]) {
-		return forbidden("%s has assets of type %q, and needs capability %#04x", user, media, uint16(needs[kind]))
+		return forbidden("%s has assets of type %q, and needs %v", user, media, needs[kind])
 	}
 	p, err := AssetPolicyOf(d)
 	if err != nil {

@@ -1,6 +1,7 @@
 package mimi
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
@@ -478,6 +479,23 @@ func TestHistoryIsSharedAsThePolicySays(t *testing.T) {
 		ok, period, err := ShareHistory(ruled(rules, [4]uint32{4, 2, 3, 2}), c.user, c.own)
 		if err != nil || ok != c.ok || period.Seconds() != c.period {
 			t.Errorf("%s under %+v (own %v): %v, %v, %v", c.user, c.policy, c.own, ok, period, err)
+		}
+	}
+}
+
+func TestRulesOfARoomAreThoseThatItBeganWith(t *testing.T) {
+	rules := StrictRoom(testHub)
+	rules.Base, rules.JoinLinks = &BasePolicy{MultiDevice: true, MaxUsers: most(9)}, &JoinLinkPolicy{Expiration: 60}
+	rules.History, rules.Bots = &HistoryPolicy{Roles: []uint32{3}, MaxPeriod: 60}, BotPolicy{{Name: "clock", Local: true}}
+	rules.Expiration, rules.RenewalDays = &MessageExpiration{Max: 60}, 30
+	for name, r := range map[string]Rules{"all policies": rules, "roles only": CooperativeRoom(testHub)} {
+		d := r.Dictionary(nil)
+		got, err := RulesOf(d)
+		if err != nil || !bytes.Equal(codec.Marshal(got.Dictionary(nil)), codec.Marshal(d)) {
+			t.Errorf("%s are read otherwise: %v", name, err)
+		}
+		if got, err := RulesOf(d.Set(ComponentHistory, []byte{9})); err == nil {
+			t.Errorf("%s: a policy that is broken: %+v", name, got)
 		}
 	}
 }

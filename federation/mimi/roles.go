@@ -89,6 +89,41 @@ const (
 	canChooseOwnRole Capability = 0xf001 // among its role changes
 )
 
+var capabilityNames = map[Capability]string{
+	CanAddParticipant: "canAddParticipant", CanRemoveParticipant: "canRemoveParticipant",
+	CanAddOwnClient: "canAddOwnClient", CanRemoveOwnClient: "canRemoveOwnClient", CanOpenJoin: "canOpenJoin",
+	CanJoinIfPreauthorized: "canJoinIfPreauthorized", CanRemoveSelf: "canRemoveSelf",
+	CanCreateJoinCode: "canCreateJoinCode", CanDeleteJoinCode: "canDeleteJoinCode", CanUseJoinCode: "canUseJoinCode",
+	CanBan: "canBan", CanUnban: "canUnBan", CanKick: "canKick", CanChangeUserRole: "canChangeUserRole",
+	CanChangeOwnRole: "canChangeOwnRole", CanSendMessage: "canSendMessage", CanReceiveMessage: "canReceiveMessage",
+	CanCopyMessage: "canCopyMessage", CanReportAbuse: "canReportAbuse", CanReplyToMessage: "canReplyToMessage",
+	CanReactToMessage: "canReactToMessage", CanEditReaction: "canEditReaction",
+	CanDeleteOwnReaction: "canDeleteOwnReaction", CanDeleteOtherReaction: "canDeleteOtherReaction",
+	CanEditOwnMessage: "canEditOwnMessage", CanDeleteOwnMessage: "canDeleteOwnMessage",
+	CanDeleteOtherMessage: "canDeleteOtherMessage", CanStartTopic: "canStartTopic", CanReplyInTopic: "canReplyInTopic",
+	CanEditOwnTopic: "canEditOwnTopic", CanEditOtherTopic: "canEditOtherTopic", CanUploadImage: "canUploadImage",
+	CanUploadAudio: "canUploadAudio", CanUploadVideo: "canUploadVideo", CanUploadAttachment: "canUploadAttachment",
+	CanDownloadImage: "canDownloadImage", CanDownloadAudio: "canDownloadAudio", CanDownloadVideo: "canDownloadVideo",
+	CanDownloadAttachment: "canDownloadAttachment", CanSendLink: "canSendLink", CanSendLinkPreview: "canSendLinkPreview",
+	CanFollowLink: "canFollowLink", CanCopyLink: "canCopyLink", CanChangeRoomName: "canChangeRoomName",
+	CanChangeRoomDescription: "canChangeRoomDescription", CanChangeRoomAvatar: "canChangeRoomAvatar",
+	CanChangeRoomSubject: "canChangeRoomSubject", CanChangeRoomMood: "canChangeRoomMood",
+	CanChangeOwnName: "canChangeOwnName", CanChangeOwnPresence: "canChangeOwnPresence",
+	CanChangeOwnMood: "canChangeOwnMood", CanChangeOwnAvatar: "canChangeOwnAvatar", CanDestroyRoom: "canDestroyRoom",
+	CanChangeRoomMembershipStyle: "canChangeRoomMembershipStyle", CanChangeRoleDefinitions: "canChangeRoleDefinitions",
+	CanChangePreauthorizedUsers:   "canChangePreauthorizedUserList",
+	CanChangeOtherPolicyAttribute: "canChangeOtherPolicyAttribute",
+	CanChangeOperationalPolicies:  "canChangeMlsOperationalPolicies", CanSendReinitProposal: "canSendMLSReinitProposal",
+}
+
+// String returns the capability's name in draft-ietf-mimi-room-policy-03, Section 10.2, or its number.
+func (c Capability) String() string {
+	if n, ok := capabilityNames[c]; ok {
+		return n
+	}
+	return fmt.Sprintf("%#04x", uint16(c))
+}
+
 // Bounds of a roles_list.
 const (
 	MaxRoles        = 64

@@ -57,7 +57,7 @@ func (r *Room) permits(user mimi.URI, m *content.Message) (moderates bool, err e
 	needs := func(what string, all ...mimi.Capability) error {
 		for _, c := range all {
 			if !role.May(c) {
-				return fmt.Errorf("%s %s: %w (capability %#04x)", user, what, ErrNoRight, uint16(c))
+				return fmt.Errorf("%s %s: %w (%v)", user, what, ErrNoRight, c)
 			}
 		}
 		return nil
