@@ -48,19 +48,19 @@ func TestAssetsAreWhatThePolicyAllows(t *testing.T) {
 		{"one that is", func(p *AssetPolicy) { p.PermittedMedia = mls.MediaTypeList{{Type: "image/png"}} }, image, ""},
 		{"anywhere", func(p *AssetPolicy) { p.Location = AssetsAnywhere }, change(func(a *Asset) { a.Host = "x.example" }), ""},
 		{"at the hub", func(p *AssetPolicy) { p.Location, p.Domains = AssetsAtHub, p.Domains[:1] }, change(func(a *Asset) { a.Sender = "mimi://c.example/u/x" }), "mimi://c.example/u/x has assets"},
-		{"by a role without the capability", as, change(func(a *Asset) { a.Sender, a.Attachment = user("bob"), true }), "capability 0x0203"},
+		{"by a role without the capability", as, change(func(a *Asset) { a.Sender, a.Attachment = user("bob"), true }), "needs canUploadAttachment"},
 		{"by a role with it", as, change(func(a *Asset) { a.Sender = user("bob") }), ""},
-		{"by a stranger", as, change(func(a *Asset) { a.Sender = user("frank") }), "capability 0x0200"},
-		{"by the banned", as, change(func(a *Asset) { a.Sender = user("eve") }), "capability 0x0200"},
+		{"by a stranger", as, change(func(a *Asset) { a.Sender = user("frank") }), "needs canUploadImage"},
+		{"by the banned", as, change(func(a *Asset) { a.Sender = user("eve") }), "needs canUploadImage"},
 		{"a large one without a policy", nil, change(func(a *Asset) { a.Size, a.Host = 1<<40, "x.example" }), ""},
-		{"without a policy or capability", nil, change(func(a *Asset) { a.Sender, a.MediaType = user("bob"), "video/ogg" }), "capability 0x0202"},
+		{"without a policy or capability", nil, change(func(a *Asset) { a.Sender, a.MediaType = user("bob"), "video/ogg" }), "needs canUploadVideo"},
 	} {
 		err := CheckUpload(at(c.policy), c.asset)
 		if (err == nil) != (c.rule == "") || err != nil && !strings.Contains(err.Error(), c.rule) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
-	if err := CheckDownload(at(as), image, user("bob")); err == nil || !strings.Contains(err.Error(), "capability 0x0204") {
+	if err := CheckDownload(at(as), image, user("bob")); err == nil || !strings.Contains(err.Error(), "needs canDownloadImage") {
 		t.Errorf("an image for a role without the capability: %v", err)
 	}
 	kept := change(func(a *Asset) { a.Attachment = true })
