@@ -56,8 +56,11 @@ func (r *Refused) Error() string {
 	return fmt.Sprintf("the hub refuses: %s: %s", r.Code, r.Description)
 }
 
-// codeBusy is the code of what is beyond a limit at present.
-const codeBusy = "busy"
+// The codes of what is beyond a limit at present, and of what the node can't read.
+const (
+	codeBusy      = "busy"
+	codeMalformed = "malformed"
+)
 
 // Code returns the stable code that the node gave for an error, such as "revoked" or "hubUnreachable"; "" if the error
 // isn't a node's.

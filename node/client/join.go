@@ -438,7 +438,7 @@ func (c *Client) finishJoin(ctx context.Context, room mimi.URI, p *mls.PendingJo
 	var seq uint64
 	for delay := minRetry; ; delay = min(2*delay, maxRetry) {
 		var err error
-		res, seq, err = c.update(ctx, room, request)
+		res, seq, err = c.commit(ctx, room, request, func() (*mls.GroupInfo, *mls.RatchetTree) { return p.GroupInfo(), p.Tree() })
 		if err == nil {
 			break
 		}

@@ -289,6 +289,22 @@ func updateRequest(commit *mls.MLSMessage, w *mls.Welcome, gi *mls.GroupInfo) []
 	}})
 }
 
+// commit sends what updateRequest has made of a commit. A hub of an earlier release takes it only with all of GroupInfo and
+// ratchet tree, which whole returns, nil if it isn't known any more.
+func (c *Client) commit(ctx context.Context, room mimi.URI, request []byte, whole func() (*mls.GroupInfo, *mls.RatchetTree)) (*mimi.UpdateRoomResponse, uint64, error) {
+	res, seq, err := c.update(ctx, room, request)
+	if Code(err) != codeMalformed {
+		return res, seq, err
+	}
+	gi, tree := whole()
+	var q mimi.UpdateRequest
+	if gi == nil || codec.Unmarshal(request, &q) != nil {
+		return res, seq, err
+	}
+	q.Bundle.GroupInfo, q.Bundle.RatchetTree = mimi.FullGroupInfo(gi), mimi.FullRatchetTree(tree)
+	return c.update(ctx, room, codec.Marshal(q))
+}
+
 // MarshalMLS implements codec.Marshaler, for the store.
 func (s staged) MarshalMLS(w *codec.Writer) {
 	w.Optional(s.hold)
@@ -324,7 +340,14 @@ func (r *Room) sendStaged(ctx context.Context) error {
 	if s == nil {
 		return nil
 	}
-	res, seq, err := r.c.update(ctx, r.uri, s.request)
+	res, seq, err := r.c.commit(ctx, r.uri, s.request, func() (*mls.GroupInfo, *mls.RatchetTree) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if pc := r.group.PendingCommit(); pc != nil && r.staged == s {
+			return pc.GroupInfo(), pc.Tree()
+		}
+		return nil, nil
+	})
 	if err != nil && !permanent(err) {
 		return err
 	}
