@@ -28,9 +28,9 @@ type Client struct {
 	domain string
 	rt     func(ctx context.Context, peer string) (http.RoundTripper, error)
 
-	// OnHead, if not nil, gets the content of the HeadField in a hub's answer about a room, before the answer is returned.
-	// It is set before the Client is used.
-	OnHead func(peer string, room mimi.URI, head []byte)
+	// OnHead, if not nil, gets the content of the HeadField in a hub's answer about a room, before the answer is returned; an
+	// error takes the answer's place. It is set before the Client is used.
+	OnHead func(peer string, room mimi.URI, head []byte) error
 
 	mu          sync.Mutex
 	directories map[string]cachedDirectory // by peer; guarded by mu
@@ -193,13 +193,14 @@ func seqOf(peer string, header http.Header) (uint64, error) {
 }
 
 // sawHead passes a hub's head on. One that can't be read is as good as none.
-func (c *Client) sawHead(peer string, room mimi.URI, header http.Header) {
+func (c *Client) sawHead(peer string, room mimi.URI, header http.Header) error {
 	if c.OnHead == nil {
-		return
+		return nil
 	}
 	if b, err := parseHead(header); err == nil && b != nil {
-		c.OnHead(peer, room, b)
+		return c.OnHead(peer, room, b)
 	}
+	return nil
 }
 
 // decodeAnswer reads the body of an answer.
@@ -238,8 +239,10 @@ func (c *Client) Update(ctx context.Context, peer string, room mimi.URI, body []
 	if err := decodeAnswer(peer, b, resp); err != nil {
 		return nil, 0, err
 	}
+	if err := c.sawHead(peer, room, header); err != nil {
+		return nil, 0, err
+	}
 	seq, err := seqOf(peer, header)
-	c.sawHead(peer, room, header)
 	return resp, seq, err
 }
 
@@ -253,8 +256,10 @@ func (c *Client) SubmitMessage(ctx context.Context, peer string, room mimi.URI, 
 	if err := decodeAnswer(peer, b, resp); err != nil {
 		return nil, 0, err
 	}
+	if err := c.sawHead(peer, room, header); err != nil {
+		return nil, 0, err
+	}
 	seq, err := seqOf(peer, header)
-	c.sawHead(peer, room, header)
 	return resp, seq, err
 }
 
@@ -284,8 +289,7 @@ func (c *Client) GroupInfo(ctx context.Context, peer string, room mimi.URI, req 
 	if resp.Room != room {
 		return nil, fmt.Errorf("federation: %s was asked about %s and answers about %s", peer, room, resp.Room)
 	}
-	c.sawHead(peer, room, header)
-	return resp, nil
+	return resp, c.sawHead(peer, room, header)
 }
 
 // IdentifierQuery asks a peer for users of its own.

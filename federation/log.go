@@ -13,13 +13,14 @@ import (
 // has lost (POST): as the room's hub those who follow the room, else the hub. MIMI has nothing of the kind.
 const LogPath = "/parley/v1/log/"
 
-// IncarnationPath is where a node has the last signed head that it knows of the asking peer (GET), nothing if there is
-// none: a node whose successor was restored from a backup learns of it there.
-const IncarnationPath = "/parley/v1/incarnation"
+// KnownPath is where a node says what it knows of the asking peer (GET): a node that was restored from a backup learns there
+// what it has published since, and the one that was superseded that it was.
+const KnownPath = "/parley/v1/known"
 
 const (
 	maxLogRequest = MaxHead + 1<<10
 	maxLogPage    = MaxNotify
+	maxKnown      = MaxHead + MaxBundle + 16
 
 	// MaxLogEntries is the largest number of entries in a LogPage.
 	MaxLogEntries = 1024
@@ -95,6 +96,28 @@ func (p *LogPage) UnmarshalMLS(r *codec.Reader) {
 	}
 }
 
+// Known is what a node knows of a peer.
+//
+//	struct {
+//	    opaque head<V>;
+//	    opaque bundle<V>;
+//	} Known;
+type Known struct {
+	Head   []byte // the first head of the last incarnation, at most MaxHead bytes; empty if there is none
+	Bundle []byte // the last trust bundle, JSON of at most MaxBundle bytes; empty if there is none
+}
+
+// MarshalMLS implements codec.Marshaler.
+func (k Known) MarshalMLS(w *codec.Writer) {
+	w.Opaque(k.Head)
+	w.Opaque(k.Bundle)
+}
+
+// UnmarshalMLS implements codec.Unmarshaler.
+func (k *Known) UnmarshalMLS(r *codec.Reader) {
+	*k = Known{r.OpaqueMax(MaxHead), r.OpaqueMax(MaxBundle)}
+}
+
 func (c *call) log() (*answer, error) {
 	room, err := mimi.ParseURI(c.param)
 	if err != nil || room.Kind() != mimi.KindRoom {
@@ -116,8 +139,12 @@ func (c *call) log() (*answer, error) {
 	})
 }
 
-func (c *call) getIncarnation() (*answer, error) {
-	return &answer{status: http.StatusOK, contentType: contentType, body: c.h.provider.Incarnation(c.from)}, nil
+func (c *call) known() (*answer, error) {
+	known, err := c.h.provider.Known(c.from)
+	if err != nil {
+		return nil, err
+	}
+	return encoded(known, 0), nil
 }
 
 // Log asks a peer for entries of a room's log. What is after the number that was asked for, and in order, is the caller's
@@ -137,8 +164,12 @@ func (c *Client) Log(ctx context.Context, peer string, room mimi.URI, req *LogRe
 	return page, decodeAnswer(peer, body, page)
 }
 
-// Incarnation returns the last head that a peer knows of this provider, of at most MaxHead bytes, empty if there is none.
-func (c *Client) Incarnation(ctx context.Context, peer string) ([]byte, error) {
-	body, _, err := c.do(ctx, peer, exchange{method: http.MethodGet, url: "https://" + peer + IncarnationPath, want: http.StatusOK, max: MaxHead})
-	return body, err
+// Known asks a peer what it knows of this provider.
+func (c *Client) Known(ctx context.Context, peer string) (*Known, error) {
+	body, _, err := c.do(ctx, peer, exchange{method: http.MethodGet, url: "https://" + peer + KnownPath, want: http.StatusOK, max: maxKnown})
+	if err != nil {
+		return nil, err
+	}
+	known := new(Known)
+	return known, decodeAnswer(peer, body, known)
 }

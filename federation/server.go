@@ -154,8 +154,8 @@ type Provider interface {
 	// who takes part as the hub.
 	Log(ctx context.Context, from string, room mimi.URI, req *LogRequest) (*LogPage, error)
 
-	// Incarnation returns the last head that is known of a peer's rooms, empty if there is none.
-	Incarnation(from string) []byte
+	// Known returns what is known of a peer.
+	Known(from string) (*Known, error)
 
 	// HubSender returns the key and credential with which the hub signs in rooms of a suite, an ExternalSender.
 	HubSender(suite mls.CipherSuite) ([]byte, error)
@@ -285,8 +285,8 @@ func (h *handler) route(r *http.Request) (endpoint, param string, serve func(*ca
 		return "bundle", "", (*call).getBundle
 	case path == BundlePath && r.Method == http.MethodPost:
 		return "bundle", "", (*call).postBundle
-	case path == IncarnationPath && r.Method == http.MethodGet:
-		return "incarnation", "", (*call).getIncarnation
+	case path == KnownPath && r.Method == http.MethodGet:
+		return "known", "", (*call).known
 	case strings.HasPrefix(path, LogPath) && r.Method == http.MethodPost:
 		param, err := url.PathUnescape(strings.TrimPrefix(path, LogPath))
 		if err != nil {

@@ -130,7 +130,9 @@ func (p *testProvider) Log(_ context.Context, from string, room mimi.URI, req *L
 	return &LogPage{Head: req.Head, Entries: []LogEntry{{Seq: req.After + 1, Fanout: []byte("entry")}}}, p.note("log", from, room)
 }
 
-func (p *testProvider) Incarnation(from string) []byte { return []byte("head of " + from) }
+func (p *testProvider) Known(from string) (*Known, error) {
+	return &Known{Head: []byte("head of " + from), Bundle: p.Bundle()}, nil
+}
 
 func (p *testProvider) HubSender(suite mls.CipherSuite) ([]byte, error) {
 	return codec.Marshal(mls.ExternalSender{SignatureKey: []byte{byte(suite)}, Credential: mls.X509Credential([][]byte{{1}})}), nil
@@ -212,7 +214,10 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 		return inProcess{h, "beta.example"}, nil
 	})
 	var heads []string
-	c.OnHead = func(peer string, room mimi.URI, head []byte) { heads = append(heads, peer+" "+string(head)) }
+	c.OnHead = func(peer string, room mimi.URI, head []byte) error {
+		heads = append(heads, peer+" "+string(head))
+		return nil
+	}
 	ctx := t.Context()
 	const peer = "alpha.example"
 
@@ -261,6 +266,15 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 	if b, err := c.Oblivious(ctx, peer, []byte("sealed")); err != nil || string(b) != "answer to sealed" {
 		t.Errorf("through the gateway: %q, %v", b, err)
 	}
+	request := &LogRequest{After: 7, Head: []byte("head")}
+	for _, room := range []mimi.URI{ownRoom, theirRoom} {
+		if page, err := c.Log(ctx, peer, room, request); err != nil || string(page.Head) != "head" || len(page.Entries) != 1 || page.Entries[0].Seq != 8 {
+			t.Errorf("log of %s: %+v, %v", room, page, err)
+		}
+	}
+	if known, err := c.Known(ctx, peer); err != nil || string(known.Head) != "head of beta.example" || string(known.Bundle) != `{"keys":[]}` {
+		t.Errorf("known: %+v, %v", known, err)
+	}
 	// A refusal of group info tells nothing of the room.
 	if want := []string{"alpha.example head of mimi://alpha.example/r/room", "alpha.example head of mimi://alpha.example/r/room"}; !reflect.DeepEqual(heads, want) {
 		t.Errorf("heads: %q, want %q", heads, want)
@@ -276,12 +290,13 @@ func TestClientReachesEveryEndpoint(t *testing.T) {
 		"keyMaterial beta.example " + string(ownUser), "update beta.example " + string(ownRoom), "submitMessage beta.example " + string(ownRoom),
 		"notify beta.example " + string(theirRoom), "notify beta.example " + string(theirRoom), "groupInfo beta.example " + string(ownRoom),
 		"identifierQuery beta.example alice", "reportAbuse beta.example " + string(ownRoom), "ephemeral beta.example " + string(ownRoom),
-		"requestConsent beta.example " + string(ownUser), "updateConsent beta.example " + string(ownUser), "oblivious beta.example sealed", `receiveBundle beta.example {"x":1}`,
+		"requestConsent beta.example " + string(ownUser), "updateConsent beta.example " + string(ownUser), "oblivious beta.example sealed",
+		"log beta.example " + string(ownRoom), "log beta.example " + string(theirRoom), `receiveBundle beta.example {"x":1}`,
 	}
 	if !reflect.DeepEqual(p.calls, want) {
 		t.Errorf("the provider was asked\n%s\nwant\n%s", strings.Join(p.calls, "\n"), strings.Join(want, "\n"))
 	}
-	wantSeen := []string{"directory:", "keyMaterial:", "update:", "submitMessage:", "notify:", "notify:", "groupInfo:", "identifierQuery:", "reportAbuse:", "ephemeral:", "requestConsent:", "updateConsent:", "hub:", "gatewayKeys:", "ohttpGateway:", "bundle:", "bundle:"}
+	wantSeen := []string{"directory:", "keyMaterial:", "update:", "submitMessage:", "notify:", "notify:", "groupInfo:", "identifierQuery:", "reportAbuse:", "ephemeral:", "requestConsent:", "updateConsent:", "hub:", "gatewayKeys:", "ohttpGateway:", "log:", "log:", "known:", "bundle:", "bundle:"}
 	if !reflect.DeepEqual(o.list, wantSeen) {
 		t.Errorf("observed %v, want %v (the directory once)", o.list, wantSeen)
 	}
@@ -344,6 +359,9 @@ func TestBadRequestsAreRefusedWithTheirCause(t *testing.T) {
 		{name: "wrong method", method: "GET", path: notify, status: 404, code: CodeNotFound},
 		{name: "download that is posted", path: path("proxyDownload", "https://gamma.example/x"), status: 404, code: CodeNotFound},
 		{name: "asset that has no such name", method: "GET", path: AssetPath + "..%2f..%2fstore", status: 404, code: CodeNotFound},
+		{name: "log of a third provider's room", path: LogPath + url.PathEscape("mimi://gamma.example/r/room"), body: codec.Marshal(LogRequest{After: 1}), status: 403, code: CodeNotAllowed},
+		{name: "log of no room", path: LogPath + url.PathEscape(string(ownUser)), body: codec.Marshal(LogRequest{After: 1}), status: 400, code: CodeMalformed},
+		{name: "log without a request", path: LogPath + url.PathEscape(string(ownRoom)), body: []byte{1}, status: 400, code: CodeMalformed},
 		{name: "keys of no suite", method: "GET", path: GatewayKeysPath + "0", status: 400, code: CodeMalformed},
 		{name: "a large request for the gateway", path: GatewayPath, body: make([]byte, MaxOblivious+1), change: func(r *http.Request) { r.Header.Set("Content-Type", ohttp.RequestType) }, status: 413, code: CodeTooLarge},
 		{name: "another type for the gateway", path: GatewayPath, body: []byte("x"), change: func(r *http.Request) { r.Header.Set("Content-Type", "text/plain") }, status: 415, code: CodeMalformed},
@@ -699,6 +717,8 @@ func FuzzHandler(f *testing.F) {
 	f.Add("POST", "/mimi/v1/keyMaterial/mimi%3A%2F%2Falpha.example%2Fu%2Falice", "", codec.Marshal(keyMaterialRequest()))
 	f.Add("POST", "/mimi/v1/groupInfo/mimi%3A%2F%2Falpha.example%2Fr%2Froom", "", codec.Marshal(groupInfoRequest()))
 	f.Add("GET", BundlePath, "", []byte(nil))
+	f.Add("POST", LogPath+"mimi%3A%2F%2Falpha.example%2Fr%2Froom", "", codec.Marshal(LogRequest{After: 7, Head: []byte("head")}))
+	f.Add("GET", KnownPath, "", []byte(nil))
 	f.Fuzz(func(t *testing.T, method, path, seqs string, body []byte) {
 		r, err := http.NewRequest(method, "https://alpha.example", bytes.NewReader(body))
 		if err != nil || !strings.HasPrefix(path, "/") {

@@ -21,6 +21,7 @@ import (
 //	n/v                               the format's version, one byte
 //	n/t                               the node's incarnation, 8 bytes: one for each store, and each that was restored
 //	n/B                               the incarnation before, 8 bytes, while a restored node hasn't reconciled its rooms yet
+//	n/B/<room>                        empty: a room of another hub, which has to be asked yet what a restored node has lost
 //	n/S                               the head, a chain.Signed, that shows that the store was superseded, and isn't served any more
 //	n/N/<domain>                      the first head, a chain.Signed, that is known of a hub's last incarnation
 //	n/r/<room>                        roomRecord: what is known of a room, hosted here or not
@@ -103,6 +104,7 @@ const (
 	prefixAssetRef   = "n/R/"
 	prefixOutbox     = "n/o/"
 	prefixLatest     = "n/N/"
+	prefixLate       = "n/B/"
 	keyVersion       = "n/v"
 	keyIncarnation   = "n/t"
 	keyWelcomes      = "n/w"

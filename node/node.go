@@ -55,7 +55,8 @@ type Node struct {
 
 	incarnation uint64      // of the store; see heads.go
 	restored    atomic.Bool // until the rooms are reconciled; see restore.go
-	superseded  atomic.Bool
+	superseded  atomic.Bool // the node ends
+	late        lateRooms
 	ends        chan error // has what Run is to end with
 
 	fences sync.Mutex        // held from reading a fence to raising it

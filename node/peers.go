@@ -170,8 +170,20 @@ func (n *Node) exchange(ctx context.Context, domain string) error {
 	if err := n.receiveBundle(domain, b); err != nil {
 		return err
 	}
-	if err := n.checkSuperseded(ctx, domain); err != nil {
+	known, err := n.federation.Known(ctx, domain)
+	if err == nil {
+		err = n.checkSuperseded(domain, known.Head)
+	}
+	if err != nil {
 		n.log.Debug("asking for a later incarnation", "peer", domain, "err", err)
+	}
+	for _, room := range n.late.of(domain) {
+		if err := n.catchUp(n.ctx, room); err != nil {
+			n.log.Warn("asking a hub what came after the backup", "room", room, "err", err)
+		}
+	}
+	if n.settled() != nil {
+		return nil // the own one may not go on yet from what peers have
 	}
 	return n.federation.PushBundle(ctx, domain, n.ownBundle.Load().JSON())
 }

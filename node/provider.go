@@ -42,6 +42,9 @@ func (p provider) Notify(_ context.Context, from string, room mimi.URI, msgs []f
 	if err := p.n.settled(); err != nil {
 		return peerError(err) // what was lost before these comes first
 	}
+	if err := p.n.catchUp(p.n.ctx, room); err != nil {
+		return peerError(err)
+	}
 	return peerError(p.n.notify(from, room, msgs))
 }
 
@@ -116,13 +119,20 @@ func (p provider) Log(ctx context.Context, from string, room mimi.URI, req *fede
 	return page, peerError(err)
 }
 
-// Incarnation returns the last head that is known of a peer's rooms.
-func (p provider) Incarnation(from string) []byte {
+// Known returns what is known of a peer.
+func (p provider) Known(from string) (*federation.Known, error) {
+	known := new(federation.Known)
 	s, err := p.n.latestOf(from)
-	if err != nil || s == nil {
-		return nil
+	if err != nil {
+		return nil, err
 	}
-	return codec.Marshal(s)
+	if s != nil {
+		known.Head = codec.Marshal(s)
+	}
+	if b := p.n.trust.Bundle(from); b != nil {
+		known.Bundle = b.JSON()
+	}
+	return known, nil
 }
 
 // HubSender returns this hub's key and credential for rooms of a suite.

@@ -103,6 +103,13 @@ func (a clientAPI) Subscribe(ctx context.Context, req *connect.Request[api.Subsc
 		st.cursors[uri] = c
 		a.n.listeners.listen(l, uri)
 	}
+	for _, uri := range slices.Sorted(maps.Keys(given)) {
+		if _, ok := members[uri]; !ok { // it was forgotten with what came after a backup
+			if err := st.add(&api.Event{Event: &api.Event_Behind{Behind: &api.Behind{Room: string(uri)}}}, 0); err != nil {
+				return err
+			}
+		}
+	}
 	if err := st.run(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil // the client went away

@@ -214,9 +214,6 @@ func (n *Node) readNotice(ctx context.Context, room mimi.URI, msgs []federation.
 // the new head. r.mu is held, and nothing of what was told is in the log yet that wasn't there before.
 func (c *change) compare(t *told) error {
 	own := c.r.heads.last.Load()
-	if own != nil && t.Incarnation < own.Incarnation {
-		return refuse("notAllowed", "a head of an incarnation that has ended")
-	}
 	again := own != nil && t.Incarnation == own.Incarnation && t.Seq <= own.Seq
 	if own != nil && t.Incarnation == own.Incarnation {
 		switch {
@@ -362,8 +359,8 @@ func (c *change) keepEvidence(e *chain.Evidence) error {
 	return nil
 }
 
-// sawHead takes the head in an answer of a hub.
-func (n *Node) sawHead(peer string, room mimi.URI, b []byte) {
+// sawHead takes the head in an answer of a hub. What a hub answers that has been superseded doesn't count.
+func (n *Node) sawHead(peer string, room mimi.URI, b []byte) error {
 	s := new(chain.Signed)
 	err := decode(b, s)
 	if err == nil && room.Domain() != peer {
@@ -375,18 +372,22 @@ func (n *Node) sawHead(peer string, room mimi.URI, b []byte) {
 	if err != nil {
 		n.log.Info("head refused", "room", room, "peer", peer, "err", err)
 		n.metrics.refused.WithLabelValues("head", "malformed").Inc()
-		return
+		return nil
+	}
+	if err := n.fence(s); reason(err) != nil {
+		n.log.Warn("the answer of a hub that was superseded is refused", "room", room, "incarnation", s.Incarnation)
+		return refuse("unavailable", "%s answers as it was before it was restored from a backup", peer)
+	} else if err != nil {
+		return err
 	}
 	r, err := n.openRoom(room)
 	if err != nil || r == nil || r.hosted {
-		return
+		return err
 	}
 	if err := n.run(r, func() (*change, error) {
 		c := n.begin(r, nil)
 		own, ahead := r.heads.last.Load(), r.heads.ahead
 		switch {
-		case own != nil && s.Incarnation < own.Incarnation:
-			return nil, nil
 		case own != nil && s.Incarnation == own.Incarnation && s.Seq <= own.Seq:
 			if err := c.contradicted(s, own); err != nil {
 				return nil, err
@@ -403,6 +404,7 @@ func (n *Node) sawHead(peer string, room mimi.URI, b []byte) {
 	}); err != nil {
 		n.log.Error("comparing a head", "room", room, "err", err)
 	}
+	return nil
 }
 
 // EvidenceStatus is evidence that the node has against the hub of a room.

@@ -285,6 +285,9 @@ func TestARestoredHubIsNotAccused(t *testing.T) {
 	}
 	msgs, _ := old.tell(l.last+3, end, old.invent())
 	l.refused("a head of the old incarnation", msgs, "notAllowed")
+	if e := reason(l.beta.sawHead(l.alpha.cfg.Domain, l.room, codec.Marshal(old.sign(l.last+3, chain.Hash{1})))); e == nil || e.code != "unavailable" {
+		t.Errorf("an answer of the old incarnation: %v", e)
+	}
 	// From there on it is held to its word again, also about the numbers that it has given again.
 	l.beta.sawHead(l.alpha.cfg.Domain, l.room, codec.Marshal(l.sign(l.last, chain.Hash{1})))
 	l.accused(l.last, l.last+2)

@@ -157,3 +157,23 @@ func TestARestoredFollowerGetsWhatItMissesFromTheHub(t *testing.T) {
 	bob.say(uri, "again")
 	sees(t, uri, append(want, "bob-phone: again"), alice, bob)
 }
+
+func TestRoomsThatARestoredNodeHasForgottenAreEnteredAnew(t *testing.T) {
+	p := providers(t, "alpha", "beta")
+	alice, bob := p[0].enrol("alice", "alice-laptop"), p[1].enrol("bob", "bob-phone")
+	backup := p[1].backUp()
+	uri := alice.create(bob.User()).URI()
+	agree(t, uri, alice, bob)
+	alice.say(uri, "before")
+	sees(t, uri, []string{"alice-laptop: before"}, bob)
+	p[1].restore(backup)
+	within(t, func() error {
+		if r := bob.room(uri); r.Epoch() < 2 {
+			return fmt.Errorf("epoch %d, frozen: %v", r.Epoch(), r.Frozen())
+		}
+		return nil
+	})
+	agree(t, uri, alice, bob)
+	alice.say(uri, "after")
+	sees(t, uri, []string{"alice-laptop: before", "alice-laptop: after"}, bob)
+}
