@@ -46,6 +46,7 @@ type Status struct {
 	Waiting     int                   `json:"waiting"`   // items for peers in the outbox
 	DiskFree    uint64                `json:"disk_free"` // bytes on the data directory's disk
 	ReadOnly    bool                  `json:"read_only"` // the disk is nearly full: nothing new is taken
+	Restoring   bool                  `json:"restoring"` // nobody is served before peers have said what came after the backup
 }
 
 // RoomStatus is what the node knows of a room that it hosts.
@@ -191,6 +192,7 @@ func (n *Node) status() (any, error) {
 	s := &Status{
 		Domain: n.cfg.Domain, Address: n.cfg.Advertise, Version: Version(), Fingerprint: n.embedded.Root(),
 		Rooms: len(uris), Streams: n.listeners.count(), DiskFree: n.disk.last.Load(), ReadOnly: n.disk.full.Load(),
+		Restoring: n.restored.Load(),
 	}
 	for _, p := range n.peers() {
 		if !p.Approved {

@@ -229,6 +229,9 @@ func TestARestoredNodeServesNobodyBeforeItHasAsked(t *testing.T) {
 	})
 	beta.stop()
 	alpha.replace(backup)
+	if s := must(DialAdmin(alpha.cfg.Socket()).Status(t.Context()))(t); !s.Restoring {
+		t.Errorf("the status is %+v", s)
+	}
 	alice.connect()
 	if err := alice.tryAuthenticate(); code(err) != "unavailable" {
 		t.Errorf("a client is served: %v", err)

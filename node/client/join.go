@@ -488,6 +488,10 @@ func (c *Client) confirmJoin(room mimi.URI, p *mls.PendingJoin, seq uint64) (*Ro
 		if gap := r.gap(seq); gap != nil {
 			b.Set(r.key64(roomGap, gap.Next), binary.BigEndian.AppendUint64(nil, gap.After))
 			events = slices.Insert(events, 0, Event(*gap))
+			if err := r.setAside(b, gap.Next); err != nil {
+				r.mu.Unlock()
+				return nil, fmt.Errorf("client: read the messages of %s: %w", room, err)
+			}
 		}
 	}
 	b.Delete([]byte(prefixJoin + string(room)))

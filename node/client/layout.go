@@ -39,6 +39,7 @@ import (
 //	r<room>l             the proposals to leave as they are sent
 //	r<room>n<seq>        linkRecord: the hash chain at an entry of the log, of the last ones
 //	r<room>y<seq>        a Gap: the number of the last entry that was processed before, 8 bytes, by the first that came after
+//	r<room>z<time><seq>  a message whose number the hub has given again, by when that was known, ms since 1970
 //	r<room>v             hubRecord: how far the hub's signatures of the log were verified
 var (
 	keyProfile = []byte("p")
@@ -72,6 +73,7 @@ const (
 	roomLink      = 'n'
 	roomHub       = 'v'
 	roomGap       = 'y'
+	roomLost      = 'z'
 )
 
 // storeDir is the store's place below Options.Dir.

@@ -120,6 +120,32 @@ func TestWhatNobodyElseHasIsLostAndTheRoomGoesOn(t *testing.T) {
 		return err
 	})
 	agree(t, uri, alice, bob)
+	// What bob has of the numbers that were given again stays, apart.
+	for range 8 {
+		alice.say(uri, "again")
+	}
+	for range 2 {
+		within(t, func() error {
+			lost, err := bob.room(uri).Lost()
+			if err != nil {
+				return err
+			}
+			var all []string
+			for _, m := range lost {
+				all = append(all, m.Client.ID()+": "+string(m.Data))
+			}
+			all = append(all, bob.texts(uri)...)
+			counts := make(map[string]int)
+			for _, text := range all {
+				counts[text]++
+			}
+			if len(lost) == 0 || counts["bob-phone: lost"] != 3 || counts["alice-laptop: again"] != 8 || counts["alice-laptop: before"] != 1 {
+				return fmt.Errorf("bob reads %d that are lost of %q", len(lost), all)
+			}
+			return nil
+		})
+		bob.restart()
+	}
 	// KeyPackages are there again.
 	if err := alice.room(uri).Add(t.Context(), carol.User()); err != nil {
 		t.Fatal(err)

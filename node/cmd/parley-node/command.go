@@ -187,6 +187,9 @@ func (c *command) status(ctx context.Context, args []string) error {
 	if s.ReadOnly {
 		fmt.Fprintf(w, "read-only\tthe disk is nearly full: nothing new is taken\n")
 	}
+	if s.Restoring {
+		fmt.Fprintf(w, "restoring\tpeers are asked what came after the backup, and nobody is served yet\n")
+	}
 	return w.Flush()
 }
 
