@@ -48,8 +48,8 @@ func (q LogRequest) MarshalMLS(w *codec.Writer) {
 func (q *LogRequest) UnmarshalMLS(r *codec.Reader) { *q = LogRequest{r.Uint64(), r.OpaqueMax(MaxHead)} }
 
 // LogPage answers a LogRequest with the entries that come next, at most MaxLogEntries, without a gap; none if there are no
-// more. The head is that of a request to notify with these entries if the hub answers, else the last one that the hub has
-// signed for the follower, which reaches beyond them.
+// more. The head is that of a request to notify with these entries if the hub answers, and the signed head of its whole log
+// if there are none; else it is the last one that the hub has signed for the follower, which reaches beyond them.
 //
 //	struct {
 //	    opaque head<V>;
@@ -99,23 +99,28 @@ func (p *LogPage) UnmarshalMLS(r *codec.Reader) {
 // Known is what a node knows of a peer.
 //
 //	struct {
+//	    uint64 incarnation;
 //	    opaque head<V>;
 //	    opaque bundle<V>;
 //	} Known;
 type Known struct {
-	Head   []byte // the first head of the last incarnation, at most MaxHead bytes; empty if there is none
-	Bundle []byte // the last trust bundle, JSON of at most MaxBundle bytes; empty if there is none
+	// Incarnation is that of the node which answers. It isn't signed: one that was restored may have lost entries, and is
+	// asked for them.
+	Incarnation uint64
+	Head        []byte // the first head of the last incarnation, at most MaxHead bytes; empty if there is none
+	Bundle      []byte // the last trust bundle, JSON of at most MaxBundle bytes; empty if there is none
 }
 
 // MarshalMLS implements codec.Marshaler.
 func (k Known) MarshalMLS(w *codec.Writer) {
+	w.Uint64(k.Incarnation)
 	w.Opaque(k.Head)
 	w.Opaque(k.Bundle)
 }
 
 // UnmarshalMLS implements codec.Unmarshaler.
 func (k *Known) UnmarshalMLS(r *codec.Reader) {
-	*k = Known{r.OpaqueMax(MaxHead), r.OpaqueMax(MaxBundle)}
+	*k = Known{r.Uint64(), r.OpaqueMax(MaxHead), r.OpaqueMax(MaxBundle)}
 }
 
 func (c *call) log() (*answer, error) {

@@ -172,10 +172,10 @@ func (n *Node) exchange(ctx context.Context, domain string) error {
 	}
 	known, err := n.federation.Known(ctx, domain)
 	if err == nil {
-		err = n.checkSuperseded(domain, known.Head)
+		err = errors.Join(n.checkSuperseded(domain, known.Head), n.heardOf(domain, known.Incarnation))
 	}
 	if err != nil {
-		n.log.Debug("asking for a later incarnation", "peer", domain, "err", err)
+		n.log.Debug("asking what a peer knows", "peer", domain, "err", err)
 	}
 	for _, room := range n.late.of(domain) {
 		if err := n.catchUp(n.ctx, room); err != nil {

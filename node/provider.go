@@ -121,7 +121,7 @@ func (p provider) Log(ctx context.Context, from string, room mimi.URI, req *fede
 
 // Known returns what is known of a peer.
 func (p provider) Known(from string) (*federation.Known, error) {
-	known := new(federation.Known)
+	known := &federation.Known{Incarnation: p.n.incarnation}
 	s, err := p.n.latestOf(from)
 	if err != nil {
 		return nil, err

@@ -36,7 +36,7 @@ type inquiry struct {
 	log  func(ctx context.Context, peer string, room mimi.URI, req *federation.LogRequest) (*federation.LogPage, error)
 }
 
-// lateRooms are rooms that are followed of which the hub hasn't been asked yet what was lost.
+// lateRooms are rooms that are followed of which the hub hasn't been asked yet what was lost here, or there.
 type lateRooms struct {
 	mu     sync.Mutex
 	rooms  map[mimi.URI]bool // guarded by mu
@@ -85,6 +85,7 @@ func (n *Node) reconcile(ctx context.Context) error {
 		if r.hosted {
 			err = q.hosted(ctx, r)
 		} else if err = q.followed(ctx, r); errors.Is(err, errSilent) {
+			n.log.Warn("the hub of a room is silent, and is asked later what came after the backup", "room", r.uri)
 			err = n.postpone(r.uri)
 		}
 		if err != nil {
@@ -253,7 +254,7 @@ func (q *inquiry) hosted(ctx context.Context, r *room) error {
 		return r.broken
 	}
 	var b store.Batch
-	if err := n.lose(&b, r.uri, r.record.last+1); err != nil {
+	if _, err := n.lose(&b, r.uri, r.record.last+1); err != nil {
 		return err
 	}
 	wait, err := n.store.Apply(&b)
@@ -489,10 +490,11 @@ func (n *Node) orderAgain(r *room, seq uint64, e *federation.LogEntry) (*change,
 	return c, nil
 }
 
-// lose marks the local clients of a room: those who have stored entries from a number on have what isn't in the log.
-func (n *Node) lose(b *store.Batch, room mimi.URI, from uint64) error {
+// lose marks the local clients of a room, and returns them: those who have stored entries from a number on have what isn't
+// in the log.
+func (n *Node) lose(b *store.Batch, room mimi.URI, from uint64) (clients []mimi.URI, err error) {
 	var bad error
-	err := store.ScanPrefix(n.store, []byte(prefixMember), func(k, v []byte) bool {
+	err = store.ScanPrefix(n.store, []byte(prefixMember), func(k, v []byte) bool {
 		client, uri, ok := bytes.Cut(k, []byte{0})
 		if !ok || string(uri) != string(room) {
 			return true
@@ -501,6 +503,7 @@ func (n *Node) lose(b *store.Batch, room mimi.URI, from uint64) error {
 		if bad = decodeRecord(v, &m, "membership"); bad != nil {
 			return false
 		}
+		clients = append(clients, mimi.URI(client))
 		if m.anew == 0 || from < m.anew {
 			m.anew = from
 			b.Set(key(prefixMember, mimi.URI(client), uri), codec.Marshal(m))
@@ -508,7 +511,7 @@ func (n *Node) lose(b *store.Batch, room mimi.URI, from uint64) error {
 		}
 		return true
 	})
-	return errors.Join(err, bad)
+	return clients, errors.Join(err, bad)
 }
 
 // followed asks the hub of a room for the entries after the last one that is here. It fails with errSilent if the hub says
@@ -530,7 +533,12 @@ func (q *inquiry) followed(ctx context.Context, r *room) error {
 			return nil
 		}
 		if len(page.Entries) == 0 {
-			return nil
+			err := n.endsAt(ctx, r, page.Head)
+			if reason(err) != nil {
+				n.log.Warn("a hub's head can't be taken", "room", r.uri, "err", err)
+				return nil
+			}
+			return err
 		}
 		msgs := make([]federation.Sequenced, len(page.Entries))
 		for i, e := range page.Entries {
@@ -550,9 +558,73 @@ func (q *inquiry) followed(ctx context.Context, r *room) error {
 	}
 }
 
+// endsAt drops what a hub has lost, as the head of its whole log shows that it has signed in a later incarnation.
+func (n *Node) endsAt(ctx context.Context, r *room, b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	s := new(chain.Signed)
+	if err := decode(b, s); err != nil {
+		return err
+	}
+	if err := n.verifyHead(ctx, r.uri, s); err != nil {
+		return err
+	}
+	if err := n.fence(s); err != nil {
+		return err
+	}
+	return n.run(r, func() (*change, error) {
+		own := r.heads.last.Load()
+		if own == nil || s.Incarnation <= own.Incarnation || s.Seq >= r.record.last {
+			return nil, nil
+		}
+		if l, err := n.linkAt(r.uri, s.Seq); err != nil || l == nil || l.chain != s.Chain {
+			return nil, err // it has others, which come
+		}
+		c := n.begin(r, nil)
+		c.head = newHead(s)
+		c.batch.Set(headKey(r.uri), c.head.encoded)
+		return c, c.cutOff(s.Seq + 1)
+	})
+}
+
+// heardOf has the rooms of a hub asked for whose incarnation is later than that of any head that is known.
+func (n *Node) heardOf(hub string, incarnation uint64) error {
+	last, err := n.latestOf(hub)
+	if err != nil || last == nil || last.Incarnation >= incarnation {
+		return err
+	}
+	provider, err := mimi.ProviderURI(hub)
+	if err != nil {
+		return err
+	}
+	var rooms []mimi.URI
+	if err := store.ScanPrefix(n.store, []byte(prefixRoom+provider+"/"), func(k, _ []byte) bool {
+		rooms = append(rooms, provider+"/"+mimi.URI(k))
+		return true
+	}); err != nil {
+		return err
+	}
+	for _, uri := range rooms {
+		if n.late.has(uri) {
+			continue
+		}
+		r, err := n.openRoom(uri)
+		if err != nil {
+			return err
+		}
+		if h := r.heads.last.Load(); h == nil || h.Incarnation >= incarnation {
+			continue
+		}
+		if err := n.postpone(uri); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // postpone has the hub of a room asked when it can be.
 func (n *Node) postpone(room mimi.URI) error {
-	n.log.Warn("the hub of a room is silent, and is asked later what came after the backup", "room", room)
 	if _, err := n.store.Commit(map[string][]byte{string(lateKey(room)): {}}, nil); err != nil {
 		return err
 	}
@@ -628,6 +700,9 @@ func (n *Node) tellLog(ctx context.Context, from string, uri mimi.URI, req *fede
 	}
 	page := new(federation.LogPage)
 	if r.hosted {
+		if err := n.settled(); err != nil {
+			return nil, err
+		}
 		if err := n.verifyOwn(uri, s); err != nil {
 			return nil, refuse("notAllowed", "the head isn't one of %s", n.cfg.Domain)
 		}
@@ -674,7 +749,13 @@ func (n *Node) tellLog(ctx context.Context, from string, uri mimi.URI, req *fede
 	}); err != nil || bad != nil {
 		return nil, errors.Join(err, bad)
 	}
-	if r.hosted && len(page.Entries) > 0 {
+	if r.hosted && len(page.Entries) == 0 {
+		h, err := n.head(r, r.durable.Load())
+		if err != nil {
+			return nil, err
+		}
+		page.Head = h.encoded
+	} else if r.hosted {
 		var fanouts [][]byte
 		for _, e := range page.Entries {
 			fanouts = append(fanouts, e.Fanout)

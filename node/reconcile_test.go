@@ -392,3 +392,30 @@ func TestAForgedSuccessorEndsNoNode(t *testing.T) {
 		}
 	}
 }
+
+// TestClientsOfAFollowerThatWasNotHeardOfEnterAnew: nobody writes anything after the hub has lost entries.
+func TestClientsOfAFollowerThatWasNotHeardOfEnterAnew(t *testing.T) {
+	alpha, beta, alice, bob, _, bobs := twoNodes(t)
+	kept := alice.send("before")
+	bobs.until(func() bool { return bob.seq >= kept })
+	backup, _ := alpha.backUp()
+	lost := alice.send("lost")
+	bobs.until(func() bool { return bob.seq >= lost })
+	alpha.cfg.restoreFor = time.Nanosecond
+	alpha.restore(backup)
+	eventually(t, func() error { return beta.exchange(t.Context(), alpha.cfg.Domain) })
+	for {
+		if b := bobs.next().GetBehind(); b != nil {
+			if b.Last != kept || len(b.Head) == 0 {
+				t.Errorf("bob is behind: %v", b)
+			}
+			break
+		}
+	}
+	if beta.logged(alice.room, lost) != nil || beta.logged(alice.room, kept) == nil {
+		t.Error("the follower has another log than its hub")
+	}
+	if list := must(beta.listEvidence())(t); len(list) != 0 {
+		t.Errorf("evidence %+v", list)
+	}
+}

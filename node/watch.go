@@ -260,23 +260,32 @@ func (c *change) rewind(t *told) error {
 		if l != nil && l.chain == t.at(seq) {
 			continue
 		}
-		c.n.log.Error("a restored hub has given numbers again", "room", c.r.uri, "from", seq, "had", c.record.last)
-		c.batch.DeleteRange(key(prefixLog, c.r.uri, be64(seq)), key(prefixLog, c.r.uri, be64(c.record.last+1)))
-		c.batch.DeleteRange(linkKey(c.r.uri, seq), linkKey(c.r.uri, c.record.last+1))
-		if err := c.n.lose(&c.batch, c.r.uri, seq); err != nil {
-			return err
-		}
-		cut, err := cutOf(c.n.store, c.r.uri)
-		if err != nil {
-			return err
-		}
-		cut.rewind(seq)
-		c.batch.Set(cutKey(c.r.uri), codec.Marshal(cut))
-		c.record.last = seq - 1
-		kept := c.record.last
-		c.cut = &kept
-		return nil
+		return c.cutOff(seq)
 	}
+	return nil
+}
+
+// cutOff drops the entries of the log from seq on, which a restored hub has lost. r.mu is held.
+func (c *change) cutOff(seq uint64) error {
+	c.n.log.Error("a restored hub has lost entries", "room", c.r.uri, "from", seq, "had", c.record.last)
+	c.batch.DeleteRange(key(prefixLog, c.r.uri, be64(seq)), key(prefixLog, c.r.uri, be64(c.record.last+1)))
+	c.batch.DeleteRange(linkKey(c.r.uri, seq), linkKey(c.r.uri, c.record.last+1))
+	clients, err := c.n.lose(&c.batch, c.r.uri, seq)
+	if err != nil {
+		return err
+	}
+	for _, client := range clients { // their streams look at it
+		c.members[client] = struct{}{}
+	}
+	cut, err := cutOf(c.n.store, c.r.uri)
+	if err != nil {
+		return err
+	}
+	cut.rewind(seq)
+	c.batch.Set(cutKey(c.r.uri), codec.Marshal(cut))
+	c.record.last = seq - 1
+	kept := c.record.last
+	c.cut = &kept
 	return nil
 }
 
