@@ -48,6 +48,10 @@
 // Messages of a kind that the sender's role may not send (draft-ietf-mimi-room-policy-03, Section 8) are discarded by every
 // client that gets them, see kinds.go of package client: a hub sees only whether a role may send anything at all.
 //
+// Group infos (Section 5.6): whether there is a joining code is said alike in the request and in what is signed of it. What a
+// code is, is in join_links.go: a signature with the key of a link, which admits one client; the room's state has the link's
+// public key. The hub answers notAuthorized for whatever is wrong with one. The ratchet tree is inline.
+//
 // Key material (Section 5.2): a request in another protocol than MLS is answered with incompatibleProtocol. A last-resort
 // KeyPackage (draft-ietf-mls-extensions) is handed out again when no other fits, against the rule that none is in two
 // responses.

@@ -123,6 +123,26 @@ func (s *stage) out(d *device) {
 	})
 }
 
+// discards returns what waits until alice discards the next message of carol's, other than one that was seen before.
+func (s *stage) discards() func(what string, seen content.MessageID) {
+	events := s.alice.Events()
+	return func(what string, seen content.MessageID) {
+		s.t.Helper()
+		for {
+			select {
+			case e := <-events:
+				if d, ok := e.(Discarded); ok && d.Room == s.uri {
+					return
+				} else if m, ok := e.(Message); ok && m.Room == s.uri && m.User == s.carol.User() && m.ID != seen {
+					s.t.Fatalf("%s is taken: %q", what, m.Data)
+				}
+			case <-time.After(patience):
+				s.t.Fatalf("%s isn't seen", what)
+			}
+		}
+	}
+}
+
 func (s *stage) names(r *Room, name string) error {
 	return r.ChangeMetadata(s.t.Context(), func(m *mimi.RoomMetadata) { m.RoomName = name })
 }
@@ -298,7 +318,7 @@ func moderated(s *stage) {
 	if err := carol.Report(ctx, s.alice.User(), Report{Messages: []Message{welcome}}); Code(err) != "notAllowed" {
 		s.t.Errorf("the hub takes a guest's report: %v", err)
 	}
-	events := s.alice.Events()
+	discarded := s.discards()
 	reaction := func() Message {
 		for _, m := range s.in(s.alice).Messages() {
 			if m.User == s.carol.User() {
@@ -306,21 +326,6 @@ func moderated(s *stage) {
 			}
 		}
 		return Message{}
-	}
-	refused := func(what string) {
-		s.t.Helper()
-		for {
-			select {
-			case e := <-events:
-				if d, ok := e.(Discarded); ok && d.Room == s.uri {
-					return
-				} else if m, ok := e.(Message); ok && m.Room == s.uri && m.User == s.carol.User() && m.ID != reaction().ID {
-					s.t.Fatalf("%s is taken: %q", what, m.Data)
-				}
-			case <-time.After(patience):
-				s.t.Fatalf("%s isn't seen", what)
-			}
-		}
 	}
 	within(s.t, func() error {
 		if reaction().ID.IsZero() {
@@ -337,7 +342,7 @@ func moderated(s *stage) {
 		}),
 	} {
 		s.works(what, err)
-		refused(what)
+		discarded(what, reaction().ID)
 	}
 	if posts := s.in(s.alice).Posts(); len(posts) != 1 || posts[0].Deleted || len(posts[0].Reactions) != 1 {
 		s.t.Errorf("alice sees %+v", posts)
@@ -401,6 +406,20 @@ func organisations(s *stage) {
 	s.forbidden("beta's admin removes a user of gamma", s.in(s.bob).Remove(ctx, s.carol.User()))
 	s.forbidden("beta's admin gives a user of gamma a role", s.in(s.bob).SetRole(ctx, s.carol.User(), s.role("gamma.example admin")))
 	s.forbidden("beta's admin renames the room", s.names(s.in(s.bob), "beta's"))
+	// An image from a client that doesn't hold to its user's role.
+	image := content.Part{
+		Disposition: content.Render, Cardinality: content.ExternalPart, ContentType: "image/png",
+		External: &content.External{URL: "https://gamma.example/asset", Size: 9},
+	}
+	carol := s.in(s.carol)
+	_, err := carol.SendContent(ctx, carol.Compose(image))
+	s.forbidden("a user of gamma sends an image", err)
+	encoded, err := carol.Compose(image).Encode()
+	s.works("an image", err)
+	discarded := s.discards()
+	_, err = carol.send(ctx, &outgoing{content: encoded})
+	s.works("an image that is sent all the same", err)
+	discarded("an image of a user who may send none", content.MessageID{})
 	s.works("the creator makes an admin of gamma", s.room.SetRole(ctx, s.carol.User(), s.role("gamma.example admin")))
 	s.has(s.carol, "gamma.example admin", s.bob, s.carol, s.dave)
 	s.forbidden("the last admin of gamma is no admin any more", s.room.SetRole(ctx, s.carol.User(), s.role("gamma.example user")))
@@ -409,4 +428,20 @@ func organisations(s *stage) {
 	s.agree(s.alice, s.bob, s.carol)
 	s.carol.say(s.uri, "three of us")
 	sees(s.t, s.uri, []string{"carol-pc: three of us"}, s.alice, s.bob, s.carol)
+}
+
+func TestWhatIsNoLinkIsRefused(t *testing.T) {
+	seed := strings.Repeat("A", 43)
+	if l, err := ParseLink("mimi://alpha.example/r/club#" + seed); err != nil || l.Room() != "mimi://alpha.example/r/club" {
+		t.Fatal(l, err)
+	}
+	for _, bad := range []string{
+		"", "#", "mimi://alpha.example/r/club", "mimi://alpha.example/r/club#", "mimi://alpha.example/u/club#" + seed,
+		"https://alpha.example/r/club#" + seed, "mimi://alpha.example/r/club#" + seed[1:], "mimi://alpha.example/r/club#" + seed + "A",
+		"mimi://alpha.example/r/club#" + seed[1:] + "B", "mimi://alpha.example/r/club#" + seed + "=", "mimi://alpha.example/r/club#" + seed[1:] + "#",
+	} {
+		if l, err := ParseLink(bad); !errors.Is(err, ErrLink) || strings.Contains(err.Error(), seed[1:]) {
+			t.Errorf("%q is read as %v, %v", bad, l, err)
+		}
+	}
 }
