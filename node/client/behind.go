@@ -19,8 +19,17 @@ import (
 // node had less than that time ago, and is told to be behind, is told by a hub or a node that withholds entries: a HubFault. A
 // node that was cut off from the room's hub until the hub let go of entries looks alike.
 
-// errLost says that the room's log doesn't go on from what this client has of it.
-var errLost = errors.New("the node has no entry that follows the last one that was processed")
+// Who was removed in the meantime doesn't come back like that: a client that isn't in the group any more, or whose user may
+// not be, is out of the room, as it would be with the entry that did it.
+
+var (
+	// errLost says that the room's log doesn't go on from what this client has of it.
+	errLost = errors.New("the node has no entry that follows the last one that was processed")
+	// errTrimmed is errLost for a log that goes on beyond what this client has.
+	errTrimmed = fmt.Errorf("%w, but later ones", errLost)
+	// errRemoved says that this client was removed meanwhile.
+	errRemoved = errors.New("this client isn't in the group any more")
+)
 
 const faultWithheld = "entries are withheld that the log has had since this client was last connected"
 
@@ -37,10 +46,13 @@ func (c *Client) fallBehind(x *api.Behind) []Event {
 		return nil
 	}
 	next := r.header.cursor + 1
-	restored := r.restored(x.Head)
-	events := append(restored, r.freeze(next, fmt.Errorf("%w: it has %d, the log ends with %d", errLost, r.header.cursor, x.Last))...)
+	restored, why := r.restored(x.Head), errLost
+	if restored == nil && x.Last >= next {
+		why = errTrimmed
+	}
+	events := append(restored, r.freeze(next, fmt.Errorf("%w: it has %d, the log ends with %d", why, r.header.cursor, x.Last))...)
 	r.behind = true
-	if recent && restored == nil && x.Last >= next {
+	if recent && why == errTrimmed {
 		r.ledger.fault, r.ledger.dirty = faultWithheld, true
 		events = append(events, HubFault{Room: r.uri, Seq: next, Reason: faultWithheld})
 		r.c.log.Error("a hub or a node withholds entries", "room", r.uri, "seq", next)
@@ -60,6 +72,36 @@ func (r *Room) restored(head []byte) []Event {
 	}
 	r.ledger.verified, r.ledger.proven, r.ledger.dirty = s, false, true
 	return []Event{HubRestored{Room: r.uri, Seq: s.Seq, Lost: true}}
+}
+
+// trimmed says whether this client's place in a room is in question: entries are missing that may have removed it.
+func (c *Client) trimmed(room mimi.URI) bool {
+	r, err := c.Room(room)
+	if err != nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return errors.Is(r.frozen, errTrimmed)
+}
+
+// out ends the membership of a client that was removed in what is missing here.
+func (r *Room) out() error {
+	var w waits
+	r.mu.Lock()
+	e := entry{room: r, state: new(store.Batch)}
+	r.frozen, r.behind = nil, false
+	e.removed()
+	r.saveHeader(e.state)
+	err := w.apply(r.c, e.state)
+	r.touch()
+	r.mu.Unlock()
+	if err := errors.Join(err, w.wait()); err != nil {
+		return err
+	}
+	r.c.events.send(e.events)
+	r.c.acknowledgeSoon() // which says that this client has left
+	return nil
 }
 
 // Gaps returns the gaps in what this client has of the room, in the order of the log.

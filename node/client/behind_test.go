@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/parley-mls/parley/federation/mimi"
+	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/node"
 	"github.com/parley-mls/parley/node/store"
 )
@@ -104,5 +105,54 @@ func TestClientBehindTheRetentionRejoinsAndShowsTheGap(t *testing.T) {
 	gaps, err := bob.room(uri).Gaps()
 	if err != nil || len(gaps) != 1 || gaps[0].After != after || gaps[0].Room != uri {
 		t.Errorf("gaps after a restart: %+v, %v", gaps, err)
+	}
+}
+
+// A client that was removed in what is missing doesn't come back by itself, whether its user still takes part or not.
+func TestWhoWasRemovedMeanwhileDoesNotRejoin(t *testing.T) {
+	p := providers(t, "alpha", "beta")
+	alice, bob := p[0].enrol("alice", "alice-laptop"), p[1].enrol("bob", "bob-phone")
+	tablet := p[0].enrol("alice", "alice-tablet")
+	r := alice.create(bob.User())
+	uri := r.URI()
+	agree(t, uri, alice, bob, tablet)
+	bob.stop()
+	tablet.stop()
+	err := r.change(t.Context(), func(g *mls.Group) (o mls.CommitOptions, err error) {
+		for m := range g.Members() { // alice stays with one device
+			if _, id, err := r.c.identity(m.Leaf); err == nil && id == tablet.ID() {
+				o.Proposals = append(o.Proposals, mls.Proposal{Type: mls.ProposalRemove, Remove: &mls.Remove{Removed: m.Index}})
+			}
+		}
+		return o, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Remove(t.Context(), bob.User()); err != nil {
+		t.Fatal(err)
+	}
+	alice.say(uri, "without them")
+	alice.say(uri, "and again")
+	last := r.Seq()
+	if err := r.WaitSeq(t.Context(), last); err != nil {
+		t.Fatal(err)
+	}
+	alice.stop()
+	p[0].letGo(uri, last)
+	p[1].letGo(uri, 1<<40) // but for the last one that came here, it is so for real
+	alice.reopen()
+	for _, d := range []*device{tablet, bob} {
+		if e := next[Removed](t, d.reopen()); e.Room != uri {
+			t.Errorf("%s: %+v", d.ID(), e)
+		}
+		if again, err := d.Room(uri); err != nil || again.Active() || again.Frozen() != nil {
+			t.Errorf("%s is in the room: %v", d.ID(), err)
+		}
+	}
+	agree(t, uri, alice) // nobody has come back
+	tablet.restart()
+	if again, err := tablet.Room(uri); err != nil || again.Active() || again.Frozen() != nil {
+		t.Errorf("after a restart: %v", err)
 	}
 }

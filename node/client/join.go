@@ -416,6 +416,9 @@ func (c *Client) prepareJoin(ctx context.Context, room mimi.URI, link ed25519.Pr
 			o.Proposals = append(o.Proposals, mls.Proposal{Type: mls.ProposalRemove, Remove: &mls.Remove{Removed: i}})
 		}
 	}
+	if len(o.Proposals) == 0 && c.trimmed(room) {
+		return nil, errRemoved
+	}
 	if err := c.judged(ctx, func() error { return c.checkMembers(tree) }); err != nil {
 		return nil, err
 	}

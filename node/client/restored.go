@@ -111,8 +111,16 @@ func (r *Room) compare(w *waits, last *api.LastSentResponse) error {
 
 // enterAnew joins the room by an external commit.
 func (r *Room) enterAnew(ctx context.Context) error {
-	_, err := r.c.Join(ctx, r.uri)
-	if err == nil || !permanent(err) {
+	trimmed := r.c.trimmed(r.uri)
+	_, err := r.c.join(ctx, r.uri, nil)
+	if err == nil {
+		return nil
+	}
+	refused, ok := errors.AsType[*Refused](err)
+	if trimmed && (errors.Is(err, errRemoved) || ok && (refused.Code == mimi.GroupInfoNotAuthorized.String() || refused.Code == mimi.GroupInfoNoSuchRoom.String())) {
+		return r.out()
+	}
+	if !permanent(err) {
 		return err
 	}
 	r.mu.Lock()
