@@ -54,21 +54,21 @@ func (rc *recent) add(room mimi.URI, list []logged) {
 	rc.order = rc.order[n:]
 }
 
-// forget drops the entries of a room before first.
-func (rc *recent) forget(room mimi.URI, first uint64) {
-	rc.drop(room, func(seq uint64) bool { return seq < first })
+// forget drops the entries before where logs begin, by room.
+func (rc *recent) forget(first map[mimi.URI]uint64) {
+	rc.drop(func(k recentKey) bool { return k.seq < first[k.room] })
 }
 
 // cut drops the entries of a room after last, in whose place there will be others.
 func (rc *recent) cut(room mimi.URI, last uint64) {
-	rc.drop(room, func(seq uint64) bool { return seq > last })
+	rc.drop(func(k recentKey) bool { return k.room == room && k.seq > last })
 }
 
-func (rc *recent) drop(room mimi.URI, which func(seq uint64) bool) {
+func (rc *recent) drop(which func(recentKey) bool) {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
 	rc.order = slices.DeleteFunc(rc.order, func(k recentKey) bool {
-		drop := k.room == room && which(k.seq)
+		drop := which(k)
 		if drop {
 			rc.bytes -= len(rc.entries[k])
 			delete(rc.entries, k)

@@ -37,8 +37,12 @@ const (
 	sweepPage = 1024              // keys that are read in one go
 	maxMarks  = 256               // of a room
 	maxServed = 2 * maintainEvery // that a step counts since the one before
-	pointwise = 64                // entries that are deleted one by one rather than as a range
+	maxWaits  = 64                // rooms that are trimmed before the disk is waited for
 )
+
+// pointwise is how many entries of a log are deleted one by one and not as a range, which costs every read until the store's
+// memory is flushed. Tests have less.
+var pointwise uint64 = 1024
 
 // cutRecord is where a room's log begins, and how old it is.
 type cutRecord struct {
@@ -221,15 +225,16 @@ func (n *Node) trimLogs(wall time.Time) error {
 		return err
 	}
 	var failed error
+	t := trimmer{n: n, cuts: make(map[mimi.URI]uint64)}
 	for uri, free := range needed {
-		if err := n.trimLog(uri, now, free); err != nil { // the others are trimmed nevertheless
+		if err := t.trim(uri, now, free); err != nil { // the others are trimmed nevertheless
 			failed = errors.Join(failed, fmt.Errorf("letting go of entries of %s: %w", uri, err))
 		}
 		if err := n.ctx.Err(); err != nil {
-			return err
+			break
 		}
 	}
-	return failed
+	return errors.Join(failed, t.flush(), n.ctx.Err())
 }
 
 // flush writes a batch and empties it.
@@ -281,9 +286,29 @@ func (n *Node) findNeeded(needed map[mimi.URI]uint64) error {
 	})
 }
 
-// trimLog lets go of a log's beginning: of what nobody needs beyond free, and of what is too old for anybody.
-func (n *Node) trimLog(uri mimi.URI, now, free uint64) error {
-	b, err := n.store.Get(roomKey(uri))
+// trimmer lets go of the beginnings of logs, those of several rooms before it waits for the disk.
+type trimmer struct {
+	n     *Node
+	batch store.Batch // of hosted rooms
+	waits []func() error
+	cuts  map[mimi.URI]uint64 // where logs begin
+}
+
+// flush makes durable what was done.
+func (t *trimmer) flush() error {
+	err := t.n.flush(&t.batch)
+	for _, wait := range t.waits {
+		err = errors.Join(err, wait())
+	}
+	t.n.recent.forget(t.cuts)
+	t.waits = nil
+	clear(t.cuts)
+	return err
+}
+
+// trim lets go of a log's beginning: of what nobody needs beyond free, and of what is too old for anybody.
+func (t *trimmer) trim(uri mimi.URI, now, free uint64) error {
+	b, err := t.n.store.Get(roomKey(uri))
 	if err != nil {
 		return err
 	}
@@ -291,37 +316,40 @@ func (n *Node) trimLog(uri mimi.URI, now, free uint64) error {
 	if err := decodeRecord(b, &rec, "room"); err != nil {
 		return err
 	}
-	if !rec.hosted { // a hub may take numbers back, and nothing of its new entries may go
-		r, err := n.openRoom(uri)
-		if err != nil {
+	if rec.hosted {
+		err = t.cut(&t.batch, uri, rec, now, free)
+	} else { // a hub may take numbers back, and nothing of its new entries may go
+		var r *room
+		if r, err = t.n.openRoom(uri); err != nil {
 			return err
 		}
+		var b store.Batch
+		var wait func() error
 		r.mu.Lock()
-		rec = r.record
-		wait, err := n.applyCut(uri, rec, now, free)
-		r.mu.Unlock()
-		if err != nil || wait == nil {
-			return err
+		if err = t.cut(&b, uri, r.record, now, free); err == nil && b.Len() > 0 {
+			wait, err = t.n.store.Apply(&b)
 		}
-		return wait()
+		r.mu.Unlock()
+		if wait != nil {
+			t.waits = append(t.waits, wait)
+		}
 	}
-	wait, err := n.applyCut(uri, rec, now, free)
-	if err != nil || wait == nil {
-		return err
+	if err == nil && (t.batch.Len() >= sweepPage || len(t.waits) >= maxWaits) {
+		err = t.flush()
 	}
-	return wait()
+	return err
 }
 
-// applyCut applies what trimLog does; wait is nil if that is nothing. The log grows at its end only meanwhile.
-func (n *Node) applyCut(uri mimi.URI, rec roomRecord, now, free uint64) (wait func() error, err error) {
+// cut fills a batch with what trim does. The log grows at its end only meanwhile.
+func (t *trimmer) cut(b *store.Batch, uri mimi.URI, rec roomRecord, now, free uint64) error {
+	n := t.n
 	c, err := cutOf(n.store, uri)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var b store.Batch
 	if rec.hosted && c.asOf != rec.last {
 		if err := n.readPolicy(uri, c); err != nil {
-			return nil, err
+			return err
 		}
 		c.asOf = rec.last
 		b.Set(cutKey(uri), codec.Marshal(c))
@@ -336,27 +364,25 @@ func (n *Node) applyCut(uri mimi.URI, rec roomRecord, now, free uint64) (wait fu
 	for _, seq := range rec.pending {
 		end = min(end, seq-1)
 	}
-	if end >= c.first {
-		from := c.first
-		c.cut(end + 1)
-		b.Set(cutKey(uri), codec.Marshal(c))
-		if end-from < pointwise {
-			for seq := from; seq <= end; seq++ {
-				b.Delete(key(prefixLog, uri, be64(seq)))
-				b.Delete(linkKey(uri, seq-1)) // the link before the first entry stays
-			}
-		} else {
-			b.DeleteRange(key(prefixLog, uri), key(prefixLog, uri, be64(end+1)))
-			b.DeleteRange(key(prefixLink, uri), linkKey(uri, end))
+	if end < c.first {
+		return nil
+	}
+	from := c.first
+	c.cut(end + 1)
+	b.Set(cutKey(uri), codec.Marshal(c))
+	if end-from < pointwise {
+		for seq := from; seq <= end; seq++ {
+			b.Delete(key(prefixLog, uri, be64(seq)))
+			b.Delete(linkKey(uri, seq-1)) // the link before the first entry stays
 		}
-		n.recent.forget(uri, end+1)
-		n.metrics.trimmed.Add(float64(end - from + 1))
-		n.log.Debug("log trimmed", "room", uri, "first", end+1, "last", rec.last)
+	} else {
+		b.DeleteRange(key(prefixLog, uri), key(prefixLog, uri, be64(end+1)))
+		b.DeleteRange(key(prefixLink, uri), linkKey(uri, end))
 	}
-	if b.Len() == 0 {
-		return nil, nil
-	}
-	return n.store.Apply(&b)
+	t.cuts[uri] = end + 1
+	n.metrics.trimmed.Add(float64(end - from + 1))
+	n.log.Debug("log trimmed", "room", uri, "first", end+1, "last", rec.last)
+	return nil
 }
 
 // readPolicy reads what a hosted room's policy says of its log. A room that isn't loaded stays so.

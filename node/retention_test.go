@@ -357,6 +357,9 @@ func TestNeededEntriesStayWhateverHappens(t *testing.T) {
 
 // TestCrashWhileLogsAreTrimmed takes images of a disk as a crash would leave it while logs are trimmed.
 func TestCrashWhileLogsAreTrimmed(t *testing.T) {
+	before := pointwise
+	pointwise = 50 // so that the second cut is a range
+	t.Cleanup(func() { pointwise = before })
 	fs := vfs.NewCrashableMem()
 	n := newNodeOn(t, "alpha", func(o store.Options) (*store.Pebble, error) { return store.OpenFS(fs, "/store", o) })
 	alice := newClient(t, n, "alice", "alice-laptop")
