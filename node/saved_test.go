@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -94,6 +95,9 @@ func writeSavedStores(t *testing.T) {
 		for seq := uint64(1); seq <= r.record.last; seq++ {
 			f := must(n.entry(alice.room, seq))(t)
 			fmt.Fprintf(&log, "%x\n", messageHash(f.Message))
+		}
+		if err := n.trimLogs(time.Now()); err != nil { // notes how far logs are
+			t.Fatal(err)
 		}
 		all := make(map[string][]byte)
 		for k, v := range dump(t, n.Node) {
@@ -192,6 +196,7 @@ func testSavedStores(t *testing.T, format int) {
 			if list := must(n.listEvidence())(t); len(list) != format-1 {
 				t.Errorf("evidence %+v", list)
 			}
+			testTrimmed(t, n, c.room, uint64(len(log)))
 			continue
 		}
 		m := &mls.MLSMessage{Version: mls.MLS10, WireFormat: mls.WireFormatPrivateMessage, Private: &mls.PrivateMessage{
@@ -205,17 +210,28 @@ func testSavedStores(t *testing.T, format int) {
 		if e := entry(); e.Seq != seq {
 			t.Errorf("entry %d after entry %d", e.Seq, len(log))
 		}
+		testTrimmed(t, n, c.room, seq)
 	}
 	want := []string{prefixRoom, prefixGroup, prefixLog, prefixAnswer, prefixFanout, prefixWelcome, prefixMember,
 		prefixSent, prefixDevice, prefixKeyPackage, prefixOwnRef, prefixUserRoom, prefixOutbox}
 	if format > 1 {
-		want = append(want, prefixLink, prefixHead, prefixEvidence, prefixHubKey, prefixAcked, prefixLastResort, prefixClaimedRef, prefixReport,
+		want = append(want, prefixLink, prefixCut, prefixHead, prefixEvidence, prefixHubKey, prefixAcked, prefixLastResort, prefixClaimedRef, prefixReport,
 			prefixConsent, prefixConsentOf, prefixGranted, prefixConsentOut, prefixProfile, prefixTerm, prefixAsset, prefixAssetRef)
 	}
 	for _, p := range want {
 		if kinds[p] == 0 {
 			t.Errorf("no store has anything under %s", p)
 		}
+	}
+}
+
+// testTrimmed lets the log of a store that a release has written age.
+func testTrimmed(t *testing.T, n *testNode, room mimi.URI, last uint64) {
+	t.Helper()
+	a := ages(t, 2*time.Hour, time.Hour, n)[0]
+	a.pass(4 * time.Hour)
+	if log := a.log(room); len(log) != 1 || log[0] != last {
+		t.Errorf("of %d entries, all of them old, the log has %v", last, log)
 	}
 }
 
