@@ -430,7 +430,7 @@ func TestStreamBelowTheCutIsToldOnce(t *testing.T) {
 		if err := n.store.Delete(key(prefixLog, alice.room, be64(seqs[1]))); err != nil {
 			t.Fatal(err)
 		}
-		n.recent = recent{}
+		n.recent.forget(map[mimi.URI]uint64{alice.room: seqs[2] + 1})
 	}
 	for _, c := range []*testClient{alice, bob} {
 		c.seq, c.texts = seqs[0], nil
