@@ -23,9 +23,19 @@ func shortID(id content.MessageID) string { return id.String()[2:10] }
 func message(r *client.Room, name string) (client.Message, error) {
 	name = strings.TrimPrefix(name, "#")
 	var found []client.Message
-	for _, m := range r.Messages() {
-		if m.Content != nil && name != "" && strings.HasPrefix(m.ID.String()[2:], name) {
-			found = append(found, m)
+	for after := uint64(0); ; {
+		page, err := r.MessagesAfter(after, 256)
+		if err != nil {
+			return client.Message{}, err
+		}
+		if len(page) == 0 {
+			break
+		}
+		for _, m := range page {
+			after = m.Seq
+			if m.Content != nil && name != "" && strings.HasPrefix(m.ID.String()[2:], name) {
+				found = append(found, m)
+			}
 		}
 	}
 	if len(found) != 1 {

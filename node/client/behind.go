@@ -22,7 +22,15 @@ import (
 // Who was removed in the meantime doesn't come back like that: a client that isn't in the group any more, or whose user may
 // not be, is out of the room, as it would be with the entry that did it.
 
+// A hub, or a node, that has clients enter a room anew over and over costs the room a commit each time: after anewBurst of
+// them one follows the other after anewInterval.
+const (
+	anewBurst    = 4
+	anewInterval = 30 * time.Second
+)
+
 var (
+	errTooOften = errors.New("client: the room has to be entered anew too often")
 	// errLost says that the room's log doesn't go on from what this client has of it.
 	errLost = errors.New("the node has no entry that follows the last one that was processed")
 	// errTrimmed is errLost for a log that goes on beyond what this client has.

@@ -1,14 +1,19 @@
 package client
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
+	"golang.org/x/time/rate"
+
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
 	"github.com/parley-mls/parley/node"
+	"github.com/parley-mls/parley/node/api"
 	"github.com/parley-mls/parley/node/store"
 )
 
@@ -155,4 +160,72 @@ func TestWhoWasRemovedMeanwhileDoesNotRejoin(t *testing.T) {
 	if again, err := tablet.Room(uri); err != nil || again.Active() || again.Frozen() != nil {
 		t.Errorf("after a restart: %v", err)
 	}
+}
+
+// The gap is known though the device went off before it had the hub's answer to the commit with which it came back.
+func TestGapOutlastsACrashWhileRejoining(t *testing.T) {
+	p := providers(t, "alpha")
+	alice := p[0].enrol("alice", "alice-laptop")
+	bob := p[0].enrol("bob", "bob-phone")
+	r := alice.create(bob.User())
+	uri := r.URI()
+	agree(t, uri, alice, bob)
+	after := bob.room(uri).Seq()
+	bob.stop()
+	alice.say(uri, "one")
+	alice.say(uri, "two")
+	alice.stop()
+	p[0].letGo(uri, after+2)
+	alice.reopen()
+	c, err := Open(t.Context(), bob.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := inject(c)
+	committed := make(chan struct{}, 100)
+	f.update = func(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
+		if _, err := f.ClientServiceClient.Update(ctx, req); err != nil {
+			return nil, err
+		}
+		committed <- struct{}{}
+		return nil, errUnreachable
+	}
+	bob.run(c)
+	<-committed
+	bob.stop()
+	gap := next[Gap](t, bob.reopen())
+	if gap.After != after || gap.Next != after+4 {
+		t.Errorf("%+v, want after %d and next %d", gap, after, after+4)
+	}
+	agree(t, uri, alice, bob)
+	alice.say(uri, "three")
+	sees(t, uri, []string{"alice-laptop: three"}, bob)
+}
+
+func TestRoomIsNotEnteredAnewOverAndOver(t *testing.T) {
+	p := providers(t, "alpha")
+	alice := p[0].enrol("alice", "alice-laptop")
+	r := alice.create()
+	events := alice.Events()
+	behind := func() {
+		alice.events.send(alice.fallBehind(&api.Behind{Room: string(r.URI()), Last: r.Seq() + 7})) // as a node might say at any time
+	}
+	for range anewBurst {
+		behind()
+		next[Joined](t, events)
+	}
+	behind()
+	within(t, func() error {
+		if r.anew.Tokens() >= 1 {
+			return errors.New("it may be entered anew")
+		}
+		return nil
+	})
+	if err := r.enterAnew(t.Context()); !errors.Is(err, errTooOften) || r.Frozen() == nil {
+		t.Errorf("entered anew once more: %v, frozen: %v", err, r.Frozen())
+	}
+	r.anew.SetBurst(2 * anewBurst)
+	r.anew.SetLimit(rate.Inf)
+	next[Joined](t, events)
+	agree(t, r.URI(), alice)
 }

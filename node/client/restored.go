@@ -111,6 +111,9 @@ func (r *Room) compare(w *waits, last *api.LastSentResponse) error {
 
 // enterAnew joins the room by an external commit.
 func (r *Room) enterAnew(ctx context.Context) error {
+	if !r.anew.Allow() {
+		return errTooOften
+	}
 	trimmed := r.c.trimmed(r.uri)
 	_, err := r.c.join(ctx, r.uri, nil)
 	if err == nil {

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/mls"
@@ -43,6 +45,7 @@ type Room struct {
 		epoch uint64
 		count int
 	}
+	anew  *rate.Limiter // of external commits that nobody asked for
 	spent bool          // guarded by mu: keys may have been used since the state was last resealed
 	wake  chan struct{} // has room for one; tells the worker to look again
 
@@ -88,7 +91,7 @@ func (h *header) UnmarshalMLS(r *codec.Reader) {
 
 func newRoom(c *Client, uri mimi.URI) *Room {
 	return &Room{
-		c: c, uri: uri, flags: make(map[mimi.URI]string), changed: make(chan struct{}), wake: make(chan struct{}, 1),
+		c: c, uri: uri, anew: rate.NewLimiter(rate.Every(anewInterval), anewBurst), flags: make(map[mimi.URI]string), changed: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 }
 
