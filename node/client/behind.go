@@ -78,7 +78,8 @@ func (r *Room) restored(head []byte) []Event {
 	if err != nil || s.Verify(hub.SignatureKey) != nil {
 		return nil
 	}
-	r.ledger.verified, r.ledger.proven, r.ledger.dirty = s, false, true
+	// It isn't written before the room is entered anew: a process that begins in between is to judge alike.
+	r.ledger.verified, r.ledger.proven = s, false
 	return []Event{HubRestored{Room: r.uri, Seq: s.Seq, Lost: true}}
 }
 
