@@ -6,8 +6,10 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/smallstep/certificates/db"
 	"github.com/smallstep/nosql/database"
@@ -52,10 +54,36 @@ func (e *Embedded) Resume(_ context.Context, known *Bundle) (changed bool, err e
 	if err == nil {
 		err = e.regenerate()
 	}
+	if err == nil {
+		err = e.announce(rows)
+	}
 	if err != nil {
 		return false, fmt.Errorf("authority: resume: %w", err)
 	}
 	return true, nil
+}
+
+// announce tells observers of the revocations among rows, of certificates that are known here.
+func (e *Embedded) announce(rows map[string][]byte) error {
+	e.observers.RLock()
+	observers := slices.Clone(e.observers.revoke)
+	e.observers.RUnlock()
+	for _, key := range slices.Sorted(maps.Keys(rows)) {
+		serial, ok := strings.CutPrefix(key, tableKey(revokedTable, ""))
+		if !ok {
+			continue
+		}
+		c, err := e.certificate(serial)
+		if err != nil {
+			return err
+		}
+		for _, fn := range observers {
+			if c != nil {
+				fn(c)
+			}
+		}
+	}
+	return nil
 }
 
 // resumable says why a bundle can't be one that this authority has published.

@@ -50,8 +50,13 @@ func TestARestoredAuthorityGoesOnFromWhatPeersHave(t *testing.T) {
 		t.Errorf("sequence %d instead of %d", now, before)
 	}
 
+	var told []string
+	f.OnRevoke(func(c *Certificate) { told = append(told, string(c.Client)) })
 	changed, err := f.Resume(t.Context(), known)
 	ok(t, err)
+	if len(told) != 1 || told[0] != string(laptop.client) {
+		t.Errorf("told of the revocation of %q", told)
+	}
 	b := f.bundle.Load()
 	if !changed || b.Sequence() <= known.Sequence() {
 		t.Errorf("sequence %d after %d", b.Sequence(), known.Sequence())

@@ -399,7 +399,7 @@ func checkRecord(k, v []byte) error {
 		u = new(linkRecord)
 	case prefixCut:
 		u = new(cutRecord)
-	case prefixHead:
+	case prefixHead, prefixLatest:
 		u = new(chain.Signed)
 	case prefixEvidence:
 		u = new(chain.Evidence)
@@ -434,7 +434,7 @@ func checkRecord(k, v []byte) error {
 		u = new(profileRecord)
 	case prefixAsset:
 		u = new(assetRecord)
-	case prefixAssetRef:
+	case prefixAssetRef, prefixLate:
 		return checkLength(k, v, 0)
 	case prefixOutbox:
 		if len(v) == 1 && v[0] == outboxKindBundle {

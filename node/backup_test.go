@@ -110,6 +110,7 @@ func TestADamagedBackupIsRefused(t *testing.T) {
 		"malformed record":  {map[string][]byte{string(key(prefixMember, alice.uri, []byte(room))): {1}}, "damaged record"},
 		"malformed entry":   {map[string][]byte{string(key(prefixLog, room, be64(2))): {1}}, "damaged record"},
 		"malformed cursor":  {map[string][]byte{string(key(prefixAcked, alice.uri, []byte(room))): {1}}, "1 bytes"},
+		"malformed fence":   {map[string][]byte{string(latestKey("beta.example")): {1}}, "damaged record"},
 		"another format":    {map[string][]byte{keyVersion: {1}}, "format"},
 		"group left behind": {map[string][]byte{string(key(prefixGroup, room)): nil}, ""}, // filled in below
 	} {

@@ -205,6 +205,18 @@ func TestWhatAFollowerForgesIsNotTaken(t *testing.T) {
 		try(name, answers{"beta.example": answer})
 	}
 	try("two histories", answers{"beta.example": honest, "gamma.example": shows(other, 9, invented...)})
+	// What a later incarnation has ordered counts, and not what one before had.
+	later := signed(func(h *chain.Head) { h.Incarnation, h.Chain = h.Incarnation+1, other.Chain })
+	q := &inquiry{n: alpha.Node, left: map[string]time.Duration{"beta.example": time.Second, "gamma.example": time.Second}}
+	q.log = func(_ context.Context, peer string, _ mimi.URI, req *federation.LogRequest) (*federation.LogPage, error) {
+		if peer == "gamma.example" {
+			return shows(later, 9, invented...)(req.After)
+		}
+		return honest(req.After)
+	}
+	if best, err := q.best(t.Context(), r, must(alpha.head(r, first))(t), map[string]struct{}{"beta.example": {}, "gamma.example": {}}); err != nil || best == nil || best.peer != "gamma.example" {
+		t.Errorf("of two incarnations, %+v is best, %v", best, err)
+	}
 	// A shorter beginning of the same stands in nobody's way, nor does a follower that lies.
 	try("", answers{"beta.example": honest, "gamma.example": shows(signed(func(h *chain.Head) { h.Seq, h.Chain = last-1, before.chain }), 9, entries[:2]...), "delta.example": shows(head, 9, invented...)})
 	if now := must(alpha.linkAt(alice.room, last))(t); now == nil || now.chain != head.Chain {

@@ -23,7 +23,8 @@ import (
 //     different histories, neither is taken.
 //   - What no follower has is lost, and so are rooms that were created since. A room goes on from there, in the new
 //     incarnation. Followers that have later entries of the old one drop them when new ones come in their place, and
-//     clients that have stored any are told to enter the room anew (the event Behind, with a head that shows why).
+//     clients that have stored any are told to enter the room anew (the event Behind, with a head that shows why). A follower
+//     that hears of a later incarnation asks for the head of the log, so that this needn't wait for somebody to write.
 //   - GroupInfos aren't passed to followers. Until a member has committed, nobody can join by an external commit after
 //     commits that were taken from a follower; clients of this node are asked to commit.
 //   - In a room that another node hosts, it asks the hub for the entries after its last one. It takes nothing else of the
@@ -114,6 +115,7 @@ func beginAnew(s store.Store) error {
 		}
 	}
 	b.Set([]byte(keyRestored), be64(old))
+	b.Delete([]byte(keySuperseded)) // which doesn't hold for the new incarnation
 	wait, err := s.Apply(&b)
 	if err != nil {
 		return err

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -26,7 +25,7 @@ type faulty struct {
 }
 
 func (f *faulty) fs() vfs.FS {
-	return errorfs.Wrap(memory{f.MemFS}, errorfs.InjectorFunc(func(op errorfs.Op) error {
+	return errorfs.Wrap(f.MemFS, errorfs.InjectorFunc(func(op errorfs.Op) error {
 		if op.Kind.ReadOrWrite() == errorfs.OpIsRead {
 			return nil
 		}
@@ -35,18 +34,6 @@ func (f *faulty) fs() vfs.FS {
 		}
 		return nil
 	}))
-}
-
-// memory is a MemFS of which images can be taken at any time: its own ReuseForWrite locks twice, and would wait for ever
-// for one that is taken in between.
-type memory struct{ *vfs.MemFS }
-
-// ReuseForWrite implements vfs.FS.
-func (m memory) ReuseForWrite(oldname, newname string, category vfs.DiskWriteCategory) (vfs.File, error) {
-	if err := m.Rename(oldname, newname); err != nil {
-		return nil, err
-	}
-	return m.OpenReadWrite(newname, category)
 }
 
 // write writes so many pairs, and stops at an error. acknowledged counts those that were written.
@@ -148,7 +135,7 @@ func TestAFaultOfTheDiskLosesNothingAcknowledged(t *testing.T) {
 // TestEachAcknowledgementIsSynced drops every unsynced byte after each acknowledgement.
 func TestEachAcknowledgementIsSynced(t *testing.T) {
 	fs := vfs.NewCrashableMem()
-	s, err := store.OpenFS(memory{fs}, "/store", store.Options{MemTableBytes: 64 << 10})
+	s, err := store.OpenFS(fs, "/store", store.Options{MemTableBytes: 64 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +158,7 @@ type fullDisk struct {
 }
 
 func (f *fullDisk) fs() vfs.FS {
-	return errorfs.Wrap(memory{f.MemFS}, errorfs.InjectorFunc(func(op errorfs.Op) error {
+	return errorfs.Wrap(f.MemFS, errorfs.InjectorFunc(func(op errorfs.Op) error {
 		if _, err := f.Stat("/store/BALLAST"); f.full.Load() && err == nil && op.Kind == errorfs.OpFileWrite {
 			return syscall.ENOSPC
 		}
@@ -235,42 +222,5 @@ func TestFreeSpaceIsThatOfTheDisk(t *testing.T) {
 	defer simulated.Close()
 	if _, err := simulated.Free(); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("free space of nothing: %v", err)
-	}
-}
-
-// TestAFailedCheckpointLeavesTheStoreAlone writes checkpoints to a disk on which everything fails, and to one that is full.
-func TestAFailedCheckpointLeavesTheStoreAlone(t *testing.T) {
-	for _, cause := range []error{errorfs.ErrInjected, syscall.ENOSPC} {
-		for at := int64(1); ; at++ {
-			fs := vfs.NewCrashableMem()
-			fs.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: 1 << 30})
-			var count, full atomic.Int64
-			s, err := store.OpenFS(errorfs.Wrap(memory{fs}, errorfs.InjectorFunc(func(op errorfs.Op) error {
-				if strings.HasPrefix(op.Path, "/backup") && op.Kind.ReadOrWrite() == errorfs.OpIsWrite && count.Add(1) >= at {
-					return cause
-				}
-				return nil
-			})), "/store", store.Options{BallastBytes: 1 << 10, Full: func() { full.Add(1) }, Failed: func(err error) { t.Errorf("operation %d: %v", at, err) }})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := write(s, 3, new(atomic.Int64)); err != nil {
-				t.Fatal(err)
-			}
-			err = s.Checkpoint("/backup")
-			done := count.Load() < at
-			if done != (err == nil) || full.Load() > 0 {
-				t.Errorf("a checkpoint whose operation %d of %d fails: %v; the disk was full %d times", at, count.Load(), err, full.Load())
-			}
-			if _, err := s.Commit(map[string][]byte{"after": {1}}, nil); err != nil {
-				t.Errorf("after a checkpoint that failed: %v", err)
-			}
-			if err := s.Close(); err != nil {
-				t.Error(err)
-			}
-			if done || t.Failed() {
-				break
-			}
-		}
 	}
 }
