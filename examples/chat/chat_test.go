@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/federation/mimi/content"
 	"github.com/parley-mls/parley/node/client"
 )
@@ -14,8 +15,8 @@ func TestWrongCallsAreUsageErrors(t *testing.T) {
 	dir := t.TempDir()
 	for _, args := range [][]string{
 		{}, {"talk"}, {"new"}, {"send", "room"}, {"enrol", "x"}, {"-nope", "rooms"}, {"tail", "-n", "x"}, {"tail", "-n", "3"}, {"search", "beta.example", "bob"}, {"profile", "name=x", "some"}, {"profile", "name"}, {"consent", "bob"}, {"consent", "beg", "bob"}, {"tail", "a", "b"},
-		{"reply", "room", "id"}, {"edit", "room", "id"}, {"delete", "room"}, {"react", "room", "id"}, {"report", "room"}, {"evidence", "a", "b"},
 		{"new", "-rules", "none", "x"}, {"new", "x", "beta.example"}, {"add", "-role", "x", "room"}, {"role", "room", "bob"}, {"rename", "room"}, {"link", "-for", "x", "room"}, {"link", "-once"},
+		{"reply", "room", "id"}, {"edit", "room", "id"}, {"delete", "room"}, {"react", "room", "id"}, {"report", "room"}, {"evidence", "a", "b"}, {"history"}, {"history", "room", "phone", "3", "x"},
 	} {
 		var out, errs bytes.Buffer
 		if code := run(t.Context(), append([]string{"-dir", dir}, args...), &out, &errs); code != 2 {
@@ -61,6 +62,7 @@ func TestControlCharactersAreNotPrinted(t *testing.T) {
 	var out bytes.Buffer
 	s := session{out: &out}
 	s.print(client.Message{User: "mimi://alpha.example/u/alice", Flag: "untrusted", Data: []byte("hello")}, false)
+	s.show(client.HistoryOffered{Room: "mimi://alpha.example/r/lunch", Client: "mimi://alpha.example/d/al"}, "mimi://alpha.example/r/other")
 	if !strings.Contains(out.String(), "alice@alpha.example (untrusted): hello") {
 		t.Errorf("printed %q", out.String())
 	}
@@ -74,6 +76,9 @@ func TestControlCharactersAreNotPrinted(t *testing.T) {
 	m.Content.Body = content.Single(content.Render, "image/\x1b", []byte("\x1b"))
 	s.print(m, false)
 	if got := out.String(); strings.Contains(got, "\x1b") || strings.Count(got, "\uFFFD") != 6 {
+		t.Errorf("printed %q", got)
+	}
+	if got := bots([]mimi.Bot{{Name: "poker"}, {Name: "\x1b[2J"}}); got != "  (bot: poker or \uFFFD[2J)" {
 		t.Errorf("printed %q", got)
 	}
 	if got := printable("näh, 日本"); got != "näh, 日本" {

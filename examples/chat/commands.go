@@ -47,6 +47,7 @@ var commands = map[string]command{
 	"save":     {3, 4, save},
 	"tail":     {0, 3, tail},
 	"members":  {1, 1, members},
+	"history":  {1, 3, history},
 	"leave":    {1, 1, leave},
 	"typing":   {1, 2, typing},
 	"read":     {1, 1, read},
@@ -396,6 +397,10 @@ func (s *session) show(e client.Event, only mimi.URI) {
 	case client.Discarded:
 		if in(e.Room) {
 			fmt.Fprintf(s.out, "* discarded a message of %q: %s\n", e.Client, printable(e.Reason))
+		}
+	case client.HistoryOffered:
+		if in(e.Room) {
+			fmt.Fprintf(s.out, "* %s gives this device what was said in %s before. \"chat history %s\" takes it.\n", e.Client.ID(), e.Room.ID(), e.Room.ID())
 		}
 	case client.HubFault:
 		s.warn(e.Room, e.Client, e.Reason)

@@ -59,6 +59,8 @@ const usage = `chat [-dir DIRECTORY] [-timeout 30s] [-tcp] [-v] COMMAND
   consent                     list who asked to add one to rooms, whom one asked, and what was decided
   consent ask|cancel|grant|deny PERSON [ROOM]
                               ask a person, or take that back; let a person add one, or not: to a room or to any
+  history ROOM DEVICE [DAYS]  let another device of one's own, such as alice-phone, have what was said in a room
+  history ROOM                take what another device of one's own gives, of before this one was in the room
   leave ROOM                  leave a room with all devices
   evidence [ID]               list proofs that a hub has signed two logs of a room, or print one as a file that
                               "parley-node evidence verify" judges

@@ -214,6 +214,9 @@ func head(m client.Message, withRoom bool) string {
 	if m.Flag != "" {
 		h += " (" + m.Flag + ")"
 	}
+	if m.GivenBy != "" {
+		h += " (says " + m.GivenBy.ID() + ")"
+	}
 	if m.FrankFault != "" {
 		h += " (can't be reported: " + printable(m.FrankFault) + ")"
 	}

@@ -98,6 +98,21 @@ func TestMessagesAreAnsweredEditedAndReported(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].Note != "too glad" || list[0].Messages[0].Text != "yes, gladly" {
 		t.Errorf("the operator has %+v, %v", list, err)
 	}
+	inv, err := o.Invite(t.Context(), "alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	chat("phone", "enrol", inv.String(), "alice-phone")
+	chat("phone", "join", room)
+	if got := chat("alice", "history", room, "alice-phone", "7"); !strings.Contains(got, "messages for alice-phone") {
+		t.Error(got)
+	}
+	if got := chat("phone", "history", room); !strings.Contains(got, "given by alice-laptop") {
+		t.Error(got)
+	}
+	if list := chat("phone", "tail", "-n", "4", room); !strings.Contains(list, "alice@alpha.example (says alice-laptop): noon? (edited)") {
+		t.Errorf("the phone sees\n%s", list)
+	}
 	var out, errs bytes.Buffer
 	if code := run(t.Context(), []string{"-dir", filepath.Join(dir, "bob"), "edit", room, noon, "midnight"}, &out, &errs); code != 1 || !strings.Contains(errs.String(), "a message of mimi://alpha.example/u/alice") {
 		t.Errorf("an edit of another's message: exit %d, %s", code, errs.String())

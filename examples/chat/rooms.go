@@ -137,7 +137,7 @@ func members(ctx context.Context, s *session, args []string) error {
 			return err
 		}
 		for _, p := range r.Participants() {
-			fmt.Fprintf(s.out, "%s  %s\n", p.User, roleName(roles, p.Role))
+			fmt.Fprintf(s.out, "%s  %s%s\n", p.User, roleName(roles, p.Role), bots(p.Bots))
 			for _, m := range p.Clients {
 				flag := ""
 				if m.Flag != "" {
@@ -148,6 +148,18 @@ func members(ctx context.Context, s *session, args []string) error {
 		}
 		return nil
 	})
+}
+
+// bots says which bots a participant may be.
+func bots(list []mimi.Bot) string {
+	var names []string
+	for _, b := range list {
+		names = append(names, printable(b.Name))
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return "  (bot: " + strings.Join(names, " or ") + ")"
 }
 
 // edit changes the room's metadata: args are the room and a text.

@@ -72,6 +72,11 @@
 // allows both. A message's assets are checked against the policy by who sends it and again by who fetches them; the hub, which
 // sees neither, checks the policy itself. Clients upload to their own provider, whatever the policy's location.
 //
+// History (draft-ietf-mimi-room-policy-03, Section 6.6, which doesn't say how it is shared): a device gives what it has to
+// another one of its user, in assets of their provider whose keys are sealed to the other's leaf (HistoryOffer). Users
+// don't give it to other users. ShareHistory is what the policy says of it; members keep it, for no hub can see what is in
+// a message. A max_time_period of 0 is no history.
+//
 // Typing and receipts, of which the draft has nothing: PrivateMessages with an Ephemeral go to the hub, and from it to all who
 // are connected, by an endpoint of Parley's (federation.EphemeralPath). They are in no log and in no store.
 //

@@ -250,7 +250,7 @@ func (p *BasePolicy) UnmarshalMLS(r *codec.Reader) {
 }
 
 // HistoryPolicy is the chat_history_policy component: who may give new participants what was said before (
-// draft-ietf-mimi-room-policy-03, Section 6.6).
+// draft-ietf-mimi-room-policy-03, Section 6.6). Members keep it, see ShareHistory.
 //
 //	struct {
 //	    Optionality history_sharing;
@@ -265,7 +265,7 @@ type HistoryPolicy struct {
 	Sharing   Optionality
 	Roles     []uint32 // that can share
 	Automatic bool     // without the user doing anything
-	MaxPeriod uint32   // s
+	MaxPeriod uint32   // s; 0 is no history
 }
 
 // MarshalMLS implements codec.Marshaler.
@@ -307,7 +307,7 @@ func ShareHistory(d mls.AppDataDictionary, user URI, own bool) (ok bool, period 
 		return false, 0, err
 	case !have:
 		return true, 0, nil
-	case p.Sharing == Forbidden || !own && !slices.Contains(p.Roles, role.Index):
+	case p.Sharing == Forbidden || p.MaxPeriod == 0 || !own && !slices.Contains(p.Roles, role.Index):
 		return false, 0, nil
 	}
 	return true, time.Duration(p.MaxPeriod) * time.Second, nil
@@ -350,8 +350,12 @@ type Bot struct {
 	PerUser                     bool   // may tell each user something else
 }
 
-// BotPolicy is the bot_policy component: the bots that a room has. It tells users; a bot that is a participant is held to
-// its role like anybody.
+// BotPolicy is the bot_policy component: the bots that a room has. The draft doesn't say how a bot is known, so a participant
+// is taken for one if it has a bot's role (BotsOf), and a room that wants to tell bots and people apart gives bots roles of
+// their own. Their capabilities and MaxParticipants bound what bots do and how many there are; hub and clients hold them to
+// that like anybody, and to it that a bot's role is one that may have clients. A bot in a user's client is nobody in the
+// room. What a bot with Targets or PerUser may send to single users doesn't go through the room, in which every message is for
+// all: nothing there enforces these two.
 //
 //	struct {
 //	    Bot allowed_bots<V>;
@@ -382,6 +386,39 @@ func (p *BotPolicy) UnmarshalMLS(r *codec.Reader) {
 		}
 		return b
 	})
+}
+
+// BotsOf returns the bots that the policy of a room with that app_data_dictionary has for a role.
+func BotsOf(d mls.AppDataDictionary, role uint32) []Bot {
+	var p BotPolicy
+	if _, err := policyOf(d, ComponentBots, &p); err != nil || role == RoleNone {
+		return nil
+	}
+	return slices.DeleteFunc(p, func(b Bot) bool { return b.Role != role })
+}
+
+// checkNamedRoles says whether the roles that the policies for history and bots name are ones that may have clients
+// (draft-ietf-mimi-room-policy-03, Sections 6.6 and 6.7). RoleNone is that of bots which don't take part.
+func checkNamedRoles(d mls.AppDataDictionary, roles RoleList) error {
+	var h HistoryPolicy
+	var bots BotPolicy
+	if _, err := policyOf(d, ComponentHistory, &h); err != nil {
+		return forbidden("%v", err)
+	}
+	if _, err := policyOf(d, ComponentBots, &bots); err != nil {
+		return forbidden("%v", err)
+	}
+	for _, index := range h.Roles {
+		if !roles.Find(index).Active() {
+			return forbidden("role %d, which may not have clients, shares history", index)
+		}
+	}
+	for _, b := range bots {
+		if b.Role != RoleNone && !roles.Find(b.Role).Active() {
+			return forbidden("the bot %q has role %d, which may not have clients", b.Name, b.Role)
+		}
+	}
+	return nil
 }
 
 // MessageExpiration is the message_expiration_policy component: how long messages last (draft-ietf-mimi-room-policy-03,

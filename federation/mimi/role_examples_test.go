@@ -451,6 +451,7 @@ func TestNewRoomsHaveWhatTheirRolesNeed(t *testing.T) {
 		"policies nobody must support": d.Set(mls.ComponentAppComponents, codec.Marshal(RoomComponents())),
 		"a policy that is broken":      d.Set(ComponentHistory, []byte{9}),
 		"links that are broken":        d.Set(ComponentJoinLinks, []byte{9}),
+		"a bot of a role nobody has":   d.Set(ComponentBots, codec.Marshal(BotPolicy{{Role: 9}})),
 	} {
 		if err := CheckNewRoom(bad, "mimi://a.example/r/room"); err == nil {
 			t.Errorf("a new room with %s is accepted", name)
@@ -474,6 +475,7 @@ func TestHistoryIsSharedAsThePolicySays(t *testing.T) {
 		{&HistoryPolicy{Roles: []uint32{3}, MaxPeriod: 60}, user("bob"), false, false, 0},
 		{&HistoryPolicy{Roles: []uint32{3}, MaxPeriod: 60}, user("bob"), true, true, 60},
 		{&HistoryPolicy{Sharing: Forbidden}, user("carol"), true, false, 0},
+		{&HistoryPolicy{Roles: []uint32{3}}, user("carol"), true, false, 0}, // 0 s of it
 	} {
 		rules.History = c.policy
 		ok, period, err := ShareHistory(ruled(rules, [4]uint32{4, 2, 3, 2}), c.user, c.own)
@@ -497,5 +499,30 @@ func TestRulesOfARoomAreThoseThatItBeganWith(t *testing.T) {
 		if got, err := RulesOf(d.Set(ComponentHistory, []byte{9})); err == nil {
 			t.Errorf("%s: a policy that is broken: %+v", name, got)
 		}
+	}
+}
+
+func TestBotsAndHistoryAreOfRolesThatMayHaveClients(t *testing.T) {
+	rules := StrictRoom(testHub)
+	super := rules.Roles.Find(rules.Creator)
+	super.Capabilities = with(super.Capabilities, CanChangeOtherPolicyAttribute)
+	rules.Bots = BotPolicy{{Name: "poker", Role: 3}, {Name: "spell", Local: true}}
+	without := slices.DeleteFunc(slices.Clone(rules.Roles), func(r Role) bool { return r.Index == 3 })
+	played(t, rules, [4]uint32{4, 2, 2, 2}, []act{
+		{"other bots", commits("alice1", appData(ComponentBots, codec.Marshal(BotPolicy{{Role: 2, Targets: true}, {}}))), ""},
+		{"another history", commits("alice1", appData(ComponentHistory, codec.Marshal(HistoryPolicy{Roles: []uint32{3, 4}, MaxPeriod: 1}))), ""},
+		{"a bot of a role that doesn't exist", commits("alice1", appData(ComponentBots, codec.Marshal(BotPolicy{{Name: "x", Role: 9}}))), "the bot"},
+		{"a banned bot", commits("alice1", appData(ComponentBots, codec.Marshal(BotPolicy{{Role: RoleBanned}}))), "the bot"},
+		{"a bot of the hub's role", commits("alice1", appData(ComponentBots, codec.Marshal(BotPolicy{{Role: 5}}))), "the bot"},
+		{"a bot's role is dropped", commits("alice1", appData(ComponentRoles, codec.Marshal(without))), "the bot"},
+		{"history of a role without clients", commits("alice1", appData(ComponentHistory, codec.Marshal(HistoryPolicy{Roles: []uint32{5}}))), "shares history"},
+		{"a user adds a bot", commits("bob1", appData(ComponentBots, codec.Marshal(BotPolicy{}))), "changes policy"},
+	})
+	d := ruled(rules, [4]uint32{4, 2, 3, 2})
+	if bots := BotsOf(d, 3); len(bots) != 1 || bots[0].Name != "poker" {
+		t.Errorf("bots of role 3: %+v", bots)
+	}
+	if bots := append(BotsOf(d, RoleNone), BotsOf(d, 2)...); len(bots) != 0 {
+		t.Errorf("bots of others' roles: %+v", bots)
 	}
 }

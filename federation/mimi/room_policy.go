@@ -38,6 +38,7 @@ func forbidden(format string, args ...any) error {
 //     extensions, and the renewal of leaves, are operational policies.
 //   - A commit doesn't bring the participants of a role below the role's minimum, or above its maximum; where they are
 //     already, as they may be in a new room, it doesn't make that worse. What the hub removes isn't counted.
+//   - The policies for history and bots name no role that may not have clients.
 //   - A room's URI is changed by who may change all its metadata; nobody reinitialises or destroys a room.
 func RoomPolicy(identity func(mls.Credential) (user, client URI, err error)) func(*mls.StagedInfo) error {
 	return func(info *mls.StagedInfo) error {
@@ -160,6 +161,9 @@ func CheckNewRoom(d mls.AppDataDictionary, room URI) error {
 		}
 	}
 	if _, err = JoinLinksOf(d); err != nil {
+		return err
+	}
+	if err := checkNamedRoles(d, roles); err != nil {
 		return err
 	}
 	return checkAssets(d, room)
@@ -314,6 +318,9 @@ func (c *check) leadsTo(d mls.AppDataDictionary) error {
 		if roles.Find(p.Role) == nil {
 			return forbidden("%s has role %d, which doesn't exist", p.User, p.Role)
 		}
+	}
+	if err := checkNamedRoles(d, roles); err != nil {
+		return err
 	}
 	return checkAssets(d, c.room)
 }

@@ -56,6 +56,9 @@ var decoders = []func() wire{
 	func() wire { return new(JoinLinksUpdate) },
 	func() wire { return new(JoiningCode) },
 	func() wire { return new(HistoryPolicy) },
+	func() wire { return new(HistoryOffer) },
+	func() wire { return new(HistoryPages) },
+	func() wire { return new(HistoryMessages) },
 	func() wire { return new(BotPolicy) },
 	func() wire { return new(MessageExpiration) },
 	func() wire { return new(LeafRenewal) },
@@ -143,6 +146,11 @@ var golden = []struct {
 	{"JoinLinksUpdate", &JoinLinksUpdate{Removed: []uint32{4}, Added: JoinLinks{testLink}}, "04 00000004 2f 2e 20" + strings.Repeat("00", 32) + "00000002 01 0000000000000009"},
 	{"JoiningCode", &JoiningCode{Key: make([]byte, 32), Signature: []byte{1, 2}}, "20" + strings.Repeat("00", 32) + "02 0102"},
 	{"HistoryPolicy", &HistoryPolicy{Roles: []uint32{4}, Automatic: true, MaxPeriod: 60}, "00 04 00000004 01 0000003c"},
+	{"HistoryOffer", &HistoryOffer{To: 2, Sealed: mls.HPKECiphertext{KEMOutput: []byte{1}, Ciphertext: []byte{2, 3}}}, "00000002 01 01 02 0203"},
+	{"HistoryPages", &HistoryPages{{Hash: [32]byte{1}, Size: 5, Key: [16]byte{2}, Nonce: [12]byte{3}}},
+		"4040 01" + strings.Repeat("00", 31) + "00000005 02" + strings.Repeat("00", 15) + "03" + strings.Repeat("00", 11)},
+	{"HistoryMessages", &HistoryMessages{{Seq: 7, User: "mimi://b.c/u/bob", Client: "mimi://b.c/d/b", Time: 8, Expires: 9, Moderates: true, Application: []byte("x")}},
+		"3c 0000000000000007 10 'mimi://b.c/u/bob' 0e 'mimi://b.c/d/b' 0000000000000008 0000000000000009 01 01 'x' 00"},
 	{"HistoryPolicy forbidden", &HistoryPolicy{Sharing: Forbidden}, "02"},
 	{"BotPolicy", &BotPolicy{{Name: "b", Description: "d", Homepage: "h", Role: 2, PerUser: true}}, "0d 01 'b' 01 'd' 01 'h' 00 00000002 00 01"},
 	{"MessageExpiration", &MessageExpiration{Expiring: Required, Min: 1, Max: 3, Default: ptr(uint32(2))}, "01 00000001 00000003 01 00000002"},
@@ -310,6 +318,13 @@ func TestWhatTheDraftForbidsDoesNotDecode(t *testing.T) {
 		{"a link to no role", new(JoinLinks), codec.Marshal(JoinLinks{{Key: make([]byte, 32), Role: 0}})},
 		{"a link with a short key", new(JoinLinks), codec.Marshal(JoinLinks{{Key: make([]byte, 31), Role: 2}})},
 		{"history that the banned share", new(HistoryPolicy), codec.Marshal(HistoryPolicy{Roles: []uint32{1}})},
+		{"no page of history", new(HistoryPages), unhex(t, "00")},
+		{"a page of history that is too large", new(HistoryPages), codec.Marshal(HistoryPages{{Size: MaxHistoryPage + 17}})},
+		{"more pages of history than there may be", new(HistoryPages), codec.Marshal(make(HistoryPages, MaxHistoryPages+1))},
+		{"history that repeats a number", new(HistoryMessages), codec.Marshal(HistoryMessages{historyOf(1), historyOf(1)})},
+		{"history without a number", new(HistoryMessages), codec.Marshal(HistoryMessages{historyOf(0)})},
+		{"history of a client of another provider's user", new(HistoryMessages), codec.Marshal(HistoryMessages{{Seq: 1, User: "mimi://a.b/u/al", Client: "mimi://b.c/d/al"}})},
+		{"history of a time beyond all", new(HistoryMessages), codec.Marshal(HistoryMessages{{Seq: 1, User: user("bob"), Client: client("bob1"), Time: maxTime + 1}})},
 		{"a default that is out of range", new(MessageExpiration), codec.Marshal(MessageExpiration{Min: 5, Max: 6, Default: ptr(uint32(7))})},
 		{"assets anywhere else", new(AssetPolicy), codec.Marshal(AssetPolicy{Location: 3})},
 		{"assets at two hubs", new(AssetPolicy), codec.Marshal(AssetPolicy{Location: AssetsAtHub, Domains: []UploadDomains{{"a.b", nil}, {"c.d", nil}}})},
@@ -334,6 +349,10 @@ func TestWhatTheDraftForbidsDoesNotDecode(t *testing.T) {
 	if err := codec.Unmarshal(unhex(t, "02 01"), new(SubmitMessageResponse)); !errors.Is(err, ErrProtocol) {
 		t.Errorf("another protocol: got %v, want ErrProtocol", err)
 	}
+}
+
+func historyOf(seq uint64) HistoryMessage {
+	return HistoryMessage{Seq: seq, User: user("bob"), Client: client("bob1")}
 }
 
 func TestDescriptionsOfStrangersBytesStillDecode(t *testing.T) {

@@ -183,6 +183,32 @@ func (r *Room) Download(ctx context.Context, sender mimi.URI, p *content.Part, p
 }
 
 func (r *Room) fetch(ctx context.Context, sender mimi.URI, p *content.Part) ([]byte, error) {
+	return openAsset(p, func(url string, size uint64) (b []byte, err error) {
+		a, err := assetOf(sender, p)
+		if err != nil {
+			return nil, err
+		}
+		types, err := r.downloadTypes(a)
+		if err != nil {
+			return nil, err
+		}
+		err = errors.New("the room's policy allows no download that this client can make")
+		for _, t := range types {
+			if t == mimi.DownloadHubProxy {
+				b, err = r.c.pull(ctx, &api.DownloadAssetRequest{Room: string(r.uri), Url: url}, size)
+			} else {
+				b, err = r.pullOblivious(ctx, url, size)
+			}
+			if !errors.Is(err, errNoGateway) {
+				break
+			}
+		}
+		return b, err
+	})
+}
+
+// openAsset checks and decrypts what pull gets of an asset.
+func openAsset(p *content.Part, pull func(url string, size uint64) ([]byte, error)) ([]byte, error) {
 	e := p.External
 	if e == nil {
 		return nil, ErrNotAsset
@@ -200,26 +226,7 @@ func (r *Room) fetch(ctx context.Context, sender mimi.URI, p *content.Part) ([]b
 	if err != nil {
 		return nil, err
 	}
-	a, err := assetOf(sender, p)
-	if err != nil {
-		return nil, err
-	}
-	types, err := r.downloadTypes(a)
-	if err != nil {
-		return nil, err
-	}
-	var b []byte
-	err = errors.New("the room's policy allows no download that this client can make")
-	for _, t := range types {
-		if t == mimi.DownloadHubProxy {
-			b, err = r.c.pull(ctx, &api.DownloadAssetRequest{Room: string(r.uri), Url: e.URL}, e.Size)
-		} else {
-			b, err = r.pullOblivious(ctx, e.URL, e.Size)
-		}
-		if !errors.Is(err, errNoGateway) {
-			break
-		}
-	}
+	b, err := pull(e.URL, e.Size)
 	if err != nil {
 		return nil, err
 	}

@@ -125,13 +125,18 @@ func (r *Room) seqOf(id content.MessageID) (uint64, error) {
 func (r *Room) applicationData(o *outgoing) (data, aad []byte, err error) {
 	types := r.group.MediaTypes()
 	switch {
-	case len(types) == 0 && o.content != nil:
+	case len(types) == 0 && (o.content != nil || o.history != nil):
 		return nil, nil, ErrPlain
 	case len(types) == 0:
 		aad, err = r.claimed(nil)
 		return o.text, aad, err
 	case !types.Has(mimi.ContentType()):
 		return nil, nil, errors.New("the room doesn't have the messages of this client")
+	case o.history != nil:
+		if data, err = r.sealHistory(o.history); err == nil {
+			aad, err = r.claimed(nil)
+		}
+		return data, aad, err
 	}
 	if o.content == nil {
 		m := r.Compose(content.Body(o.text))
@@ -160,6 +165,7 @@ const (
 	formBytes   = 0 // of a room without media types
 	formFramed  = 1 // an mls.ApplicationFraming of another media type
 	formContent = 2 // an mls.ApplicationFraming of mimi.ContentType
+	formHistory = 3 // an mls.ApplicationFraming of mimi.HistoryType; never stored
 )
 
 // read fills what follows from a message's application data. It fails if that doesn't decode.
@@ -202,16 +208,19 @@ func (r *Room) formOf(application []byte) uint8 {
 	case f.MediaType.Type == "":
 		f.MediaType = types[0]
 	}
-	if f.MediaType.Equal(mimi.ContentType()) {
+	switch {
+	case f.MediaType.Equal(mimi.ContentType()):
 		return formContent
+	case f.MediaType.Equal(mimi.HistoryType()):
+		return formHistory
 	}
 	return formFramed
 }
 
 // accept reads a message's application data and judges what it says. What fails isn't shown.
-func (e *entry) accept(m *Message, application []byte) error {
+func (e *entry) accept(m *Message, form uint8, application []byte) error {
 	r := e.room
-	if err := m.read(r.formOf(application), application); err != nil {
+	if err := m.read(form, application); err != nil {
 		return err
 	}
 	var err error

@@ -38,6 +38,8 @@ var (
 	ErrNoRight = errors.New("the room doesn't give the right")
 	// ErrNoKeyPackages: no device of the user has a KeyPackage that fits.
 	ErrNoKeyPackages = errors.New("no device of the user can be added")
+	// ErrNoHistory: no other device of the user offers history of the room.
+	ErrNoHistory = errors.New("no device offers history")
 	// ErrNoConsent: the user, or the user's provider, doesn't allow to be added. RequestConsent asks for it.
 	ErrNoConsent = errors.New("the user hasn't consented")
 )

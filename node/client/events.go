@@ -9,7 +9,8 @@ import (
 )
 
 // Event is what a program learns from its client as it happens: Message, MemberAdded, MemberRemoved, Committed, Joined,
-// Removed, Discarded, Frozen, HubFault, HubRestored, Gap, Expired, TrustChanged or ConsentChanged. What it tells is durable, but for Typing and Receipt.
+// Removed, Discarded, Frozen, HubFault, HubRestored, Gap, Expired, HistoryOffered, TrustChanged or ConsentChanged. What it
+// tells is durable, but for Typing and Receipt.
 type Event interface{ event() }
 
 // Message is an application message of a room.
@@ -29,6 +30,10 @@ type Message struct {
 	// nil, FrankFault says why.
 	Frank      *mimi.Frank
 	FrankFault string
+	// GivenBy is the other device of this user that gave the message to this one, see Room.TakeHistory; "" for those that
+	// this client received itself. Of such a message the group has verified nothing: who has sent it, when, and what, that
+	// device says.
+	GivenBy mimi.URI
 
 	form        uint8
 	application []byte // as it was encrypted
@@ -113,6 +118,10 @@ type Expired struct {
 	Seq  uint64
 }
 
+// HistoryOffered says that another device of this user, Client, lets this one have what was said in a room before this one
+// was there. Room.TakeHistory takes it.
+type HistoryOffered struct{ Room, Client mimi.URI }
+
 // TrustChanged says that the trust bundle of a provider changed: revocations, for example.
 type TrustChanged struct{ Domain string }
 
@@ -132,6 +141,7 @@ func (HubFault) event()       {}
 func (HubRestored) event()    {}
 func (Gap) event()            {}
 func (Expired) event()        {}
+func (HistoryOffered) event() {}
 func (TrustChanged) event()   {}
 func (ConsentChanged) event() {}
 

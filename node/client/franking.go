@@ -61,20 +61,42 @@ func (r *Room) takeFrank(m *Message, aad []byte, f *mimi.Frank, timestamp uint64
 	if a == nil {
 		return
 	}
-	if err := r.verifyFrank(a, m, aad, f, timestamp); err != nil {
+	tag, err := mimi.TagOf(aad)
+	switch {
+	case err != nil:
+	case tag == nil:
+		err = errors.New("the sender gave no franking tag")
+	default:
+		err = r.verifyFrank(a, m, tag, f, timestamp)
+	}
+	if err != nil {
 		m.FrankFault = err.Error()
 		return
 	}
 	m.Frank = f
 }
 
-func (r *Room) verifyFrank(a *mimi.FrankingAgentData, m *Message, aad []byte, f *mimi.Frank, timestamp uint64) error {
-	tag, err := mimi.TagOf(aad)
+// takeGivenFrank is takeFrank for a message that another device gave, with the frank that it says to have got. Such a
+// frank shows that the hub has accepted a message of the sender at that time; that it was this one, the hub alone can say,
+// and says when the message is reported. mu is held.
+func (r *Room) takeGivenFrank(m *Message, f *mimi.Frank) {
+	a := r.frankingAgent()
+	if a == nil {
+		return
+	}
+	tag := new(mimi.FrankAAD)
+	if m.Content != nil {
+		*tag = mimi.FrankingTag(m.Content.Salt[:], m.application)
+	}
+	if err := r.verifyFrank(a, m, tag, f, uint64(m.Time.UnixMilli())); err != nil {
+		m.FrankFault = err.Error()
+		return
+	}
+	m.Frank = f
+}
+
+func (r *Room) verifyFrank(a *mimi.FrankingAgentData, m *Message, tag *mimi.FrankAAD, f *mimi.Frank, timestamp uint64) error {
 	switch {
-	case err != nil:
-		return err
-	case tag == nil:
-		return errors.New("the sender gave no franking tag")
 	case f == nil:
 		return errors.New("the hub gave no frank")
 	case m.Content == nil:

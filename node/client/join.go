@@ -291,6 +291,9 @@ func (r *Room) become(w *waits, b *store.Batch, g *mls.Group, seq uint64) error 
 	if r.leaving != nil {
 		r.leaving.finish(fmt.Errorf("client: leave %s: this client entered the room anew", r.uri))
 	}
+	if err := r.noteGap(b, g, seq); err != nil {
+		return err
+	}
 	r.group, r.header, r.frozen, r.staged, r.leaving, r.stray = g, header{cursor: seq}, nil, nil, nil, 0
 	r.fresh, r.behind = false, false
 	r.forgetChain()

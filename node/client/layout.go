@@ -41,6 +41,7 @@ import (
 //	r<room>y<seq>        a Gap: the number of the last entry that was processed before, 8 bytes, by the first that came after
 //	r<room>z<time><seq>  a message whose number the hub has given again, by when that was known, ms since 1970
 //	r<room>v             hubRecord: how far the hub's signatures of the log were verified
+//	r<room>t             historyRecord: what of the log another device of the user can give, and an offer of it
 var (
 	keyProfile = []byte("p")
 	keyWelcome = []byte("w")
@@ -74,6 +75,7 @@ const (
 	roomHub       = 'v'
 	roomGap       = 'y'
 	roomLost      = 'z'
+	roomHistory   = 't'
 )
 
 // storeDir is the store's place below Options.Dir.

@@ -154,6 +154,13 @@ func (r *Room) index(b *store.Batch, m *Message) error {
 	switch {
 	case at != nil && at.post == m.Seq: // it was indexed before
 	case at != nil:
+		before, err := r.placeAt(m.Seq) // until what it is for was given
+		if err != nil {
+			return err
+		}
+		if before != nil && before.post != at.post {
+			b.Delete(r.partKey(before.post, m.Seq))
+		}
 		b.Set(r.key64(roomPlace, m.Seq), codec.Marshal(at))
 		b.Set(r.partKey(at.post, m.Seq), nil)
 	case !c.Replaces.IsZero():
@@ -299,45 +306,59 @@ func (c *Client) indexMessages() error {
 	if have, err := c.db.Get(keyIndexed); err != nil || have != nil {
 		return err
 	}
-	var w waits
 	for _, r := range c.Rooms() {
-		for after := uint64(0); ; {
-			page, err := r.between(after+1, ^uint64(0), 256, nil)
-			if err != nil {
-				return err
-			}
-			if err := w.wait(); err != nil {
-				return err
-			}
-			if len(page) == 0 {
-				break
-			}
-			for i := range page {
-				m := &page[i]
-				after = m.Seq
-				if m.Content == nil {
-					continue
-				}
-				b := new(store.Batch) // what comes next looks for it
-				if err := r.index(b, m); err != nil {
-					return err
-				}
-				due, err := r.due(m.Seq)
-				if err != nil {
-					return err
-				}
-				if due != 0 && due != unread {
-					b.Set(r.dueKey(due, m.Seq), nil)
-				}
-				if b.Len() > 0 {
-					if err := w.apply(c, b); err != nil {
-						return err
-					}
-				}
-			}
+		if err := r.indexAll(); err != nil {
+			return err
 		}
 	}
+	var w waits
 	b := new(store.Batch)
 	b.Set(keyIndexed, nil)
 	return errors.Join(w.apply(c, b), w.wait())
+}
+
+// pageOfLog is how many messages are read at once when all are.
+const pageOfLog = 256
+
+// indexAll makes the indexes of all messages of the room, as if they came again.
+func (r *Room) indexAll() error {
+	for after := uint64(0); ; {
+		var w waits
+		r.mu.Lock()
+		last, n, err := r.indexPage(&w, after)
+		r.mu.Unlock()
+		if err := errors.Join(err, w.wait()); err != nil || n == 0 {
+			return err
+		}
+		after = last
+	}
+}
+
+// indexPage is indexAll for the messages after a number, up to the last one that it returns. mu is held.
+func (r *Room) indexPage(w *waits, after uint64) (last uint64, n int, err error) {
+	page, err := r.between(after+1, ^uint64(0), pageOfLog, nil)
+	for i := range page {
+		m := &page[i]
+		last = m.Seq
+		if m.Content == nil {
+			continue
+		}
+		b := new(store.Batch) // what comes next looks for it
+		if err := r.index(b, m); err != nil {
+			return last, 0, err
+		}
+		due, err := r.due(m.Seq)
+		if err != nil {
+			return last, 0, err
+		}
+		if due != 0 && due != unread {
+			b.Set(r.dueKey(due, m.Seq), nil)
+		}
+		if b.Len() > 0 {
+			if err := w.apply(r.c, b); err != nil {
+				return last, 0, err
+			}
+		}
+	}
+	return last, len(page), err
 }

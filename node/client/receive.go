@@ -245,7 +245,14 @@ func (e *entry) application(f *mimi.FanoutMessage) error {
 
 // deliver keeps and tells a message of that application data, unless it is to be discarded.
 func (e *entry) deliver(m Message, f *mimi.FanoutMessage, aad, application []byte) {
-	if err := e.accept(&m, application); err != nil {
+	form := e.room.formOf(application)
+	if form == formHistory {
+		if err := e.offered(m, application); err != nil {
+			e.discard(m.Client, err)
+		}
+		return
+	}
+	if err := e.accept(&m, form, application); err != nil {
 		e.discard(m.Client, err)
 		return
 	}
@@ -271,6 +278,7 @@ func (m message) MarshalMLS(w *codec.Writer) {
 		m.Frank.MarshalMLS(w)
 	}
 	w.Optional(m.moderates)
+	w.Opaque([]byte(m.GivenBy))
 }
 
 // UnmarshalMLS implements codec.Unmarshaler.
@@ -292,5 +300,6 @@ func (m *message) UnmarshalMLS(r *codec.Reader) {
 	}
 	if !r.Empty() { // the second format ends before
 		m.moderates = r.Optional()
+		m.GivenBy = mimi.URI(r.Opaque())
 	}
 }

@@ -272,6 +272,7 @@ func (r *Room) WaitEpoch(ctx context.Context, n uint64) error {
 type Participant struct {
 	User    mimi.URI
 	Role    uint32
+	Bots    []mimi.Bot // of the room's policy, that have this role: the user is one of them, or may be
 	Clients []Member
 }
 
@@ -294,7 +295,7 @@ func (r *Room) Participants() []Participant {
 	}
 	out := make([]Participant, len(list))
 	for i, p := range list {
-		out[i] = Participant{User: p.User, Role: p.Role}
+		out[i] = Participant{User: p.User, Role: p.Role, Bots: mimi.BotsOf(r.group.Dictionary(), p.Role)}
 	}
 	for m := range r.group.Members() {
 		user, id, err := r.c.identity(m.Leaf)

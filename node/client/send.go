@@ -25,6 +25,7 @@ type outgoing struct {
 	number    uint64
 	text      []byte
 	content   []byte            // MIMI content message; nil if the text wasn't put into one yet
+	history   *givenHistory     // instead of a message, history for a device
 	submit    []byte            // SubmitMessageRequest; nil if it isn't encrypted yet
 	key       *uint32           // generation of the key that encrypted it; nil if an earlier release did
 	hash      [sha256.Size]byte // of the MLSMessage in it
@@ -56,6 +57,10 @@ func (o outgoing) MarshalMLS(w *codec.Writer) {
 		w.Uint32(*o.key)
 	}
 	w.Opaque(o.content)
+	w.Optional(o.history != nil)
+	if o.history != nil {
+		o.history.MarshalMLS(w)
+	}
 }
 
 // UnmarshalMLS implements codec.Unmarshaler.
@@ -73,6 +78,10 @@ func (o *outgoing) UnmarshalMLS(r *codec.Reader) {
 		if b := r.Opaque(); len(b) > 0 {
 			o.content = b
 		}
+	}
+	if !r.Empty() && r.Optional() { // the third format ends before
+		o.history = new(givenHistory)
+		o.history.UnmarshalMLS(r)
 	}
 }
 
@@ -198,6 +207,10 @@ func (r *Room) sendMessage(ctx context.Context) error {
 		if err == nil {
 			b.Set(r.key64(roomOutbox, o.number), codec.Marshal(o))
 			err = w.apply(r.c, b)
+		} else if o.history != nil {
+			err = r.withdraw(&w, err)
+			r.mu.Unlock()
+			return errors.Join(err, w.wait())
 		}
 		if err != nil {
 			r.mu.Unlock()
@@ -297,7 +310,9 @@ func (r *Room) Outbox() [][]byte {
 	defer r.mu.Unlock()
 	var texts [][]byte
 	for _, o := range r.outbox {
-		texts = append(texts, o.text)
+		if o.history == nil {
+			texts = append(texts, o.text)
+		}
 	}
 	return texts
 }
