@@ -52,7 +52,8 @@ func (c *command) verifyBackup(args []string) error {
 
 func (c *command) restore(args []string) error {
 	f := c.admin("restore", "BACKUP", "Makes the data directory, which must be empty or not exist, of a backup. The node that is started there asks its\n"+
-		"peers what came after the backup, before it serves anybody. The former data directory must not be served any more.")
+		"peers what came after the backup, before it serves anybody. Invitations that weren't used are withdrawn. The former\n"+
+		"data directory must not be served any more.")
 	if err := parse(f, args, 1); err != nil {
 		return err
 	}
