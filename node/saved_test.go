@@ -186,11 +186,14 @@ func testSavedStores(t *testing.T, format int) {
 			t.Errorf("%s: %s has sent %+v last", name, c.uri, last)
 		}
 		r := must(n.openRoom(c.room))(t)
-		if format > 1 && r.link == nil {
-			t.Errorf("%s: no chain at entry %d", name, r.record.last)
+		r.mu.Lock()
+		record, link := r.record, r.link
+		r.mu.Unlock()
+		if format > 1 && link == nil {
+			t.Errorf("%s: no chain at entry %d", name, record.last)
 		}
 		if name != "alpha" {
-			if h := r.heads.last.Load(); format > 1 && (h == nil || h.Seq != r.record.last || h.Chain != r.link.chain) {
+			if h := r.heads.last.Load(); format > 1 && (h == nil || h.Seq != record.last || h.Chain != link.chain) {
 				t.Errorf("the hub's head is %+v", h)
 			}
 			if list := must(n.listEvidence())(t); len(list) != format-1 {
