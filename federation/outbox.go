@@ -39,6 +39,11 @@ type OutboxConfig struct {
 	MaxBatchItems int           // items in one call of Send; 256
 	MaxBatchBytes int           // bytes of them, but for a single larger one; 1 MiB
 
+	// Bound is how many items may wait for a peer, 0 for any number. When there are more, the oldest are dropped of the
+	// shares that have the most; Share says of an item to which it counts, such as its room, "" for one that stays.
+	Bound int
+	Share func(ref []byte) string
+
 	OnDrop func(peer string, ref []byte, err error) // if not nil: an item was dropped, undelivered
 	Log    *slog.Logger
 }
@@ -54,7 +59,7 @@ type OutboxItem struct {
 
 // Outbox holds what has to reach peers, durably, in one queue per peer. What is in a queue is sent again and again, with
 // growing pauses, until the peer takes it; an unreachable peer delays nothing but its own queue, and a room that it doesn't
-// take delays no other. An item that the peer refuses for good is dropped, with a log line, so that it doesn't block those
+// take delays no other. A queue may have a bound, beyond which the oldest is dropped. An item that the peer refuses for good is dropped, with a log line, so that it doesn't block those
 // after it.
 //
 // A key is the prefix, the peer, a zero byte and the item's number in the queue, eight bytes big-endian; the value is the
@@ -78,6 +83,8 @@ type queue struct {
 	known   uint64              // numbers below it that aren't in the store never will be
 	missing map[uint64]struct{} // handed out, below from, and not delivered: of a batch that isn't in the store yet, or failed
 	depth   int
+	uncut   int  // up to which depth nothing is cut anew
+	dropped int  // by cuts
 	dirty   bool // Wake was called since the last look into the store
 	working bool // a goroutine serves the queue
 	kick    chan struct{}
@@ -85,8 +92,8 @@ type queue struct {
 
 // NewOutbox finds the queues that are in the store. Nothing is sent before Run.
 func NewOutbox(cfg OutboxConfig) (*Outbox, error) {
-	if cfg.Store == nil || cfg.Load == nil || cfg.Send == nil || cfg.Prefix == "" {
-		return nil, errors.New("federation: outbox without store, prefix, Load or Send")
+	if cfg.Store == nil || cfg.Load == nil || cfg.Send == nil || cfg.Prefix == "" || cfg.Bound > 0 && cfg.Share == nil {
+		return nil, errors.New("federation: outbox without store, prefix, Load, Send, or Share of a Bound")
 	}
 	cfg.MinBackoff = cmp.Or(cfg.MinBackoff, 100*time.Millisecond)
 	cfg.MaxBackoff = cmp.Or(cfg.MaxBackoff, 30*time.Second)
@@ -268,7 +275,11 @@ func (o *Outbox) drain(ctx context.Context, q *queue) {
 	failures := 0
 	r := new(round)
 	for ctx.Err() == nil {
-		list, err := o.read(q, r.kept)
+		var list []stored
+		err := o.cut(q)
+		if err == nil {
+			list, err = o.read(q, r.kept)
+		}
 		if err == nil && len(list) > 0 {
 			var sent bool
 			if sent, err = o.deliver(ctx, q, r, list); sent {

@@ -35,6 +35,7 @@ type outboxWorld struct {
 	dropped []string
 	gone    map[string]bool // refs for which there is nothing to send
 	hangs   string          // the peer that never answers
+	bound   int
 }
 
 func newOutboxWorld(t *testing.T) *outboxWorld {
@@ -51,6 +52,7 @@ func (w *outboxWorld) open() {
 	w.t.Helper()
 	box, err := NewOutbox(OutboxConfig{
 		Store: w.store, Prefix: "o/", Load: w.load, Send: w.send, MaxBatchItems: 4, MaxBatchBytes: 100,
+		Bound: w.bound, Share: func(ref []byte) string { share, _, _ := strings.Cut(string(ref), "/"); return share },
 		OnDrop: func(peer string, ref []byte, _ error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

@@ -112,6 +112,9 @@ type Limits struct {
 	PeerRequestsPerSecond int `yaml:"peer_requests_per_second"`
 	// PeerBytesPerSecond is how much a peer may send in the long run; 0 means 128 MiB. A burst may have twice as much.
 	PeerBytesPerSecond int `yaml:"peer_bytes_per_second"`
+	// PeerQueue is how many entries of logs may wait for a peer; 0 means 1,000,000. When there are more, the rooms with the
+	// most lose their oldest, and the peer's clients have to enter these rooms anew once it is back.
+	PeerQueue int `yaml:"peer_queue"`
 	// Connections is how many connections clients may have at a time, over QUIC and over TCP each; 0 means 16,384.
 	Connections int `yaml:"connections"`
 	// AddressConnections is how many of them may be from one address; 0 means 4,096.
@@ -298,6 +301,7 @@ func (c *Config) complete() error {
 		{"limits.bytes_in_flight", &c.Limits.BytesInFlight, 64 << 20, 1 << 30},
 		{"limits.peer_requests_per_second", &c.Limits.PeerRequestsPerSecond, 20_000, 1_000_000},
 		{"limits.peer_bytes_per_second", &c.Limits.PeerBytesPerSecond, 128 << 20, 1 << 30},
+		{"limits.peer_queue", &c.Limits.PeerQueue, 1_000_000, 1_000_000_000},
 		{"limits.connections", &c.Limits.Connections, transport.DefaultMaxConnections, 1_000_000},
 		{"limits.address_connections", &c.Limits.AddressConnections, transport.DefaultMaxAddressConnections, 1_000_000},
 		{"limits.handshakes_per_second", &c.Limits.HandshakesPerSecond, transport.DefaultHandshakesPerSecond, 1_000_000},
@@ -448,6 +452,7 @@ limits:
   handshakes_per_second: 100   # that begin without a proof of the address (QUIC Retry)
   peer_requests_per_second: 20000
   peer_bytes_per_second: 134217728
+  peer_queue: 1000000          # entries that wait for a peer; beyond, the oldest are dropped
   rooms: 10000                 # created here by one user
   members: 10000               # clients, and users, in a room that is hosted here
   reports: 1000                # of abuse, and messages in them, of a user, at once and per 1,000 s

@@ -14,7 +14,7 @@ import (
 // What bounds whom. Addresses: the transport counts handshakes and connections, auth what is asked without a token.
 // Clients and users: auth counts requests and bytes, and what is in flight; streams, KeyPackages, rooms, claims, consents,
 // queries, reports and group infos have limits of their own. Peers: admitPeer and package federation count requests and
-// bytes, and what is in flight; each peer has a queue of its own, of references to what is in the logs anyway, and the
+// bytes, and what is in flight; each peer has a queue of its own, of references to what is in the logs anyway, with a bound, and the
 // transport gives none of them connections of another. Everything that is refused is counted in parley_refused_total, by
 // the code "busy".
 

@@ -80,12 +80,14 @@ type peerCollector struct{ n *Node }
 
 var (
 	outboxDepth = prometheus.NewDesc("parley_outbox_items", "What waits to be sent to a peer.", []string{"peer"}, nil)
+	outboxGone  = prometheus.NewDesc("parley_outbox_dropped_total", "What was dropped since the node started because too much waited for a peer.", []string{"peer"}, nil)
 	peerAlive   = prometheus.NewDesc("parley_peer_alive", "Whether gossip sees a peer alive.", []string{"peer"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c peerCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- outboxDepth
+	ch <- outboxGone
 	ch <- peerAlive
 }
 
@@ -100,6 +102,7 @@ func (c peerCollector) Collect(ch chan<- prometheus.Metric) {
 			alive = 1
 		}
 		ch <- prometheus.MustNewConstMetric(outboxDepth, prometheus.GaugeValue, float64(p.Waiting), p.Domain)
+		ch <- prometheus.MustNewConstMetric(outboxGone, prometheus.CounterValue, float64(p.Dropped), p.Domain)
 		ch <- prometheus.MustNewConstMetric(peerAlive, prometheus.GaugeValue, alive, p.Domain)
 	}
 }

@@ -232,12 +232,14 @@ func (n *Node) listen() error {
 	n.federation.OnHead = n.sawHead
 	n.outbox, err = federation.NewOutbox(federation.OutboxConfig{
 		Store: n.store, Prefix: prefixOutbox, Load: n.load, Send: n.send, Log: n.log,
+		Bound: n.cfg.Limits.PeerQueue, Share: shareOf,
 	})
 	if err != nil {
 		return err
 	}
 	n.consentOut, err = federation.NewOutbox(federation.OutboxConfig{
 		Store: n.store, Prefix: prefixConsentOut, Load: n.loadConsent, Send: n.sendConsents, Log: n.log,
+		Bound: n.cfg.Limits.PeerQueue, Share: func([]byte) string { return "consents" },
 	})
 	if err != nil {
 		return err

@@ -33,6 +33,7 @@ type PeerStatus struct {
 	Approved    bool                  `json:"approved"`
 	Alive       bool                  `json:"alive"`              // as gossip has it, a hint
 	Waiting     int                   `json:"waiting"`            // items in the outbox
+	Dropped     int                   `json:"dropped,omitempty"`  // of it, since the node started, because too many waited
 	Sequence    uint64                `json:"sequence,omitempty"` // of its trust bundle
 	Version     string                `json:"version,omitempty"`
 }
@@ -45,7 +46,7 @@ func (n *Node) peers() []PeerStatus {
 		states[m.Domain] = m
 	}
 	for _, p := range n.trust.Peers() {
-		s := PeerStatus{Domain: p.Domain, Fingerprint: p.Fingerprint, Address: p.Address, Approved: true, Waiting: n.outbox.Depth(p.Domain), Sequence: p.Sequence}
+		s := PeerStatus{Domain: p.Domain, Fingerprint: p.Fingerprint, Address: p.Address, Approved: true, Waiting: n.outbox.Depth(p.Domain), Dropped: n.outbox.Dropped(p.Domain), Sequence: p.Sequence}
 		if m, ok := states[p.Domain]; ok {
 			s.Alive, s.Version = m.State == federation.StateAlive, m.Version
 			if m.Address != "" {
@@ -261,6 +262,19 @@ func parseReference(ref []byte) (kind byte, room mimi.URI, seq uint64, rest []by
 		return 0, "", 0, nil, fmt.Errorf("%w: %w: reference %x in the outbox", federation.ErrNoItem, errRecord, ref)
 	}
 	return ref[0], room, binary.BigEndian.Uint64(rest), rest, nil
+}
+
+// shareOf is the room to which an entry in the outbox belongs. When too much waits for a peer, the rooms with the most lose
+// their oldest entries. Welcomes stay: there are no more than KeyPackages that the peer has given away.
+func shareOf(ref []byte) string {
+	switch kind, room, _, _, err := parseReference(ref); {
+	case err != nil: // a trust bundle, of which the last is enough
+		return "bundles"
+	case kind == outboxKindWelcome:
+		return ""
+	default:
+		return string(room)
+	}
 }
 
 // load turns a reference into what is sent. It waits until that is on disk: nothing leaves the node before.
