@@ -95,6 +95,9 @@ func (c *counted) Close() error {
 
 // openAsset opens an asset of an own user, or a part of one.
 func (n *Node) openAsset(hash [sha256.Size]byte, part federation.Part) (*federation.Asset, error) {
+	if part.Length > federation.MaxPart {
+		return nil, refuse("tooLarge", "%d bytes of an asset at a time, at most %d", part.Length, federation.MaxPart)
+	}
 	f, err := n.assets.dir.Open(wholeName(hash[:]))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, refuse("notFound", "there is no such asset, or not any more")
@@ -110,7 +113,7 @@ func (n *Node) openAsset(hash [sha256.Size]byte, part federation.Part) (*federat
 	if part.Length == 0 {
 		return asset, nil
 	}
-	if part.Length > federation.MaxPart || part.Offset >= asset.Whole {
+	if part.Offset >= asset.Whole {
 		return nil, errors.Join(refuse("malformed", "no %d bytes at %d of the %d of an asset", part.Length, part.Offset, asset.Whole), f.Close())
 	}
 	if _, err := f.Seek(part.Offset, io.SeekStart); err != nil {

@@ -237,7 +237,7 @@ func (n *Node) update(by submitter, uri mimi.URI, body []byte) (*mimi.UpdateRoom
 		if err := n.disk.grow(); err != nil {
 			return nil, err
 		}
-		if err := r.takesPart(by); err != nil && !n.mayJoin(by, r, m.Public) {
+		if err := r.takesPart(by); err != nil && n.mayJoin(by, r, m.Public) != nil {
 			return nil, err
 		}
 		if m.Public.Content.Epoch != r.group.Epoch() {

@@ -8,15 +8,24 @@ import (
 
 // Of a room's links, the hub judges what depends on time; the rest is in mimi.RoomPolicy.
 
-// mayJoin says whether somebody who doesn't take part in the room brings an external commit that may change that: it is
-// of a client of its own, and the room is open to strangers. r.mu is held.
-func (n *Node) mayJoin(by submitter, r *room, m *mls.PublicMessage) bool {
+// mayJoin refuses what somebody who doesn't take part in the room brings, unless it is an external commit that may change
+// that: of a client of its own, in a room that is open to strangers. r.mu is held.
+func (n *Node) mayJoin(by submitter, r *room, m *mls.PublicMessage) error {
 	c := m.Content.Commit
-	if m.Content.Sender.Type != mls.SenderNewMemberCommit || c == nil || c.Path == nil || !mimi.OpenToStrangers(r.group.Dictionary()) {
-		return false
+	if m.Content.Sender.Type != mls.SenderNewMemberCommit || c == nil || c.Path == nil {
+		return refuse("notAllowed", "%s doesn't join", by.name())
+	}
+	if !mimi.OpenToStrangers(r.group.Dictionary()) {
+		return refuse("notAllowed", "the room isn't open to strangers")
 	}
 	user, client, err := n.verifier.IdentityOf(c.Path.LeafNode.Credential)
-	return err == nil && user.Domain() == by.domain && (by.client == "" || by.client == client)
+	if err != nil {
+		return err
+	}
+	if user.Domain() != by.domain || by.client != "" && by.client != client {
+		return refuse("notAllowed", "%s can't join for %s", by.name(), client)
+	}
+	return nil
 }
 
 // checkLinks refuses new links that last longer than the room's policy has it.

@@ -231,6 +231,10 @@ func TestLinksAdmitThoseWhoHaveTheirKeys(t *testing.T) {
 		{"a friend instead", func(r *testRoom, k []ed25519.PrivateKey) *mls.MLSMessage {
 			return r.join("frank1", adds("grace", 2), withCode(k[0], "frank1"))
 		}, "joins and changes the participant list"},
+		{"and makes a link", func(r *testRoom, k []ed25519.PrivateKey) *mls.MLSMessage {
+			return r.join("frank1", adds("frank", 2), withCode(k[1], "frank1"),
+				appData(ComponentJoinLinks, codec.Marshal(JoinLinksUpdate{Removed: []uint32{1}, Added: JoinLinks{{Key: key, Role: 2}}})))
+		}, "joins and changes the links"},
 		{"the banned", func(r *testRoom, k []ed25519.PrivateKey) *mls.MLSMessage {
 			return r.join("eve1", withCode(k[0], "eve1"))
 		}, "isn't added by it"},
@@ -261,6 +265,33 @@ func TestLinksAdmitThoseWhoHaveTheirKeys(t *testing.T) {
 				t.Fatalf("got %v, want a policy error with %q", err, c.rule)
 			}
 		})
+	}
+}
+
+func TestGroupInfoIsForThoseWhoCouldJoin(t *testing.T) {
+	const room = URI("mimi://a.example/r/room")
+	r, keys := linked(t, StrictRoom(testHub), [4]uint32{4, 2, 3, 2}, JoinLink{Role: 2, MultiUser: true}, JoinLink{Role: 2, MultiUser: true, Expires: 100})
+	d := r.hub.Dictionary()
+	code := func(k ed25519.PrivateKey, device string) []byte { return codec.Marshal(NewJoiningCode(k, room, client(device))) }
+	for _, c := range []struct {
+		name, device string
+		code         []byte
+		now          uint64
+		rule         string // "" if it may
+	}{
+		{"a participant", "dave1", nil, 100, ""},
+		{"by a link", "frank1", code(keys[0], "frank1"), 100, ""},
+		{"by a link that hasn't expired", "frank1", code(keys[1], "frank1"), 99, ""},
+		{"by a link that has expired", "frank1", code(keys[1], "frank1"), 100, "expired"},
+		{"by somebody else's code", "frank1", code(keys[0], "grace1"), 99, "no joining code"},
+		{"by a code of no link", "frank1", code(ed25519.NewKeyFromSeed(make([]byte, 32)), "frank1"), 99, "no joining code"},
+		{"without a code", "frank1", nil, 99, "isn't a participant"},
+		{"the banned", "eve1", code(keys[0], "eve1"), 99, "isn't a participant"},
+	} {
+		err := MayAsk(d, room, user(c.device), client(c.device), c.code, c.now)
+		if (err == nil) != (c.rule == "") || err != nil && !strings.Contains(err.Error(), c.rule) {
+			t.Errorf("%s: %v", c.name, err)
+		}
 	}
 }
 

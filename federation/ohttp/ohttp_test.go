@@ -130,8 +130,10 @@ func TestKeysAreTakenForTwoLifetimes(t *testing.T) {
 	if _, _, err := g.Open(second); err != nil {
 		t.Errorf("the key after it: %v", err)
 	}
+	changed := bytes.Clone(second)
+	changed[len(changed)-1] ^= 1
 	second[3] ^= 1
-	for _, bad := range [][]byte{nil, second[:38], second} {
+	for _, bad := range [][]byte{nil, second[:38], second, changed} {
 		if _, _, err := g.Open(bad); !errors.Is(err, ErrKey) {
 			t.Errorf("%x: %v", bad, err)
 		}

@@ -313,6 +313,7 @@ type faults struct {
 	mu     sync.Mutex
 	update func(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	submit func(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
+	info   func(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	claim  func(context.Context, *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error)
 	upload func() error // after a request to upload; an error is its answer
 	keys   func(*api.GatewayKeysResponse) error
@@ -350,6 +351,10 @@ func (f *faults) Update(ctx context.Context, req *connect.Request[api.MimiReques
 
 func (f *faults) SubmitMessage(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
 	return f.pick(func() unary { return f.submit }, f.ClientServiceClient.SubmitMessage)(ctx, req)
+}
+
+func (f *faults) GroupInfo(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
+	return f.pick(func() unary { return f.info }, f.ClientServiceClient.GroupInfo)(ctx, req)
 }
 
 func (f *faults) UploadAsset(ctx context.Context, req *connect.Request[api.UploadAssetRequest]) (*connect.Response[api.UploadAssetResponse], error) {

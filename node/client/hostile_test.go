@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -422,5 +424,89 @@ func TestEpochTooOldForTheSameEpochIsARefusal(t *testing.T) {
 	_, err := bob.room(room.URI()).Send(ctx, []byte("x"))
 	if refused, ok := errors.AsType[*Refused](err); !ok || refused.Code != "epochTooOld" {
 		t.Errorf("send: %v", err)
+	}
+}
+
+// A member who is who she says she is, with a hub that helps her, invites into groups that aren't the room's.
+func TestForgedRoomsAreNotEntered(t *testing.T) {
+	p := providers(t, "alpha", "beta")
+	alice, bob := p[0].enrol("alice", "alice-laptop"), p[1].enrol("bob", "bob-phone")
+	hub := func(d *device) (s mls.ExternalSender) {
+		res, err := call(t.Context(), d.session, d.session.service.HubSender, &api.HubSenderRequest{CipherSuite: uint32(defaultSuite)})
+		if err == nil {
+			err = codec.Unmarshal(res.ExternalSender, &s)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	own, other := hub(alice), hub(bob)
+	const uri = mimi.URI("mimi://alpha.example/r/secret")
+	admin := mimi.Participant{User: alice.User(), Role: mimi.RoleAdmin}
+	for _, c := range []struct {
+		name  string
+		group mimi.URI
+		ext   mls.Extensions
+		want  string
+	}{
+		{"another room's group", "mimi://alpha.example/g/other", roomExtensions(uri, "x", admin, own, new(mimi.Rules)), "is not of room"},
+		{"another provider's room's", "mimi://beta.example/g/secret", roomExtensions(uri, "x", admin, own, new(mimi.Rules)), "is not of room"},
+		{"a group that isn't a room's", "mimi://alpha.example/r/secret", roomExtensions(uri, "x", admin, own, new(mimi.Rules)), "is not of room"},
+		{"one without her user", uri.Group(), roomExtensions(uri, "x", mimi.Participant{User: bob.User(), Role: mimi.RoleAdmin}, own, new(mimi.Rules)), "is a member and its user"},
+		{"one in which she is banned", uri.Group(), roomExtensions(uri, "x", mimi.Participant{User: alice.User(), Role: mimi.RoleBanned}, own, new(mimi.Rules)), "is a member and its user"},
+		{"one of another hub", uri.Group(), roomExtensions(uri, "x", admin, other, new(mimi.Rules)), "credential of the hub is for"},
+		{"one without a hub", uri.Group(), slices.DeleteFunc(roomExtensions(uri, "x", admin, own, new(mimi.Rules)), func(e mls.Extension) bool {
+			return e.Type == mls.ExtensionExternalSenders
+		}), "no external sender"},
+		{"the room's", uri.Group(), roomExtensions(uri, "x", admin, own, new(mimi.Rules)), ""},
+	} {
+		config := alice.config
+		config.Policy = nil
+		g, err := mls.NewGroup(config, nil, mls.GroupOptions{
+			GroupID: []byte(c.group), Suite: defaultSuite, Credential: alice.credential(), Signer: alice.signer,
+			Extensions: c.ext, LeafExtensions: mimi.LeafExtensions(),
+		})
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if err := alice.checkRoom(uri, g); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+
+	room := alice.create(bob.User())
+	agree(t, room.URI(), alice, bob)
+	second, f := p[0].enrolFaulty("alice", "alice-phone")
+	for name, c := range map[string]struct {
+		change func(*mimi.GroupInfoResponse)
+		want   string
+	}{
+		"of another room":                  {func(r *mimi.GroupInfoResponse) { r.Room = uri }, `group info of "`},
+		"that another hub has signed":      {func(r *mimi.GroupInfoResponse) { r.HubSender = other }, "credential of the hub is for"},
+		"under a key of another than that": {func(r *mimi.GroupInfoResponse) { r.HubSender.SignatureKey = other.SignatureKey }, "credential of the hub"},
+	} {
+		f.set(func(f *faults) {
+			f.info = func(ctx context.Context, req *connect.Request[api.MimiRequest]) (*connect.Response[api.MimiResponse], error) {
+				res, err := f.ClientServiceClient.GroupInfo(ctx, req)
+				if err != nil {
+					return nil, err
+				}
+				var r mimi.GroupInfoResponse
+				if err := codec.Unmarshal(res.Msg.Body, &r); err != nil {
+					return nil, err
+				}
+				c.change(&r)
+				res.Msg.Body = codec.Marshal(&r)
+				return res, nil
+			}
+		})
+		if _, err := second.Join(t.Context(), room.URI()); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("a group info %s: %v", name, err)
+		}
+	}
+	f.set(func(f *faults) { f.info = nil })
+	if _, err := second.Join(t.Context(), room.URI()); err != nil {
+		t.Error(err)
 	}
 }

@@ -81,8 +81,8 @@ var refusing = []string{"Unmarshal", "Finish", "Err"}
 var making = []string{"sign", "signContent", "SignWithLabel", "AddSigner", "describe"}
 
 // coded are functions that make an error of a code, a string or one of federation's constants, in packages node and
-// federation.
-var coded = []string{"refuse", "refusal", "busy", "refuseMessage"}
+// federation, or of a rule in package mimi.
+var coded = []string{"refuse", "refusal", "busy", "refuseMessage", "forbidden"}
 
 var sentinel = regexp.MustCompile(`^(Err|err)[A-Z]\w*$`)
 

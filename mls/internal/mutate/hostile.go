@@ -14,6 +14,7 @@ import (
 // hostilePackages are those of which hostile.txt has guards, with what comes before the ids of theirs.
 var hostilePackages = []struct{ dir, prefix string }{
 	{"federation", "federation."}, {"node", "node."}, {"node/client", "client."}, {"node/chain", "chain."},
+	{"federation/mimi", "mimi."}, {"federation/ohttp", "ohttp."},
 }
 
 const hostileFile = "mls/internal/mutate/hostile.txt"
