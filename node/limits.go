@@ -17,6 +17,36 @@ import (
 // bytes, and what is in flight; each peer has a queue of its own, of references to what is in the logs anyway, with a bound, and the
 // transport gives none of them connections of another. Everything that is refused is counted in parley_refused_total, by
 // the code "busy".
+//
+// The limits of the configuration, what they count by, and the tests that reach them:
+//
+//	requests_per_second       client, user     TestRequestsAndBytesAreCountedByClientAndUser
+//	bytes_per_second          client, user     TestRequestsAndBytesAreCountedByClientAndUser
+//	bytes_in_flight           client           TestAClientHoldsALimitedAmountOfMemory
+//	request_bytes             client           TestRequestsHaveALargestSize
+//	streams                   client           TestAClientHasALimitedNumberOfStreams
+//	key_packages              client           TestKeyPackagesThatCannotBeUsedAreNotPublished
+//	key_package_days          client           TestKeyPackagesAreValidForALimitedTime
+//	rooms                     user             TestAUserCreatesALimitedNumberOfRooms
+//	members                   room             TestARoomHasALimitedNumberOfMembers
+//	claims_per_requester      user             TestNobodyCanUseUpSomebodysKeyPackages
+//	claims_per_target         user, peer       TestNobodyCanUseUpSomebodysKeyPackages
+//	queries                   user, peer       TestNobodyListsTheUsers
+//	consents                  user, peer       TestFloodsOfRequestsForConsentAreBounded
+//	reports                   user, peer       TestForgedReportsAreLimited
+//	ephemeral_per_second      user, peer       TestEphemeralMessagesAreLimited
+//	group_infos               user, peer       TestRequestsForGroupInfosAreLimited
+//	asset_mib                 user, peer       TestBadUploadsAreRefused
+//	asset_quota_mib           user             TestUsersQuotaBoundsAssetsAndUploads
+//	asset_days                user             TestAssetsExpire
+//	downloads                 user, peer       TestOneWhoRelaysTooMuchIsRefused
+//	peer_requests_per_second  peer             TestAFloodingPeerTakesNothingFromOthers
+//	peer_bytes_per_second     peer             TestAFloodingPeerTakesNothingFromOthers
+//	peer_queue                peer             TestPeerThatWasAwayForTooLongIsBehind
+//	connections               node             TestAPeerTakesNoConnectionsFromOthers
+//	address_connections       address          TestOneAddressDoesNotTakeAllConnections
+//	handshakes_per_second     address          TestAddressesAreProvedUnderLoad
+//	anonymous_per_second      address          TestOneAddressTriesLittleWithoutAToken
 
 // slowly is the rate of what is counted over a quarter of an hour.
 func slowly(n int) pace.Rate { return pace.Over(n, 1000*time.Second) }

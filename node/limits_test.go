@@ -7,6 +7,10 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -401,5 +405,81 @@ func TestBodiesWithoutALengthAreCounted(t *testing.T) {
 	}
 	if c := post(); c != http.StatusTooManyRequests {
 		t.Errorf("the next one: %d", c)
+	}
+}
+
+func TestRequestsHaveALargestSize(t *testing.T) {
+	n := newLimited(t, "alpha", Limits{RequestBytes: 1 << 18})
+	alice := newClient(t, n, "alice", "alice-laptop")
+	for size, want := range map[int]string{1 << 17: "malformed", 1 << 19: "tooLarge"} {
+		if _, err := alice.api.NoteSent(t.Context(), connect.NewRequest(&api.NoteSentRequest{Message: make([]byte, size)})); code(err) != want {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}
+
+func TestAClientHasALimitedNumberOfStreams(t *testing.T) {
+	n := newLimited(t, "alpha", Limits{Streams: 2})
+	alice, bob := newClient(t, n, "alice", "alice-laptop"), newClient(t, n, "bob", "bob-laptop")
+	first, second := alice.subscribe(), alice.subscribe()
+	first.live()
+	second.live()
+	if err := alice.subscribe().ended(); code(err) != "busy" {
+		t.Errorf("a third stream: %v", err)
+	}
+	bob.subscribe().live()
+	first.cancel()
+	eventually(t, func() error {
+		if s := n.listeners.count(); s != 2 {
+			return fmt.Errorf("%d streams are open", s)
+		}
+		return nil
+	})
+	alice.subscribe().live()
+}
+
+func TestOneAddressTriesLittleWithoutAToken(t *testing.T) {
+	n := newLimited(t, "alpha", Limits{AnonymousPerSecond: 2})
+	alice := newClient(t, n, "alice", "alice-laptop")
+	refused := 0
+	for range 20 {
+		if _, err := alice.enrol.Challenge(t.Context(), connect.NewRequest(&api.ChallengeRequest{})); code(err) == "busy" {
+			refused++
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if refused < 8 {
+		t.Errorf("%d of 20 requests without a token were refused", refused)
+	}
+	if _, err := alice.api.Rooms(t.Context(), connect.NewRequest(&api.RoomsRequest{})); err != nil {
+		t.Errorf("with a token: %v", err)
+	}
+}
+
+// TestEveryLimitHasATest reads the table in limits.go: it has every limit of the configuration, and the tests are there.
+func TestEveryLimitHasATest(t *testing.T) {
+	source := string(must(os.ReadFile("limits.go"))(t))
+	tests := ""
+	for _, dir := range []string{".", "../transport"} {
+		for _, name := range must(filepath.Glob(filepath.Join(dir, "*_test.go")))(t) {
+			tests += string(must(os.ReadFile(name))(t))
+		}
+	}
+	rows := make(map[string]string)
+	for _, m := range regexp.MustCompile(`(?m)^//\t([a-z_]+) +([a-z]+(?:, [a-z]+)*) +(Test\w+)$`).FindAllStringSubmatch(source, -1) {
+		rows[m[1]] = m[3]
+	}
+	limits := reflect.TypeFor[Limits]()
+	for i := range limits.NumField() {
+		name := limits.Field(i).Tag.Get("yaml")
+		test, ok := rows[name]
+		if !ok || !strings.Contains(tests, "\nfunc "+test+"(t *testing.T) {\n") {
+			t.Errorf("the table has the test %q for %s", test, name)
+		}
+		delete(rows, name)
+	}
+	if len(rows) > 0 {
+		t.Errorf("the table has what is no limit: %v", rows)
 	}
 }

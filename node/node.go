@@ -239,7 +239,6 @@ func (n *Node) listen() error {
 	}
 	n.consentOut, err = federation.NewOutbox(federation.OutboxConfig{
 		Store: n.store, Prefix: prefixConsentOut, Load: n.loadConsent, Send: n.sendConsents, Log: n.log,
-		Bound: n.cfg.Limits.PeerQueue, Share: func([]byte) string { return "consents" },
 	})
 	if err != nil {
 		return err
