@@ -3,6 +3,7 @@ package mimi
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -33,6 +34,7 @@ func TestTableOfEndpointsIsWhole(t *testing.T) {
 		text, err := os.ReadFile(filepath.Join("..", "..", file))
 		return err == nil && regexp.MustCompile(`(?m)^func (\([^)]*\) )?`+regexp.QuoteMeta(function)+`\(`).Match(text)
 	}
+	last := ""
 	for _, line := range bytes.Split(source, []byte("\n")) {
 		cells := strings.Fields(strings.TrimPrefix(string(line), "//\t"))
 		if !bytes.HasPrefix(line, []byte("//\t")) || len(cells) != 6 || cells[0] == "endpoint" {
@@ -45,6 +47,12 @@ func TestTableOfEndpointsIsWhole(t *testing.T) {
 		if !regexp.MustCompile(`^5\.\d+(\.\d+)?$`).MatchString(cells[1]) {
 			t.Errorf("%s is in section %q", cells[0], cells[1])
 		}
+		number := strings.Split(cells[1], ".")
+		order := fmt.Sprintf("%3s", number[1]) + strings.Join(number[2:], ".")
+		if order < last || order == last && cells[0] != "updateConsent" {
+			t.Errorf("%s, of section %s, isn't in the draft's order, or has the section of another", cells[0], cells[1])
+		}
+		last = order
 		if !has(cells[2], cells[3]) {
 			t.Errorf("%s: there is no %s in %s", cells[0], cells[3], cells[2])
 		}

@@ -38,6 +38,13 @@
 // only without a number the bytes decide. The sender's provider gets what it has sent itself, like all others. A
 // Welcome goes to the providers of those who are added only.
 //
+// Group info (Section 5.6): it is for who could join with it, see MayAsk: clients of participants, and those whom the room's
+// roles, a preauthorization or a link let in. A joining code, opaque in the draft, is a signature with a link's key for one
+// client, and comes again in the external commit, so that members check it too (join_links.go).
+//
+// Fanout to a peer that is away for too long: of what waits for it the oldest is dropped (federation.OutboxConfig.Bound), and
+// it learns from the numbers that it is behind. One that isn't Parley can't.
+//
 // Franking (Sections 5.4 and 5.9), where the draft leaves something open: the hub's franking agent is in a room's
 // GroupContext from its beginning (FrankedRoom) and no proposal changes it. The franking tag is of the application data,
 // with the framing of its media type, and so that the hub can compute it again, that is what an AbusiveMessage has as its
@@ -76,6 +83,10 @@
 // another one of its user, in assets of their provider whose keys are sealed to the other's leaf (HistoryOffer). Users
 // don't give it to other users. ShareHistory is what the policy says of it; members keep it, for no hub can see what is in
 // a message. A max_time_period of 0 is no history.
+//
+// Room policies (draft-ietf-mimi-room-policy-03): supported are the components that PolicyComponents has. Status notifications,
+// link previews, logging and the operational parameters of its Section 7 but for leaf renewal aren't, nor are rooms that depend
+// on another one. A component is changed by who has the capability that RoomPolicy asks for; the draft names few.
 //
 // Typing and receipts, of which the draft has nothing: PrivateMessages with an Ephemeral go to the hub, and from it to all who
 // are connected, by an endpoint of Parley's (federation.EphemeralPath). They are in no log and in no store.

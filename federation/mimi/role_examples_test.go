@@ -272,7 +272,9 @@ func TestGroupInfoIsForThoseWhoCouldJoin(t *testing.T) {
 	const room = URI("mimi://a.example/r/room")
 	r, keys := linked(t, StrictRoom(testHub), [4]uint32{4, 2, 3, 2}, JoinLink{Role: 2, MultiUser: true}, JoinLink{Role: 2, MultiUser: true, Expires: 100})
 	d := r.hub.Dictionary()
-	code := func(k ed25519.PrivateKey, device string) []byte { return codec.Marshal(NewJoiningCode(k, room, client(device))) }
+	code := func(k ed25519.PrivateKey, device string) []byte {
+		return codec.Marshal(NewJoiningCode(k, room, client(device)))
+	}
 	for _, c := range []struct {
 		name, device string
 		code         []byte
