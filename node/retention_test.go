@@ -242,6 +242,35 @@ func TestPolicyOfTheRoomBoundsItsLog(t *testing.T) {
 	}
 }
 
+// A proposal that is pending has to be there for whoever joins by an external commit, however old it is.
+func TestPendingProposalsStayInTheLog(t *testing.T) {
+	n := newNode(t, "alpha")
+	alice := newClient(t, n, "alice", "alice-laptop")
+	room := alice.createRoom()
+	a := ages(t, 10*time.Hour, time.Hour, n)[0]
+	alice.send("before")
+	var after []*mimi.SubmitMessageRequest // a client that knows of the proposal sends nothing
+	for range 2 {
+		after = append(after, alice.seal("after"))
+	}
+	proposal := must(alice.group.Propose(nil, nil, listUpdate(mimi.ParticipantListUpdate{Added: []mimi.Participant{{User: "mimi://alpha.example/u/bob", Role: mimi.RoleMember}}})))(t)
+	resp, seq, err := alice.update(&mimi.UpdateRequest{Bundle: mimi.HandshakeBundle{Message: proposal}})
+	if err != nil || resp.Code != mimi.UpdateSuccess {
+		t.Fatalf("a proposal: %+v, %v", resp, err)
+	}
+	for _, m := range after {
+		if resp, _, err := alice.submit(m); err != nil || resp.Code != mimi.SubmitAccepted {
+			t.Fatalf("a message: %+v, %v", resp, err)
+		}
+	}
+	a.pass(0)
+	a.pass(20 * time.Hour)
+	a.from("a proposal is pending", room, seq, seq+2)
+	if _, info, err := alice.groupInfo(); err != nil || info == nil {
+		t.Errorf("the group info of a room with a pending proposal: %v", err)
+	}
+}
+
 // TestNeededEntriesStayWhateverHappens lets things happen in any order, and looks after each step whether what somebody
 // may still ask for is there.
 func TestNeededEntriesStayWhateverHappens(t *testing.T) {
