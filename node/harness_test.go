@@ -386,15 +386,8 @@ func (c *testClient) claim(user mimi.URI) (*mimi.KeyMaterialResponse, error) {
 
 // claimWith is claim with a request that edit, if not nil, has changed.
 func (c *testClient) claimWith(user mimi.URI, edit func(*mimi.KeyMaterialRequest)) (*mimi.KeyMaterialResponse, error) {
-	req := &mimi.KeyMaterialRequest{
-		RequestingUser: c.user, TargetUser: user, Room: c.room, CipherSuites: []mls.CipherSuite{testSuite},
-		RequiredCapabilities: mls.RequiredCapabilities{Extensions: []mls.ExtensionType{mls.ExtensionAppDataDictionary}},
-		SignatureKey:         must(testSuite.SignaturePublicKey(c.signer.Public()))(c.t), Credential: mls.X509Credential(c.chain),
-	}
-	if edit != nil {
-		edit(req)
-	}
-	if err := req.Sign(rand.Reader, testSuite, c.signer); err != nil {
+	req, err := c.claimRequest(user, edit)
+	if err != nil {
 		return nil, err
 	}
 	resp, err := c.api.ClaimKeyPackages(c.t.Context(), connect.NewRequest(&api.MimiRequest{Room: string(c.room), Body: codec.Marshal(req)}))
@@ -403,6 +396,19 @@ func (c *testClient) claimWith(user mimi.URI, edit func(*mimi.KeyMaterialRequest
 	}
 	out := new(mimi.KeyMaterialResponse)
 	return out, codec.Unmarshal(resp.Msg.Body, out)
+}
+
+// claimRequest is the request of claimWith.
+func (c *testClient) claimRequest(user mimi.URI, edit func(*mimi.KeyMaterialRequest)) (*mimi.KeyMaterialRequest, error) {
+	req := &mimi.KeyMaterialRequest{
+		RequestingUser: c.user, TargetUser: user, Room: c.room, CipherSuites: []mls.CipherSuite{testSuite},
+		RequiredCapabilities: mls.RequiredCapabilities{Extensions: []mls.ExtensionType{mls.ExtensionAppDataDictionary}},
+		SignatureKey:         must(testSuite.SignaturePublicKey(c.signer.Public()))(c.t), Credential: mls.X509Credential(c.chain),
+	}
+	if edit != nil {
+		edit(req)
+	}
+	return req, req.Sign(rand.Reader, testSuite, c.signer)
 }
 
 func listUpdate(u mimi.ParticipantListUpdate) mls.Proposal {
