@@ -60,6 +60,18 @@ func (s *story) open(fs vfs.FS, failed func(error)) *Node {
 	}))(s.t)
 }
 
+// memory is a MemFS of which images can be taken at any time: its own ReuseForWrite locks twice, and would wait for ever
+// for one that is taken in between.
+type memory struct{ *vfs.MemFS }
+
+// ReuseForWrite implements vfs.FS.
+func (m memory) ReuseForWrite(oldname, newname string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := m.Rename(oldname, newname); err != nil {
+		return nil, err
+	}
+	return m.OpenReadWrite(newname, category)
+}
+
 func cloned(fs *vfs.MemFS, unsynced int) *vfs.MemFS {
 	return fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: unsynced, RNG: rand.New(rand.NewPCG(5, 6))})
 }
@@ -130,7 +142,7 @@ func (s *story) tell() {
 	begin := func() { done.Store(&none) }
 	begin()
 	disk := cloned(s.base, 100)
-	n := s.open(errorfs.Wrap(disk, errorfs.InjectorFunc(func(op errorfs.Op) error {
+	n := s.open(errorfs.Wrap(memory{disk}, errorfs.InjectorFunc(func(op errorfs.Op) error {
 		if op.Kind.ReadOrWrite() == errorfs.OpIsRead || !armed.Load() {
 			return nil
 		}
@@ -164,7 +176,7 @@ func (s *story) tell() {
 		disk := cloned(s.base, 100)
 		ended := make(chan error, 1)
 		var op atomic.Value
-		n := s.open(errorfs.Wrap(disk, errorfs.InjectorFunc(func(o errorfs.Op) error {
+		n := s.open(errorfs.Wrap(memory{disk}, errorfs.InjectorFunc(func(o errorfs.Op) error {
 			if o.Kind.ReadOrWrite() == errorfs.OpIsRead || !armed.Load() || count.Add(1) != int64(at) {
 				return nil
 			}

@@ -113,6 +113,7 @@ type Client struct {
 	expiring chan struct{} // has room for one: when the next message expires may have changed
 
 	apply func(*store.Batch) (wait func() error, err error) // of db
+	free  func() (uint64, error)                            // of db
 	lost  atomic.Pointer[error]                             // why nothing can be done any more
 
 	workers sync.WaitGroup // one goroutine per room while Run runs
@@ -232,7 +233,7 @@ func newClient(o Options, db *sealedStore, p profile) (*Client, error) {
 	}
 	c := &Client{
 		o: o, log: o.Log, db: db, profile: p, signer: signer, trust: t, rooms: make(map[mimi.URI]*Room), joining: make(map[mimi.URI]bool),
-		live: make(chan struct{}), acks: newAcks(), expiring: make(chan struct{}, 1), apply: db.Apply,
+		live: make(chan struct{}), acks: newAcks(), expiring: make(chan struct{}, 1), apply: db.Apply, free: db.Free,
 		config: mls.Config{
 			Rand: o.Rand, Time: o.Time, Verifier: t.verifier.ForClient(), Components: mimi.Components(),
 			Policy: mimi.RoomPolicy(t.verifier.IdentityOf),

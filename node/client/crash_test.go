@@ -68,13 +68,17 @@ func (d *disk) open(t testing.TB) *sealedStore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := newSealedStore(db, func(used map[slotRef]bool) (*keyFile, error) {
-		return loadKeyFile(d, int64(len(d.keys.now)), rand.Reader, used)
-	})
+	s, err := d.seal(db)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
+}
+
+func (d *disk) seal(db *store.Pebble) (*sealedStore, error) {
+	return newSealedStore(db, func(used map[slotRef]bool) (*keyFile, error) {
+		return loadKeyFile(d, int64(len(d.keys.now)), rand.Reader, used)
+	})
 }
 
 // enrolOn makes a new device on a simulated disk.

@@ -30,6 +30,9 @@ var (
 	ErrRestored = errors.New("the state is an old copy")
 	// ErrQueued: the hub hasn't answered yet. The message is in the outbox and will be sent.
 	ErrQueued = errors.New("the message waits in the outbox")
+	// ErrDiskFull: there is too little space for the device's state. What is in the outbox stays there, what others send
+	// stays at the node, and all goes on once there is space.
+	ErrDiskFull = errors.New("the disk is nearly full")
 	// ErrRunning: another Run of the same Client is under way.
 	ErrRunning = errors.New("the client runs already")
 	// ErrClosed: Close was called.

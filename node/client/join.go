@@ -32,6 +32,9 @@ func (c *Client) CreateRoom(ctx context.Context, name string) (*Room, error) {
 // CreateRoomWith is CreateRoom with rules, such as mimi.StrictRoom, which get the URI of the provider that hosts the room.
 // The user has the role that they give to the creator. Who is added must have a client of this release or a later one.
 func (c *Client) CreateRoomWith(ctx context.Context, name string, rules func(hub mimi.URI) mimi.Rules) (*Room, error) {
+	if err := c.roomy(); err != nil {
+		return nil, err
+	}
 	r, err := c.createRoom(ctx, name, rules)
 	if err != nil {
 		return nil, fmt.Errorf("client: create a room: %w", err)
@@ -317,6 +320,9 @@ func (c *Client) Join(ctx context.Context, room mimi.URI) (*Room, error) {
 
 // join is Join, with the key of a link if there is one.
 func (c *Client) join(ctx context.Context, room mimi.URI, link ed25519.PrivateKey) (*Room, error) {
+	if err := c.roomy(); err != nil {
+		return nil, err
+	}
 	for !c.beginJoin(room) { // one that a crash interrupted is under way
 		c.pause(ctx, minRetry, nil)
 		if ended(ctx) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"path/filepath"
+	"syscall"
 
 	"github.com/parley-mls/parley/federation/mimi"
 	"github.com/parley-mls/parley/node/store"
@@ -82,9 +83,13 @@ const (
 const storeDir = "store"
 
 func openStore(o Options) (*sealedStore, error) {
+	failed := make(chan error, 1)
 	db, err := store.Open(filepath.Join(o.Dir, storeDir), store.Options{
-		CacheBytes: 4 << 20, MemTableBytes: 2 << 20, Log: o.Log,
+		CacheBytes: 4 << 20, MemTableBytes: 2 << 20, Log: o.Log, BallastBytes: diskReserve / 2, Failed: func(err error) { failed <- err },
 	})
+	if errors.Is(err, syscall.ENOSPC) {
+		err = fmt.Errorf("%w: %w", ErrDiskFull, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("client: open the state in %s: %w", o.Dir, err)
 	}
@@ -92,7 +97,19 @@ func openStore(o Options) (*sealedStore, error) {
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
+	s.failed = failed
 	return s, nil
+}
+
+// diskReserve is how many bytes have to be free for the device to change its state.
+const diskReserve = 8 << 20
+
+// roomy says whether there is enough space to change the state. What is begun without, might fail halfway.
+func (c *Client) roomy() error {
+	if free, err := c.free(); err == nil && free < diskReserve {
+		return fmt.Errorf("client: %w: %d bytes are free in %s", ErrDiskFull, free, c.o.Dir)
+	}
+	return nil
 }
 
 func roomPrefix(uri mimi.URI) []byte { return []byte(prefixRoom + string(uri) + "\x00") }

@@ -22,7 +22,8 @@ const (
 
 // Run keeps the client connected: authenticated, its KeyPackages published, subscribed. It processes what arrives, in
 // order, and sends what waits. It returns when ctx ends, with its error, with ErrRevoked if the device was revoked, and
-// if the state can't be written: the client has to be opened again then. All else it tries again.
+// if the state can't be written: the client has to be opened again then, with store.ErrFailed in another process. All else
+// it tries again, and waits while there is too little space.
 func (c *Client) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -38,6 +39,13 @@ func (c *Client) Run(ctx context.Context) error {
 	c.mu.Unlock()
 	c.workers.Go(func() { c.acknowledge(ctx) })
 	c.workers.Go(func() { c.expireInTime(ctx) })
+	c.workers.Go(func() {
+		select {
+		case err := <-c.db.failed:
+			c.giveUp(fmt.Errorf("client: write the state: %w", err))
+		case <-ctx.Done():
+		}
+	})
 	defer func() {
 		cancel()
 		c.mu.Lock()
@@ -99,6 +107,12 @@ func (c *Client) connect(ctx context.Context) (again bool, err error) {
 		c.mu.Unlock()
 		again = stream.Err() != nil
 	}()
+	if err := c.roomy(); err != nil {
+		return false, err
+	}
+	if err := c.db.Refill(); err != nil {
+		c.log.Warn("no ballast", "err", err)
+	}
 	if err := c.refreshTrust(stream); err != nil {
 		return false, err
 	}
@@ -223,6 +237,9 @@ func (c *Client) tick(ctx context.Context) {
 
 // handle processes a batch of events in order, and tells of them when they are durable.
 func (c *Client) handle(ctx context.Context, events []*api.Event) error {
+	if err := c.roomy(); err != nil {
+		return err // the node keeps what isn't acknowledged
+	}
 	var w waits
 	var told []Event
 	err := c.process(ctx, &w, events, &told)

@@ -32,6 +32,8 @@ type sealedStore struct {
 	*store.Pebble
 	keys *keyFile
 
+	failed <-chan error // has a value once the store can't go on
+
 	mu   sync.Mutex
 	refs map[string]slotRef // guarded by mu: the key of each sealed entry
 }

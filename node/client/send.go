@@ -104,7 +104,8 @@ func (r *Room) loadOutbox() error {
 // Send sends a message of at most MaxText bytes to the room and returns its number in the room's log when the hub has
 // it durably. The message is in the outbox before it leaves: if ctx ends first, the error wraps ErrQueued, and the
 // message is sent as soon as it can be, also after a restart. Messages leave in the order of the calls. While the
-// credential of a member isn't good (see Member) they wait until the member is removed or good again.
+// credential of a member isn't good (see Member) they wait until the member is removed or good again. ErrDiskFull says that the
+// message isn't in the outbox.
 func (r *Room) Send(ctx context.Context, text []byte) (seq uint64, err error) {
 	if len(text) > MaxText {
 		return 0, fmt.Errorf("client: a message of %d bytes is longer than %d", len(text), MaxText)
@@ -113,6 +114,9 @@ func (r *Room) Send(ctx context.Context, text []byte) (seq uint64, err error) {
 }
 
 func (r *Room) send(ctx context.Context, o *outgoing) (seq uint64, err error) {
+	if err := r.c.roomy(); err != nil {
+		return 0, err
+	}
 	var w waits
 	r.mu.Lock()
 	err = r.queue(&w, o)
@@ -337,7 +341,9 @@ func (r *Room) Messages() []Message {
 // delivered like any own message. It fails while a message of Send is under way.
 func (r *Room) SealMessage(text []byte) (submit []byte, err error) {
 	ctx := context.Background()
-	err = r.ask(ctx)
+	if err = r.c.roomy(); err == nil {
+		err = r.ask(ctx)
+	}
 	o := &outgoing{text: append([]byte{}, text...)}
 	var w waits
 	r.mu.Lock()
@@ -403,6 +409,9 @@ func (r *Room) OpenRaw(submit []byte) ([]byte, error) {
 // StageUpdate makes a commit with fresh keys of this client without sending it, and returns the UpdateRequest that
 // would be sent, for UpdateRaw. The next change of the room by this client drops it.
 func (r *Room) StageUpdate(ctx context.Context) (update []byte, err error) {
+	if err := r.c.roomy(); err != nil {
+		return nil, err
+	}
 	if err := r.await(ctx, func() bool { return r.staged == nil || r.staged.hold || r.usable() != nil }); err != nil {
 		return nil, err
 	}

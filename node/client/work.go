@@ -67,6 +67,9 @@ func (r *Room) enqueue(j *job) {
 // change runs a job to its end. If ctx ends before a commit was made, nothing happens; if it ends later, the commit
 // that is under way may still be accepted.
 func (r *Room) change(ctx context.Context, build func(g *mls.Group) (mls.CommitOptions, error)) error {
+	if err := r.c.roomy(); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	err := r.usable()
 	r.mu.Unlock()
@@ -92,7 +95,10 @@ func (r *Room) work(ctx context.Context) {
 			r.idle(ctx, at)
 			continue
 		}
-		err := step(ctx)
+		err := r.c.roomy()
+		if err == nil {
+			err = step(ctx)
+		}
 		if err == nil {
 			delay = 0
 			continue

@@ -53,7 +53,7 @@ func TestNothingAcknowledgedIsLostInACrash(t *testing.T) {
 	for _, unsynced := range []int{0, 50} {
 		t.Run(fmt.Sprintf("unsynced %d percent", unsynced), func(t *testing.T) {
 			fs := vfs.NewCrashableMem()
-			s, err := store.OpenFS(fs, "/store", store.Options{MemTableBytes: 64 << 10})
+			s, err := store.OpenFS(memory{fs}, "/store", store.Options{MemTableBytes: 64 << 10})
 			if err != nil {
 				t.Fatal(err)
 			}
