@@ -20,25 +20,29 @@ import (
 	"github.com/parley-mls/parley/node/store"
 )
 
-// memDisk is a disk whose images can be taken as a crash would leave it. before is called before each change.
+// memDisk is a disk whose images can be taken as a crash would leave it. before is called before each change, which its
+// error replaces.
 type memDisk struct {
 	fs     *vfs.MemFS
-	before func()
+	before func() error
 }
 
 const memData = "/data"
 
-func (d memDisk) changes() {
-	if d.before != nil {
-		d.before()
+func (d memDisk) changes() error {
+	if d.before == nil {
+		return nil
 	}
+	return d.before()
 }
 
 func (d memDisk) Mkdir(name string, perm fs.FileMode) error {
 	if _, err := d.Stat(name); err == nil {
 		return fs.ErrExist
 	}
-	d.changes()
+	if err := d.changes(); err != nil {
+		return err
+	}
 	return d.fs.MkdirAll(path.Join(memData, name), perm)
 }
 
@@ -56,7 +60,9 @@ func (d memDisk) OpenFile(name string, flag int, _ fs.FileMode) (file, error) {
 	full := path.Join(memData, name)
 	f, err := d.fs.Open(full)
 	if flag&os.O_WRONLY != 0 {
-		d.changes()
+		if err := d.changes(); err != nil {
+			return nil, err
+		}
 		if err == nil {
 			f.Close()
 			f, err = d.fs.OpenReadWrite(full, vfs.WriteCategoryUnspecified)
@@ -71,12 +77,16 @@ func (d memDisk) OpenFile(name string, flag int, _ fs.FileMode) (file, error) {
 }
 
 func (d memDisk) Link(from, to string) error {
-	d.changes()
+	if err := d.changes(); err != nil {
+		return err
+	}
 	return d.fs.Link(path.Join(memData, from), path.Join(memData, to))
 }
 
 func (d memDisk) Remove(name string) error {
-	d.changes()
+	if err := d.changes(); err != nil {
+		return err
+	}
 	return d.fs.Remove(path.Join(memData, name))
 }
 
@@ -90,14 +100,17 @@ type memFile struct {
 }
 
 func (f *memFile) WriteAt(p []byte, at int64) (int, error) {
-	f.d.changes()
+	if err := f.d.changes(); err != nil {
+		return 0, err
+	}
 	n, err := f.File.WriteAt(bytes.Clone(p), at)
-	f.d.changes()
-	return n, err
+	return n, errors.Join(err, f.d.changes())
 }
 
 func (f *memFile) Sync() error {
-	f.d.changes()
+	if err := f.d.changes(); err != nil {
+		return err
+	}
 	return f.File.Sync()
 }
 
@@ -132,6 +145,18 @@ func (f *memFile) ReadDir(int) ([]fs.DirEntry, error) {
 	return list, io.EOF
 }
 
+// format makes the data directory.
+func (d memDisk) format(t *testing.T) {
+	t.Helper()
+	if err := d.fs.MkdirAll(memData, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	top := must(d.fs.OpenDir("/"))(t)
+	if err := errors.Join(top.Sync(), top.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // assetNode is what of a node has to do with assets, on a disk. It is as after its start.
 func assetNode(t *testing.T, d memDisk) (n *Node, stop func()) {
 	t.Helper()
@@ -164,7 +189,7 @@ func TestAcknowledgedPartsOfAssetsAreThereAfterACrash(t *testing.T) {
 	acknowledged := make(map[mimi.URI]uint64)
 	random := rand.New(rand.NewPCG(5, 5))
 	d := memDisk{fs: vfs.NewCrashableMem()}
-	take := func() {
+	take := func() error {
 		for _, percent := range []int{0, 50} {
 			known := make(map[mimi.URI]uint64)
 			for user, n := range acknowledged {
@@ -172,15 +197,10 @@ func TestAcknowledgedPartsOfAssetsAreThereAfterACrash(t *testing.T) {
 			}
 			images = append(images, image{d.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: random}), known})
 		}
+		return nil
 	}
 	d.before = take
-	if err := d.fs.MkdirAll(memData, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	top := must(d.fs.OpenDir("/"))(t)
-	if err := errors.Join(top.Sync(), top.Close()); err != nil {
-		t.Fatal(err)
-	}
+	d.format(t)
 	b, hash := randomBytes(3*part + 100)
 	upload := func(n *Node, user mimi.URI, at uint64) *upload {
 		t.Helper()
@@ -228,5 +248,83 @@ func TestAcknowledgedPartsOfAssetsAreThereAfterACrash(t *testing.T) {
 			t.Errorf("image %d: files %v, %v", i, names, err)
 		}
 		stop()
+	}
+}
+
+// Each change of the disk in turn fails while an asset is uploaded and another one is deleted. The request isn't
+// acknowledged; the node goes on, the same request succeeds, and what a crash leaves has all that was acknowledged.
+func TestAFailedWriteUndoesNothingOfAnAsset(t *testing.T) {
+	const alice = mimi.URI("mimi://alpha.example/u/alice")
+	const part = 5000
+	b, hash := randomBytes(2*part + 100)
+	other, otherHash := randomBytes(100)
+	for at, all := 1, false; !all; at++ {
+		d := memDisk{fs: vfs.NewCrashableMem()}
+		d.format(t)
+		n, stop := assetNode(t, d)
+		count := 0
+		n.assets.dir = memDisk{d.fs, func() error {
+			if count++; count == at {
+				return errors.New("the test fails this")
+			}
+			return nil
+		}}
+		var acknowledged uint64
+		deleted, failures := false, 0
+		check := func(n *Node, after string) {
+			t.Helper()
+			have := must(n.asset(key(prefixAsset, alice, hash[:])))(t)
+			if acknowledged > 0 && (have == nil || !have.whole && (have.offset < acknowledged || acknowledged == uint64(len(b)))) {
+				t.Fatalf("change %d, %s, after %d bytes: %+v", at, after, acknowledged, have)
+			}
+			if gone := must(n.asset(key(prefixAsset, alice, otherHash[:])))(t); deleted && gone != nil {
+				t.Fatalf("change %d, %s: what was deleted is there: %+v", at, after, gone)
+			}
+		}
+		try := func(do func() error) {
+			t.Helper()
+			err := do()
+			if err != nil {
+				failures++
+				check(n, "at once")
+				again, stopped := assetNode(t, memDisk{fs: d.fs.CrashClone(vfs.CrashCloneCfg{})})
+				check(again, "after a crash")
+				stopped()
+				err = do()
+			}
+			if err != nil {
+				t.Fatalf("change %d: the same again: %v", at, err)
+			}
+		}
+		put := func(b []byte, hash [32]byte, offset uint64) (u *upload) {
+			t.Helper()
+			try(func() (err error) {
+				u, err = n.uploadAsset(alice, hash[:], uint64(len(b)), offset, b[offset:min(offset+part, uint64(len(b)))])
+				return err
+			})
+			return u
+		}
+		put(other, otherHash, 0)
+		for acknowledged < uint64(len(b)) {
+			u := put(b, hash, acknowledged)
+			if u.offset <= acknowledged {
+				t.Fatalf("change %d: the upload is at %d after %d", at, u.offset, acknowledged)
+			}
+			acknowledged = u.offset
+		}
+		try(func() error { return n.deleteAsset(alice, otherHash[:], 1<<62) })
+		deleted = true
+		after, stopped := assetNode(t, memDisk{fs: d.fs.CrashClone(vfs.CrashCloneCfg{})})
+		check(after, "after a crash at the end")
+		a := must(after.openAsset(hash, federation.Part{}))(t)
+		if got, err := io.ReadAll(a); err != nil || sha256.Sum256(got) != hash {
+			t.Errorf("change %d: %d bytes, %v", at, len(got), err)
+		}
+		a.Close()
+		stopped()
+		stop()
+		if all = count < at; all == (failures > 0) {
+			t.Errorf("change %d of %d: %d failures", at, count, failures)
+		}
 	}
 }
