@@ -46,7 +46,8 @@ type guardedFS struct {
 	p *Pebble
 }
 
-func isLog(name string) bool { return strings.HasSuffix(name, ".log") }
+// own says whether a file is the store's; those of checkpoints aren't.
+func (g guardedFS) own(name string) bool { return g.PathDir(name) == g.p.dir }
 
 // Unwrap has Pebble find the file system below.
 func (g guardedFS) Unwrap() vfs.FS { return g.FS }
@@ -64,7 +65,7 @@ func (g guardedFS) ReuseForWrite(oldname, newname string, category vfs.DiskWrite
 }
 
 func (g guardedFS) guard(name string, f vfs.File, err error) (vfs.File, error) {
-	if !isLog(name) {
+	if !g.own(name) || !strings.HasSuffix(name, ".log") {
 		return f, err
 	}
 	if err != nil {
@@ -79,8 +80,8 @@ func (g guardedFS) guard(name string, f vfs.File, err error) (vfs.File, error) {
 // OpenDir implements vfs.FS.
 func (g guardedFS) OpenDir(name string) (vfs.File, error) {
 	f, err := g.FS.OpenDir(name)
-	if err != nil {
-		return nil, err
+	if err != nil || name != g.p.dir {
+		return f, err
 	}
 	return guardedDir{f, g.p}, nil
 }
@@ -183,6 +184,9 @@ const ballastFile = "BALLAST"
 
 // full gives the ballast back.
 func (p *Pebble) full() {
+	if free, err := p.Free(); p.checkpoints.Load() > 0 && err == nil && free > uint64(p.o.BallastBytes) {
+		return // it is the disk of the checkpoint
+	}
 	name := p.fs.PathJoin(p.dir, ballastFile)
 	if err := p.fs.Remove(name); err == nil {
 		p.o.Log.Error("the disk is full; the ballast is given back", "dir", p.dir)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -234,5 +235,42 @@ func TestFreeSpaceIsThatOfTheDisk(t *testing.T) {
 	defer simulated.Close()
 	if _, err := simulated.Free(); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("free space of nothing: %v", err)
+	}
+}
+
+// TestAFailedCheckpointLeavesTheStoreAlone writes checkpoints to a disk on which everything fails, and to one that is full.
+func TestAFailedCheckpointLeavesTheStoreAlone(t *testing.T) {
+	for _, cause := range []error{errorfs.ErrInjected, syscall.ENOSPC} {
+		for at := int64(1); ; at++ {
+			fs := vfs.NewCrashableMem()
+			fs.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: 1 << 30})
+			var count, full atomic.Int64
+			s, err := store.OpenFS(errorfs.Wrap(memory{fs}, errorfs.InjectorFunc(func(op errorfs.Op) error {
+				if strings.HasPrefix(op.Path, "/backup") && op.Kind.ReadOrWrite() == errorfs.OpIsWrite && count.Add(1) >= at {
+					return cause
+				}
+				return nil
+			})), "/store", store.Options{BallastBytes: 1 << 10, Full: func() { full.Add(1) }, Failed: func(err error) { t.Errorf("operation %d: %v", at, err) }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := write(s, 3, new(atomic.Int64)); err != nil {
+				t.Fatal(err)
+			}
+			err = s.Checkpoint("/backup")
+			done := count.Load() < at
+			if done != (err == nil) || full.Load() > 0 {
+				t.Errorf("a checkpoint whose operation %d of %d fails: %v; the disk was full %d times", at, count.Load(), err, full.Load())
+			}
+			if _, err := s.Commit(map[string][]byte{"after": {1}}, nil); err != nil {
+				t.Errorf("after a checkpoint that failed: %v", err)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			if done || t.Failed() {
+				break
+			}
+		}
 	}
 }

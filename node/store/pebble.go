@@ -46,9 +46,10 @@ type Pebble struct {
 	dir  string
 	o    Options
 
-	opened atomic.Bool
-	failed atomic.Pointer[error] // why the store can't go on, nil while it does; Pebble may hold locks for ever then
-	ended  chan struct{}         // closed when failed is set
+	opened      atomic.Bool
+	checkpoints atomic.Int32          // being written
+	failed      atomic.Pointer[error] // why the store can't go on, nil while it does; Pebble may hold locks for ever then
+	ended       chan struct{}         // closed when failed is set
 
 	// closing is held for reading by every call; Close holds it for writing and sets closed.
 	closing sync.RWMutex
@@ -339,12 +340,25 @@ func (p *Pebble) sync(batch *pebble.Batch) error {
 }
 
 // Checkpoint is as in Store; files are linked rather than copied where the file system can.
-func (p *Pebble) Checkpoint(dir string) error {
+func (p *Pebble) Checkpoint(dir string) (err error) {
 	p.closing.RLock()
 	defer p.closing.RUnlock()
 	if err := p.usable(); err != nil {
 		return err
 	}
+	p.checkpoints.Add(1)
+	defer p.checkpoints.Add(-1)
+	defer func() { // Pebble holds no lock when the directory of a checkpoint can't be synced
+		switch r := recover().(type) {
+		case nil:
+		case runtime.Error:
+			panic(r)
+		case error:
+			err = fmt.Errorf("writing a checkpoint of the store: %w", r)
+		default:
+			panic(r)
+		}
+	}()
 	if err := p.db.Checkpoint(dir, pebble.WithFlushedWAL()); err != nil {
 		return fmt.Errorf("writing a checkpoint of the store: %w", err)
 	}
