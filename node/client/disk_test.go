@@ -24,6 +24,7 @@ func TestADeviceWaitsWhileItsDiskIsNearlyFull(t *testing.T) {
 	uri := alice.create(bob.User()).URI()
 	agree(t, uri, alice, bob)
 	bob.say(uri, "before")
+	sees(t, uri, []string{"bob-phone: before"}, bob)
 	bob.stop()
 	var free atomic.Uint64
 	free.Store(1 << 40)
