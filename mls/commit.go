@@ -17,7 +17,8 @@ type CommitOptions struct {
 	// Proposals are committed by value, after the pending ones, or alone if one of them is a ReInit. A PreSharedKey
 	// without a nonce gets a fresh one. A Remove of a member whose SelfRemove is pending is left out.
 	Proposals []Proposal
-	// SkipPending leaves the pending proposals out; else all that are valid together are committed by reference.
+	// SkipPending leaves the pending proposals out; else all that are valid together, and aren't disregarded, are committed by
+	// reference.
 	SkipPending bool
 	// ForcePath gives the commit a path even if its proposals need none.
 	ForcePath bool
@@ -350,15 +351,16 @@ func (g *Group) candidates(values []resolved) []resolved {
 			removed[rm.Removed] = true
 		}
 	}
+	pending := g.due()
 	drop := make(map[int]bool)
-	for i, e := range g.state.pending {
+	for i, e := range pending {
 		if e.Proposal.Type == ProposalSelfRemove {
 			drop[i] = e.Sender.Leaf == g.own || removed[e.Sender.Leaf]
 			removed[e.Sender.Leaf] = true
 		}
 	}
 	last := make(map[LeafIndex]int)
-	for i, e := range g.state.pending {
+	for i, e := range pending {
 		switch e.Proposal.Type {
 		case ProposalRemove:
 			at := e.Proposal.Remove.Removed
@@ -373,7 +375,7 @@ func (g *Group) candidates(values []resolved) []resolved {
 		}
 	}
 	var out, reinits []resolved
-	for i, e := range g.state.pending {
+	for i, e := range pending {
 		if drop[i] || e.Proposal.Type == ProposalUpdate && removed[e.Sender.Leaf] {
 			continue
 		}
@@ -388,6 +390,14 @@ func (g *Group) candidates(values []resolved) []resolved {
 		return reinits[:1]
 	}
 	return out
+}
+
+// due are the pending proposals without those that the application disregards.
+func (g *Group) due() []*pendingEntry {
+	if g.disregard == nil {
+		return g.state.pending
+	}
+	return slices.DeleteFunc(slices.Clone(g.state.pending), func(e *pendingEntry) bool { return g.disregard(e.PendingProposal) })
 }
 
 // pskSecret finds the keys of a commit's PreSharedKey proposals, in their order.

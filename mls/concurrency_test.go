@@ -40,7 +40,7 @@ func readingMethods(g any, change ...string) map[string]func() []reflect.Value {
 
 // changingMethods are the methods without a Batch that change a group, or take turns with those that do.
 var (
-	changingMethods       = []string{"AddSigner", "SafeDecrypt"}
+	changingMethods       = []string{"AddSigner", "Disregard", "SafeDecrypt"}
 	publicChangingMethods = []string{"CheckCommit", "CheckProposal", "CheckSemiPrivateCommit", "CheckSemiPrivateProposal"}
 )
 

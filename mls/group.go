@@ -52,6 +52,8 @@ type Group struct {
 	sealer   *sealer                  // seals the epoch's stored state; nil if it is of format 1
 	link     *link                    // while the group is made that follows from another one
 	signers  map[string]crypto.Signer // by signature key: the own leaf's, and one that will replace it
+
+	disregard func(PendingProposal) bool // nil: none
 }
 
 // groupView is what a Group's reading methods see: the state as the last change left it. Nothing in it changes, apart
@@ -527,10 +529,19 @@ func (g *Group) Generation() uint32 {
 	return g.view.generation
 }
 
+// Disregard has Commit and Encrypt pass over the pending proposals that unfounded says so of: valid ones for which the
+// application sees no reason. They stay pending, since others may commit them. nil disregards none, which is how every group
+// begins, one from LoadGroup too. unfounded may call the methods of the Group that only read.
+func (g *Group) Disregard(unfounded func(PendingProposal) bool) {
+	g.op.Lock()
+	defer g.done()
+	g.disregard = unfounded
+}
+
 // Encrypt makes a message of application data (RFC 9420, Section 15). aad is authenticated and not encrypted, a SafeAAD
 // where Group.SafeAAD says so; data is an ApplicationFraming where Group.MediaTypes has some. It fails with ErrPending
 // while there are proposals that no commit has applied, so that nobody reads on whose removal was proposed (Section
-// 12.4), with ErrRemoved for a former member, with ErrEnded after a ReInit, with ErrResync while a Resync waits, and
+// 12.4) but for those that are disregarded, with ErrRemoved for a former member, with ErrEnded after a ReInit, with ErrResync while a Resync waits, and
 // with ErrSigner.
 func (g *Group) Encrypt(b Batch, aad, data []byte) (*MLSMessage, error) {
 	g.op.Lock()
@@ -538,7 +549,7 @@ func (g *Group) Encrypt(b Batch, aad, data []byte) (*MLSMessage, error) {
 	if err := g.live(); err != nil {
 		return nil, fmt.Errorf("mls: encrypt: %w", err)
 	}
-	if n := len(g.state.pending); n > 0 {
+	if n := len(g.due()); n > 0 {
 		return nil, fmt.Errorf("mls: encrypt: %w: %d", ErrPending, n)
 	}
 	signer, err := g.signer()

@@ -38,6 +38,29 @@ func TestMembersRemoveThemselves(t *testing.T) {
 	r.check()
 }
 
+func TestDisregardedProposalsAreNotCommittedAndHoldNothingUp(t *testing.T) {
+	f := newForgery(t)
+	r := f.room
+	r.propose(f.bob.Propose(f.bob.store, nil, remove(f.dave.OwnLeaf())))
+	if _, err := f.alice.Encrypt(f.alice.store, nil, []byte("too early")); !errors.Is(err, ErrPending) {
+		t.Errorf("with a proposal: %v", err)
+	}
+	f.alice.Disregard(func(p PendingProposal) bool {
+		return p.Proposal.Remove != nil && p.Proposal.Remove.Removed == f.dave.OwnLeaf() && len(f.alice.Pending()) > 0
+	})
+	if _, err := f.alice.Encrypt(f.alice.store, nil, []byte("it is disregarded")); err != nil {
+		t.Error(err)
+	}
+	r.propose(f.carol.Propose(f.carol.store, nil, remove(f.bob.OwnLeaf())))
+	c := r.commit(f.alice, CommitOptions{})
+	if list := c.Info().Removed; len(list) != 1 || list[0].Index != f.bob.OwnLeaf() {
+		t.Errorf("removed: %v", list)
+	}
+	r.propose(f.carol.Propose(f.carol.store, nil, remove(f.dave.OwnLeaf())))
+	r.commit(f.carol, CommitOptions{}) // which alice follows
+	r.check()
+}
+
 func TestNewMembersCommitSelfRemoves(t *testing.T) {
 	f := newForgery(t)
 	r := f.room

@@ -89,6 +89,14 @@ func (a clientAPI) Renew(ctx context.Context, req *connect.Request[api.RenewRequ
 	return connect.NewResponse(&api.EnrolResponse{Chain: chain, Bundle: a.n.ownBundle.Load().JSON()}), nil
 }
 
+// DeleteClient deletes a client of the user.
+func (a clientAPI) DeleteClient(ctx context.Context, req *connect.Request[api.DeleteClientRequest]) (*connect.Response[api.DeleteClientResponse], error) {
+	if err := a.n.deleteClient(ctx, sessionOf(ctx).user, req.Msg.Client); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(new(api.DeleteClientResponse)), nil
+}
+
 // Bundles returns the own trust bundle and those of the approved peers that are known.
 func (a clientAPI) Bundles(context.Context, *connect.Request[api.BundlesRequest]) (*connect.Response[api.BundlesResponse], error) {
 	resp := new(api.BundlesResponse)

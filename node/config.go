@@ -57,6 +57,9 @@ type Config struct {
 	Limits         Limits    `yaml:"limits"`
 	Log            LogConfig `yaml:"log"`
 
+	// Time is the clock by which the credentials of clients are judged; nil means time.Now.
+	Time func() time.Time `yaml:"-"`
+
 	// For tests: roots of push services, and other times than pushDelay and pushRetry.
 	pushRoots            *x509.CertPool
 	pushDelay, pushRetry time.Duration
@@ -157,6 +160,9 @@ type Limits struct {
 	// Queries is how many identifier queries a user may make at once, and again within 1,000 seconds; 0 means 200. All
 	// users of a peer together may make a hundred times as many.
 	Queries int `yaml:"queries"`
+	// GraceDays is how long a client stays in the rooms that are hosted here after its certificate has expired, or its leaf
+	// should have been renewed, before its removal is proposed; 0 means 7 days.
+	GraceDays int `yaml:"grace_days"`
 	// AssetMiB is the size of the largest asset that is taken from a client, or passed on, in MiB; 0 means 100.
 	AssetMiB int `yaml:"asset_mib"`
 	// AssetQuotaMiB is how much the assets of a user may take here together, in MiB; 0 means 1024.
@@ -319,6 +325,7 @@ func (c *Config) complete() error {
 		{"limits.streams", &c.Limits.Streams, 4, 1000},
 		{"limits.queries", &c.Limits.Queries, 200, 1_000_000},
 		{"limits.consents", &c.Limits.Consents, 100, 1_000_000},
+		{"limits.grace_days", &c.Limits.GraceDays, 7, 3650},
 		{"limits.asset_mib", &c.Limits.AssetMiB, 100, 65_535}, // what AES-GCM can encrypt
 		{"limits.asset_quota_mib", &c.Limits.AssetQuotaMiB, 1024, 1 << 30},
 		{"limits.asset_days", &c.Limits.AssetDays, 90, 36_500},
@@ -467,6 +474,7 @@ limits:
   consents: 100                # requests for consent and decisions of a user, at once and per 1,000 s
   asset_mib: 100               # of one asset, MiB
   asset_quota_mib: 1024        # of the assets of a user, MiB
+  grace_days: 7                # that a client stays in rooms without a valid certificate, or with a leaf that is late
   asset_days: 90               # that an asset is kept
   downloads: 1000              # of assets by a user, at once and per 1,000 s
 disk:

@@ -99,7 +99,7 @@ func TestNewDeviceOfAFollowersUserJoinsByExternalCommit(t *testing.T) {
 	stream := tablet.subscribe()
 	stream.live()
 	seq := tablet.externalJoin()
-	tablet.seq = seq
+	tablet.seq = seq - 1
 	bobs.until(func() bool { return bob.seq >= seq })
 	alices.until(func() bool { return alice.seq >= seq })
 	agree(t, alice, bob, tablet)
@@ -153,14 +153,22 @@ func (c *testClient) externalJoin(props ...mls.Proposal) uint64 {
 // tryExternalJoin is externalJoin with a joining code for the GroupInfo, and with what the hub answers.
 func (c *testClient) tryExternalJoin(joining []byte, props ...mls.Proposal) (*mls.PendingJoin, *mimi.UpdateRoomResponse, uint64) {
 	c.t.Helper()
+	return c.joinWith(joining, func(o *mls.ExternalJoinOptions) { o.Proposals = props })
+}
+
+// joinWith sends an external commit that edit has changed, with the SelfRemoves that are pending.
+func (c *testClient) joinWith(joining []byte, edit func(*mls.ExternalJoinOptions)) (*mls.PendingJoin, *mimi.UpdateRoomResponse, uint64) {
+	c.t.Helper()
 	_, plain, err := c.groupInfo(joining...)
 	if err != nil || plain == nil {
 		c.t.Fatalf("group info: %v", err)
 	}
-	p, err := mls.ExternalJoin(c.config(), mls.ExternalJoinOptions{
-		GroupInfo: plain.GroupInfo, Tree: plain.RatchetTree.Tree, Credential: mls.X509Credential(c.chain), Signer: c.signer, Proposals: props,
-		LeafExtensions: mimi.LeafExtensions(),
-	})
+	o := mls.ExternalJoinOptions{
+		GroupInfo: plain.GroupInfo, Tree: plain.RatchetTree.Tree, Credential: mls.X509Credential(c.chain), Signer: c.signer,
+		LeafExtensions: mimi.LeafExtensions(), SelfRemoves: plain.SelfRemoves(),
+	}
+	edit(&o)
+	p, err := mls.ExternalJoin(c.config(), o)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -206,14 +214,17 @@ func TestRevocationOfAFollowersClientReachesTheHub(t *testing.T) {
 	if err != nil || resp.Code != mimi.UpdateNotAllowed {
 		t.Errorf("its commit, carried by alice: %+v, %v", resp, err)
 	}
-	// An external commit doesn't save it: the hub proposes the removal anew.
+	// An external commit doesn't save it: the hub proposes the removal anew, in the same entry.
 	phone := newClient(t, alpha, "alice", "alice-phone")
 	phone.room = alice.room
 	phones := phone.subscribe()
 	joined := phone.externalJoin()
-	phone.seq = joined
-	alices.until(func() bool { return alice.seq >= joined && len(alice.group.Pending()) > 0 })
-	phones.until(func() bool { return len(phone.group.Pending()) > 0 })
+	phone.seq = joined - 1
+	alices.until(func() bool { return alice.seq >= joined })
+	phones.until(func() bool { return phone.seq >= joined })
+	if len(alice.group.Pending()) != 1 || len(phone.group.Pending()) != 1 {
+		t.Errorf("with the external commit come %d and %d proposals", len(alice.group.Pending()), len(phone.group.Pending()))
+	}
 	seq = phone.commit()
 	phones.until(func() bool { return phone.seq >= seq })
 	alices.until(func() bool { return alice.seq >= seq })

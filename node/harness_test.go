@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -65,27 +66,42 @@ func newNode(t testing.TB, name string) *testNode {
 // newNodeOn is newNode with another store than the one in the data directory, unless openStore is nil.
 func newNodeOn(t testing.TB, name string, openStore func(store.Options) (*store.Pebble, error)) *testNode {
 	t.Helper()
+	n := makeNode(t, name, nil)
+	if n.openStore = openStore; openStore == nil {
+		n.cfg.diskFree = func() (uint64, error) { return plenty - n.used.Load(), nil }
+	}
+	n.start()
+	t.Cleanup(n.stop)
+	return n
+}
+
+// makeNode makes a node that doesn't run yet, and its authority, by that clock if it isn't nil.
+func makeNode(t testing.TB, name string, clock func() time.Time) *testNode {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "parley") // unix socket paths are short
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	domain := name + ".example"
-	root := authoritytest.Init(t, AuthorityDir(dir), domain)
+	root := initAuthority(t, AuthorityDir(dir), domain, clock)
 	address, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &testNode{
-		t: t, root: root, log: testLog(name), openStore: openStore,
+	return &testNode{
+		t: t, root: root, log: testLog(name),
 		cfg: Config{Domain: domain, Data: dir, Listen: address, Gossip: "local", Suites: []mls.CipherSuite{testSuite}},
 	}
-	if openStore == nil {
-		n.cfg.diskFree = func() (uint64, error) { return plenty - n.used.Load(), nil }
+}
+
+// initAuthority makes an authority, by that clock if it isn't nil.
+func initAuthority(t testing.TB, dir, domain string, clock func() time.Time) authority.Fingerprint {
+	t.Helper()
+	if clock == nil {
+		return authoritytest.Init(t, dir, domain)
 	}
-	n.start()
-	t.Cleanup(n.stop)
-	return n
+	return must(authority.Init(dir, authority.InitOptions{Domain: domain, Passphrase: []byte("correct horse"), Time: clock}))(t)
 }
 
 const plenty = 1 << 40
@@ -639,10 +655,10 @@ func (c *testClient) entry(e *api.LogEntry) {
 	if err := codec.Unmarshal(e.Fanout, &f); err != nil {
 		c.t.Fatal(err)
 	}
-	for _, m := range append([]*mls.MLSMessage{f.Message}, f.MoreProposals...) {
+	for _, m := range slices.Concat([]*mls.MLSMessage{f.Message}, f.MoreProposals, f.ExternalProposals) {
 		got, err := c.group.Receive(nil, m)
-		if errors.Is(err, mls.ErrOwnMessage) {
-			continue
+		if errors.Is(err, mls.ErrOwnMessage) || errors.Is(err, mls.ErrEpoch) && m.Public.Content.Sender.Type == mls.SenderNewMemberCommit {
+			continue // the latter is the external commit with which it has joined
 		}
 		if err != nil {
 			c.t.Fatalf("%s: entry %d: %v", c.uri, e.Seq, err)

@@ -321,8 +321,11 @@ func TestAKeyPackagePublishedTwiceAtOnceIsHandedOutOnce(t *testing.T) {
 				running = false
 			default:
 			}
-			resp := must(alice.claim(bob.user))(t)
-			for _, c := range resp.Clients {
+			resp, err := alice.claim(bob.user)
+			if code(err) == "busy" {
+				continue // on a slow machine there are more claims than one user may be the target of
+			}
+			for _, c := range must(resp, err)(t).Clients {
 				if c.KeyPackage != nil {
 					seen[string(c.KeyPackage.Ref())]++
 				}

@@ -49,6 +49,7 @@ func (n *Node) createRoom(by submitter, uri mimi.URI, info *mls.GroupInfo, tree 
 	roomKey := string(roomKey(uri))
 	b.Set([]byte(roomKey), codec.Marshal(roomRecord{hosted: true}))
 	setMember(&b, by.client, by.user, uri, 0)
+	b.Set(renewedKey(uri, 0), be64(n.uptime.seconds()))
 	b.Set(key(prefixCreated, by.user, []byte(uri)), nil)
 	changes := make(map[string][]byte, b.Len())
 	b.Changes(func(k, v []byte) { changes[string(k)] = v })
@@ -312,9 +313,6 @@ func (n *Node) orderCommit(by submitter, r *room, bundle *mimi.HandshakeBundle) 
 	if err := n.checkCommitter(r, info); err != nil {
 		return nil, 0, err
 	}
-	if err := r.checkPendingRemoves(info); err != nil {
-		return nil, 0, err
-	}
 	if err := n.checkLinks(r, info.Proposals); err != nil {
 		return nil, 0, err
 	}
@@ -349,11 +347,22 @@ func (n *Node) orderCommit(by submitter, r *room, bundle *mimi.HandshakeBundle) 
 	if err != nil {
 		return nil, 0, err
 	}
+	if err := n.checkPending(r, info, list); err != nil {
+		return nil, 0, err
+	}
 	if err := n.checkNewParticipants(before.list, list); err != nil {
 		return nil, 0, err
 	}
 	if err := n.checkSize(before, info, list); err != nil {
 		return nil, 0, err
+	}
+
+	// What an external commit voids that is for all to commit, the hub proposes anew.
+	var leaving map[mimi.URI]bool
+	if info.External {
+		if leaving, err = r.leavers(); err != nil {
+			return nil, 0, err
+		}
 	}
 
 	// From here on nothing may fail: the group moves on.
@@ -368,15 +377,26 @@ func (n *Node) orderCommit(by submitter, r *room, bundle *mimi.HandshakeBundle) 
 	}
 	maps.Copy(c.peers, who.peers) // who is removed gets the commit that does it, and nothing after
 	c.record.pending = nil
+	c.noteRenewed(info)
 	time := now()
 	seq := c.record.last + 1
 	c.welcome(bundle.Welcome, seq, time, r.group.Tree())
-	c.log(codec.Marshal(&mimi.FanoutMessage{Timestamp: time, Message: bundle.Message}))
+	made, err := c.propose(leaving, info.External)
+	if err != nil {
+		n.log.Error("proposing removals", "room", r.uri, "err", err)
+		n.kickRemovals()
+	}
+	fanout := &mimi.FanoutMessage{Timestamp: time, Message: bundle.Message}
+	if info.External {
+		fanout.ExternalProposals, made = made, nil
+	}
+	c.log(codec.Marshal(fanout))
+	if len(fanout.ExternalProposals) > 0 {
+		c.pend(seq)
+	}
 	n.noteMembers(c, info, before.list, who.list, seq)
 	c.peers = who.peers
-	if err := n.proposeRemoves(c); err != nil {
-		n.log.Error("proposing removals", "room", r.uri, "err", err)
-	}
+	c.logProposals(made)
 	n.metrics.accepted.WithLabelValues("commit").Inc()
 	n.log.Debug("commit ordered", "room", r.uri, "seq", seq, "epoch", info.Epoch, "from", by.domain)
 	return c, seq, nil
@@ -448,19 +468,6 @@ func (n *Node) checkCommitter(r *room, info *mls.StagedInfo) error {
 func (n *Node) judge(r *room, leaf *mls.LeafNode) error {
 	_, err := n.verifier.VerifyKey(leaf.Credential.Certificates, r.group.Suite(), leaf.SignatureKey, authority.PurposeClient)
 	return err
-}
-
-// checkPendingRemoves refuses commits that leave a member in whose removal was proposed.
-func (r *room) checkPendingRemoves(info *mls.StagedInfo) error {
-	for _, p := range r.group.Pending() {
-		if p.Proposal.Remove == nil || info.External || p.Proposal.Remove.Removed == info.Committer {
-			continue
-		}
-		if !slices.ContainsFunc(info.Removed, func(m mls.Member) bool { return m.Index == p.Proposal.Remove.Removed }) {
-			return refuse("notAllowed", "the commit leaves out a pending Remove (of leaf %d)", p.Proposal.Remove.Removed)
-		}
-	}
-	return nil
 }
 
 // checkWelcome makes sure that those whom a commit adds, and nobody else, can join with the Welcome.
@@ -539,7 +546,8 @@ func (n *Node) noteMembers(c *change, info *mls.StagedInfo, before, after mimi.P
 	}
 	if info.External {
 		if user, client, err := n.verifier.IdentityOf(info.PathLeaf.Credential); err == nil && client.Domain() == n.cfg.Domain {
-			setMember(&c.batch, client, user, c.r.uri, seq)
+			// The commit itself is for the one who joins too: it has the hub's proposals with it.
+			setMember(&c.batch, client, user, c.r.uri, seq-1)
 			c.members[client], c.joined[client] = struct{}{}, struct{}{}
 		}
 	}
@@ -586,7 +594,7 @@ func (n *Node) orderProposals(by submitter, r *room, bundle *mimi.HandshakeBundl
 		}
 	}
 	seq := c.log(codec.Marshal(&mimi.FanoutMessage{Timestamp: now(), Message: bundle.Message, MoreProposals: bundle.MoreProposals}))
-	c.record.pending = append(slices.Clone(c.record.pending), seq)
+	c.pend(seq)
 	n.metrics.accepted.WithLabelValues("proposal").Inc()
 	n.log.Debug("proposals ordered", "room", r.uri, "seq", seq, "from", by.domain)
 	return c, seq, nil

@@ -163,7 +163,7 @@ func (n *Node) groupInfo(uri mimi.URI, req *mimi.GroupInfoRequest) (*mimi.GroupI
 		if err != nil {
 			return nil, err
 		}
-		for _, m := range append([]*mls.MLSMessage{f.Message}, f.MoreProposals...) {
+		for _, m := range proposalsOf(f) {
 			plain.Pending = append(plain.Pending, mimi.PendingProposal{Proposal: m, AcceptedTime: f.Timestamp})
 		}
 	}

@@ -89,7 +89,7 @@ func TestALinkLetsAStrangerJoinUntilItExpires(t *testing.T) {
 	if resp.Code != mimi.UpdateSuccess {
 		t.Fatalf("joining by a link: %+v", resp)
 	}
-	bob.group, bob.seq = must(p.Confirm(nil))(t), seq
+	bob.group, bob.seq = must(p.Confirm(nil))(t), seq-1
 	alices.until(func() bool { return alice.seq >= seq })
 	agree(t, alice, bob)
 	alice.send("welcome")

@@ -42,6 +42,9 @@ import (
 //	n/w                               the number of the last Welcome of all
 //	n/w/<client> 00 <number>          welcomeRecord: a Welcome that waits for a client; the number is the time in
 //	                                  µs since 1970, or one more than the one before
+//	n/V                               how long the node has run, in s, 8 bytes
+//	n/V/<room> 00 <leaf>              how long it had run when the leaf (4 bytes) was last renewed in the room, which is hosted
+//	                                  here, in s, 8 bytes; none for leaves from before, until they are looked at
 //	n/c/<client> 00 <room>            memberRecord: the client's membership as far as the node knows
 //	n/a/<client> 00 <room>            the last entry that the client said it has stored
 //	n/s/<client> 00 <SHA-256>         sentRecord: the last application message that the client submitted in the group with
@@ -83,6 +86,7 @@ const (
 	prefixFanout     = "n/f/"
 	prefixWelcome    = "n/w/"
 	prefixMember     = "n/c/"
+	prefixRenewed    = "n/V/"
 	prefixAcked      = "n/a/"
 	prefixSent       = "n/s/"
 	prefixDevice     = "n/d/"
@@ -111,6 +115,7 @@ const (
 	keyServed        = "n/T"
 	keyRestored      = "n/B"
 	keySuperseded    = "n/S"
+	keyUptime        = "n/V"
 
 	formatVersion = 2 // 1 had no chains
 )

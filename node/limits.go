@@ -39,6 +39,7 @@ import (
 //	asset_mib                 user, peer       TestBadUploadsAreRefused
 //	asset_quota_mib           user             TestUsersQuotaBoundsAssetsAndUploads
 //	asset_days                user             TestAssetsExpire
+//	grace_days                client           TestHubProposesToRemoveWhoIsExpiredOrLate
 //	downloads                 user, peer       TestOneWhoRelaysTooMuchIsRefused
 //	peer_requests_per_second  peer             TestAFloodingPeerTakesNothingFromOthers
 //	peer_bytes_per_second     peer             TestAFloodingPeerTakesNothingFromOthers

@@ -37,7 +37,7 @@ import (
 
 const (
 	shutdownTimeout = 5 * time.Second
-	maintainEvery   = time.Hour // renewal of own certificates and sweeping
+	maintainEvery   = time.Hour // renewal of own certificates, sweeping, and removals from rooms
 	retryRemovals   = 10 * time.Second
 )
 
@@ -61,6 +61,8 @@ type Node struct {
 
 	fences sync.Mutex        // held from reading a fence to raising it
 	fenced map[string]uint64 // the last incarnations of hubs, by domain; guarded by fences
+
+	uptime uptime
 
 	endpoint   *transport.Endpoint
 	gossip     *federation.Gossip
@@ -95,7 +97,7 @@ type Node struct {
 	disk           *disk
 	searching      chan struct{} // has a value while all profiles are searched
 	ownBundle      atomic.Pointer[authority.Bundle]
-	removals       chan struct{} // has a value if rooms are to be searched for revoked clients
+	removals       chan struct{} // has a value if rooms are to be searched for clients to be removed
 
 	trimming sync.Mutex // held while logs are trimmed
 
@@ -165,6 +167,9 @@ func (n *Node) open() error {
 	if n.welcomeNumbers, err = openNumbers(n.store); err != nil {
 		return err
 	}
+	if err := n.openUptime(); err != nil {
+		return err
+	}
 	if n.embedded, err = authority.Open(AuthorityDir(n.cfg.Data), n.store, n.log); err != nil {
 		return err
 	}
@@ -175,7 +180,7 @@ func (n *Node) open() error {
 	if n.trust, err = authority.OpenTrust(n.store, n.cfg.Domain); err != nil {
 		return err
 	}
-	n.verifier = n.trust.Verifier()
+	n.verifier = &authority.Verifier{Bundles: n.trust.Bundle, Time: n.now}
 	if err := n.refreshOwn(n.ctx); err != nil {
 		return err
 	}
@@ -381,6 +386,9 @@ func (n *Node) Close() error {
 			errs = append(errs, n.assets.dir.Close())
 		}
 		if n.store != nil {
+			if err := n.saveUptime(); err != nil {
+				n.log.Info("the uptime isn't kept", "err", err)
+			}
 			errs = append(errs, n.store.Close())
 		}
 	})
@@ -396,6 +404,10 @@ func (n *Node) maintain(ctx context.Context) error {
 		if err := n.sweep(); err != nil {
 			n.log.Error("sweeping the store", "err", err)
 		}
+		if err := n.saveUptime(); err != nil {
+			n.log.Error("keeping the uptime", "err", err)
+		}
+		n.kickRemovals() // of who has expired, or is late
 		select {
 		case <-ctx.Done():
 			return nil
@@ -405,7 +417,7 @@ func (n *Node) maintain(ctx context.Context) error {
 	}
 }
 
-// serveRemovals searches the hosted rooms for revoked clients whenever trust has changed.
+// serveRemovals searches the hosted rooms for clients to be removed whenever trust has changed, and from time to time.
 func (n *Node) serveRemovals(ctx context.Context) error {
 	for {
 		select {

@@ -41,8 +41,9 @@ func TestPeerThatWasAwayForTooLongIsBehind(t *testing.T) {
 		behind = ev.GetBehind() != nil
 	}
 	leaf, _ := bob.leafOf(bob.uri)
-	bob.seq = bob.externalJoin(removeLeaf(leaf))
-	alices.until(func() bool { return alice.seq >= bob.seq })
+	joined := bob.externalJoin(removeLeaf(leaf))
+	bob.seq = joined - 1
+	alices.until(func() bool { return alice.seq >= joined })
 	seq := alice.send("welcome back")
 	bobs.until(func() bool { return bob.seq >= seq })
 	eventually(t, func() error {

@@ -70,7 +70,9 @@ func (n *Node) noteJoin(by submitter, room mimi.URI, seq uint64) error {
 	if have != nil && have.start >= seq && seq != 0 && have.anew == 0 {
 		return nil
 	}
-	if seq == 0 {
+	if seq > 0 {
+		seq-- // the commit itself is for the client too: it has the hub's proposals with it
+	} else {
 		r, err := n.openRoom(room)
 		if err != nil {
 			return err

@@ -448,11 +448,7 @@ func (n *Node) orderAgain(r *room, seq uint64, e *federation.LogEntry) (*change,
 		}
 	}
 	if !commits(f) && f.Message.Public != nil || len(f.ExternalProposals) > 0 {
-		list := f.ExternalProposals
-		if !commits(f) {
-			list = append([]*mls.MLSMessage{f.Message}, f.MoreProposals...)
-		}
-		for _, m := range list {
+		for _, m := range proposalsOf(f) {
 			if m.Public == nil {
 				r.broken = errRecord
 				return nil, refuse("malformed", "a proposal that isn't a PublicMessage")
@@ -466,7 +462,7 @@ func (n *Node) orderAgain(r *room, seq uint64, e *federation.LogEntry) (*change,
 				return nil, err
 			}
 		}
-		c.record.pending = append(slices.Clone(c.record.pending), seq)
+		c.pend(seq)
 	}
 	c.log(e.Fanout)
 	if c.link.context != e.Context {
@@ -478,8 +474,12 @@ func (n *Node) orderAgain(r *room, seq uint64, e *federation.LogEntry) (*change,
 		if err != nil {
 			return nil, err
 		}
+		c.noteRenewed(info)
 		n.noteMembers(c, info, before.list, after.list, seq)
 		for _, m := range info.Added {
+			if info.External {
+				break // noteMembers has it
+			}
 			user, client, err := n.verifier.IdentityOf(m.Leaf.Credential)
 			if err == nil && client.Domain() == n.cfg.Domain {
 				setMember(&c.batch, client, user, r.uri, seq) // it may have had its Welcome

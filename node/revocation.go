@@ -2,15 +2,13 @@ package node
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/parley-mls/parley/authority"
 	"github.com/parley-mls/parley/federation/mimi"
-	"github.com/parley-mls/parley/mls"
-	"github.com/parley-mls/parley/mls/codec"
 )
 
 // revoked follows the revocation of a certificate by the own authority, which is durable and in its bundle already:
@@ -38,6 +36,25 @@ func (n *Node) revoked(c *authority.Certificate) {
 	if err := n.forgetClient(c.User, c.Client); err != nil {
 		n.log.Error("deleting KeyPackages", "client", c.Client, "err", err)
 	}
+}
+
+// deleteClient deletes a client for its user, as the revocation of all its certificates, which peers learn of by the bundle.
+func (n *Node) deleteClient(ctx context.Context, user mimi.URI, name string) error {
+	client, err := mimi.ParseURI(name)
+	if err != nil || client.Kind() != mimi.KindClient {
+		return refuse("malformed", "%.300q is no client", name)
+	}
+	list, err := n.service.List(ctx, authority.Filter{Client: client})
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(list, func(c authority.Certificate) bool { return c.User == user }) { // a name belongs to one user
+		return refuse("notFound", "%s has no client %s", user, client)
+	}
+	if _, err := n.service.Revoke(ctx, string(client), "cessationOfOperation"); err != nil && !errors.Is(err, authority.ErrNotFound) {
+		return err // not found: all have expired
+	}
+	return n.forgetClient(user, client)
 }
 
 // bundleChanged follows a change of the own trust bundle.
@@ -79,81 +96,6 @@ func (n *Node) kickRemovals() {
 	case n.removals <- struct{}{}:
 	default:
 	}
-}
-
-// proposeAll proposes the removal of revoked clients from every room hosted here.
-func (n *Node) proposeAll() error {
-	if err := n.disk.grow(); err != nil {
-		return err // nobody could commit them either
-	}
-	uris, err := n.hostedRooms()
-	if err != nil {
-		return err
-	}
-	var failed error
-	for _, uri := range uris {
-		var incomplete error
-		r, err := n.hostedRoom(uri)
-		if err == nil {
-			err = n.run(r, func() (*change, error) {
-				who, err := r.who()
-				if err != nil {
-					return nil, err
-				}
-				c := n.begin(r, who.peers)
-				if err := n.proposeRemoves(c); err != nil {
-					incomplete = err // what was proposed before that stands
-				}
-				if c.batch.Len() == 0 {
-					return nil, nil
-				}
-				return c, nil
-			})
-		}
-		failed = errors.Join(failed, err, incomplete)
-	}
-	return failed
-}
-
-// hubAAD is the authenticated data of the hub's proposals: a SafeAAD, as rooms with franking ask of all handshakes.
-var hubAAD = codec.Marshal(mls.SafeAAD{})
-
-// proposeRemoves logs the hub's proposals to remove clients that were revoked and whose removal isn't pending; the
-// room's lock is held. After an external commit, which no pending proposal survives, that makes them anew.
-func (n *Node) proposeRemoves(c *change) error {
-	g := c.r.group
-	pending := make(map[mls.LeafIndex]bool)
-	for _, p := range g.Pending() {
-		if p.Proposal.Remove != nil {
-			pending[p.Proposal.Remove.Removed] = true
-		}
-	}
-	for m := range g.Members() {
-		if pending[m.Index] || !errors.Is(n.judge(c.r, m.Leaf), authority.ErrRevoked) {
-			continue
-		}
-		signer, _, err := n.keys.hub(g.Suite())
-		if err != nil {
-			return err
-		}
-		msg, err := mls.ExternalProposal(g.Suite(), rand.Reader, signer, hubSender, g.GroupID(), g.Epoch(), hubAAD,
-			mls.Proposal{Type: mls.ProposalRemove, Remove: &mls.Remove{Removed: m.Index}})
-		if err != nil {
-			return fmt.Errorf("proposing to remove leaf %d: %w", m.Index, err)
-		}
-		staged, err := g.CheckProposal(msg.Public)
-		if err != nil {
-			return fmt.Errorf("proposing to remove leaf %d: %w", m.Index, err)
-		}
-		if err := g.ApplyProposal(c.batch.Prefixed(key(prefixGroup, c.r.uri)), staged); err != nil {
-			return fmt.Errorf("proposing to remove leaf %d: %w", m.Index, err)
-		}
-		seq := c.log(codec.Marshal(&mimi.FanoutMessage{Timestamp: now(), Message: msg}))
-		c.record.pending = append(c.record.pending[:len(c.record.pending):len(c.record.pending)], seq)
-		_, client, _ := authority.IdentityOf(m.Leaf.Credential)
-		n.log.Info("removal proposed", "room", c.r.uri, "client", client, "seq", seq)
-	}
-	return nil
 }
 
 // receiveBundle takes the trust bundle of an approved peer.

@@ -195,7 +195,8 @@ type roster struct {
 	peers map[string]struct{} // the providers of users and clients, this one excepted; not to be changed
 	agent []byte              // the signature key of the franking agent, nil if there is none
 
-	members int // clients
+	members int    // clients
+	renewal uint16 // days in which leaves are to be renewed, 0 if they needn't
 
 	context chain.Hash // of the GroupContext
 }
@@ -219,6 +220,9 @@ func (r *room) who() (*roster, error) {
 		return nil, err
 	} else if a != nil {
 		ro.agent = a.SignatureKey
+	}
+	if ro.renewal, err = mimi.RenewalDays(dictionary); err != nil {
+		return nil, err
 	}
 	for _, p := range list {
 		if roles.Find(p.Role).Active() {

@@ -171,6 +171,18 @@ func (t *GroupInfoRatchetTree) UnmarshalMLS(r *codec.Reader) {
 	})
 }
 
+// SelfRemoves are the pending proposals that whoever joins by an external commit has to commit
+// (draft-ietf-mls-extensions, Section 6.3).
+func (t *GroupInfoRatchetTree) SelfRemoves() []*mls.MLSMessage {
+	var list []*mls.MLSMessage
+	for _, p := range t.Pending {
+		if p.Proposal.Public.Content.Proposal.Type == mls.ProposalSelfRemove {
+			list = append(list, p.Proposal)
+		}
+	}
+	return list
+}
+
 // GroupInfoResponse is the answer to a GroupInfoRequest. All from CipherSuite on is there only with GroupInfoSuccess.
 //
 //	struct {

@@ -31,6 +31,18 @@
 // its first answer again. Of the ways to convey a ratchet tree (draft-mahy-mls-ratchet-tree-options) a hub takes all but an
 // address, see RatchetTreeOption.Check; and it gives trees inline.
 //
+// Leaving (Section 3.5): the client that asks proposes a SelfRemove (draft-ietf-mls-extensions) where the draft has a Remove,
+// Removes of the user's other clients, and the change of the participant list. A hub takes no commit of a member without all
+// of it, and no external commit without the SelfRemoves. What an external commit voids of it the hub proposes anew, the change
+// of the list too, which RoomPolicy lets it do.
+//
+// Removes of the hub (Section 5.5, which leaves open for whom): of clients that were revoked, which is how a provider says
+// that a client was deleted, in the trust bundle that it gives to its peers; whose certificates have expired, or whose leaves
+// are late by the room's LeafRenewal, and the hub's time of grace is over. A user none of whose clients is left stays a
+// participant, to come back with a new one, also where key material is answered with userDeleted. New proposals after an
+// external commit are stapled to it, and so the client that joins gets its own commit with them. Members commit what they see a
+// reason for, see removal.go of package client.
+//
 // Messages (Section 5.4): they are accepted in the current epoch only, and one that comes again gets its first answer again,
 // also when the epoch is over.
 //

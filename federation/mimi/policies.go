@@ -495,7 +495,7 @@ func Retention(d mls.AppDataDictionary) (most, least time.Duration, err error) {
 }
 
 // LeafRenewal is a policy that members replace their leaves, keys included, within that many days (RFC 9750, Section
-// 8.2). The room's state says it; the hub doesn't propose yet to remove those who are late.
+// 8.2). The hub proposes to remove those who are late.
 // draft-ietf-mimi-room-policy-03 has it as one of the many operational parameters of its Section 7, the rest of which isn't
 // supported.
 //
@@ -510,4 +510,12 @@ func (p *LeafRenewal) UnmarshalMLS(r *codec.Reader) {
 	if p.Days = r.Uint16(); p.Days == 0 {
 		r.Failf("leaves are renewed within 0 days")
 	}
+}
+
+// RenewalDays returns the days that a room with that app_data_dictionary gives its members to renew their leaves, 0 if they
+// needn't.
+func RenewalDays(d mls.AppDataDictionary) (uint16, error) {
+	var p LeafRenewal
+	_, err := policyOf(d, ComponentLeafRenewal, &p)
+	return p.Days, err
 }

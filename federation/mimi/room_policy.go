@@ -33,8 +33,10 @@ func forbidden(format string, args ...any) error {
 //     also by who joins with an external commit. (That no client has two leaves is checked by package mls.)
 //   - Who may add a user with a role may also add clients of those who have it already.
 //   - Leaves of a user whom the commit takes off the list or bans may be removed by anyone, and must be.
-//   - The hub is external sender 0 and may propose to remove leaves; besides, it has the role that it is preauthorized
-//     for. It keeps its key. app_data_dictionary and AppDataUpdate stay required. Other changes of the GroupContext's
+//   - The hub is external sender 0 and may propose to remove leaves, and to take users off the participant list, unless
+//     membership is fixed: who asked to leave goes even if external commits void the proposals. Whether it has a reason
+//     is for each member to see before it commits that. Besides, the hub has the role that it is preauthorized for. It
+//     keeps its key. app_data_dictionary and AppDataUpdate stay required. Other changes of the GroupContext's
 //     extensions, and the renewal of leaves, are operational policies.
 //   - A commit doesn't bring the participants of a role below the role's minimum, or above its maximum; where they are
 //     already, as they may be in a new room, it doesn't make that worse. What the hub removes isn't counted.
@@ -236,6 +238,16 @@ func (c *check) openRole(user, client URI) (uint32, error) {
 	return RoleNone, forbidden("%s isn't a participant", user)
 }
 
+// HubRole returns the role that a room gives its hub by a preauthorization, nil if it gives it none.
+func HubRole(d mls.AppDataDictionary, room URI) (*Role, error) {
+	roles, err := RolesOf(d)
+	if err != nil {
+		return nil, err
+	}
+	c := check{room: room, dictionary: d, roles: roles}
+	return c.preauthorized("", room.Provider())
+}
+
 // OpenToStrangers says whether users who aren't participants may become so by an external commit at all.
 func OpenToStrangers(d mls.AppDataDictionary) bool {
 	roles, err := RolesOf(d)
@@ -372,7 +384,7 @@ func (c *check) proposal(p *mls.PendingProposal, joiner *mls.LeafNode) error {
 	case mls.SenderExternal:
 		u := p.Proposal.AppDataUpdate
 		switch {
-		case p.Sender.Index == 0 && p.Proposal.Remove != nil:
+		case p.Sender.Index == 0 && (p.Proposal.Remove != nil || u != nil && c.takesOff(u)):
 			return nil
 		case p.Sender.Index == 0 && u != nil && c.listed:
 			role, err := c.preauthorized("", c.room.Provider())
@@ -417,6 +429,16 @@ func (c *check) proposal(p *mls.PendingProposal, joiner *mls.LeafNode) error {
 		return c.checkExtensions(p.Proposal.GroupContextExtensions.Extensions)
 	}
 	return forbidden("proposal of type %d", p.Proposal.Type)
+}
+
+// takesOff says whether an update takes users off the participant list and does nothing else.
+func (c *check) takesOff(u *mls.AppDataUpdate) bool {
+	var list ParticipantListUpdate
+	if u.Component != ComponentParticipantList || u.Op != mls.AppDataOpUpdate || codec.Unmarshal(u.Update, &list) != nil {
+		return false
+	}
+	base, err := c.base()
+	return err == nil && !base.FixedMembership && len(list.Removed) > 0 && len(list.Added)+len(list.Changed) == 0
 }
 
 // preauthorized returns the role for one whose credential names these URIs, nil if there is none.

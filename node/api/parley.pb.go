@@ -491,6 +491,86 @@ func (x *AuthenticateResponse) GetUser() string {
 	return ""
 }
 
+type DeleteClientRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Client        string                 `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteClientRequest) Reset() {
+	*x = DeleteClientRequest{}
+	mi := &file_parley_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteClientRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteClientRequest) ProtoMessage() {}
+
+func (x *DeleteClientRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteClientRequest.ProtoReflect.Descriptor instead.
+func (*DeleteClientRequest) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DeleteClientRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+type DeleteClientResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteClientResponse) Reset() {
+	*x = DeleteClientResponse{}
+	mi := &file_parley_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteClientResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteClientResponse) ProtoMessage() {}
+
+func (x *DeleteClientResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_parley_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteClientResponse.ProtoReflect.Descriptor instead.
+func (*DeleteClientResponse) Descriptor() ([]byte, []int) {
+	return file_parley_proto_rawDescGZIP(), []int{10}
+}
+
 type RenewRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
@@ -500,7 +580,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_parley_proto_msgTypes[9]
+	mi := &file_parley_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +592,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[9]
+	mi := &file_parley_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +605,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{9}
+	return file_parley_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -543,7 +623,7 @@ type BundlesRequest struct {
 
 func (x *BundlesRequest) Reset() {
 	*x = BundlesRequest{}
-	mi := &file_parley_proto_msgTypes[10]
+	mi := &file_parley_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -555,7 +635,7 @@ func (x *BundlesRequest) String() string {
 func (*BundlesRequest) ProtoMessage() {}
 
 func (x *BundlesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[10]
+	mi := &file_parley_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -568,7 +648,7 @@ func (x *BundlesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundlesRequest.ProtoReflect.Descriptor instead.
 func (*BundlesRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{10}
+	return file_parley_proto_rawDescGZIP(), []int{12}
 }
 
 type BundlesResponse struct {
@@ -580,7 +660,7 @@ type BundlesResponse struct {
 
 func (x *BundlesResponse) Reset() {
 	*x = BundlesResponse{}
-	mi := &file_parley_proto_msgTypes[11]
+	mi := &file_parley_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +672,7 @@ func (x *BundlesResponse) String() string {
 func (*BundlesResponse) ProtoMessage() {}
 
 func (x *BundlesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[11]
+	mi := &file_parley_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +685,7 @@ func (x *BundlesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundlesResponse.ProtoReflect.Descriptor instead.
 func (*BundlesResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{11}
+	return file_parley_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BundlesResponse) GetBundles() [][]byte {
@@ -626,7 +706,7 @@ type PublishKeyPackagesRequest struct {
 
 func (x *PublishKeyPackagesRequest) Reset() {
 	*x = PublishKeyPackagesRequest{}
-	mi := &file_parley_proto_msgTypes[12]
+	mi := &file_parley_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -638,7 +718,7 @@ func (x *PublishKeyPackagesRequest) String() string {
 func (*PublishKeyPackagesRequest) ProtoMessage() {}
 
 func (x *PublishKeyPackagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[12]
+	mi := &file_parley_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -651,7 +731,7 @@ func (x *PublishKeyPackagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishKeyPackagesRequest.ProtoReflect.Descriptor instead.
 func (*PublishKeyPackagesRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{12}
+	return file_parley_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PublishKeyPackagesRequest) GetKeyPackages() [][]byte {
@@ -679,7 +759,7 @@ type PublishKeyPackagesResponse struct {
 
 func (x *PublishKeyPackagesResponse) Reset() {
 	*x = PublishKeyPackagesResponse{}
-	mi := &file_parley_proto_msgTypes[13]
+	mi := &file_parley_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +771,7 @@ func (x *PublishKeyPackagesResponse) String() string {
 func (*PublishKeyPackagesResponse) ProtoMessage() {}
 
 func (x *PublishKeyPackagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[13]
+	mi := &file_parley_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +784,7 @@ func (x *PublishKeyPackagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishKeyPackagesResponse.ProtoReflect.Descriptor instead.
 func (*PublishKeyPackagesResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{13}
+	return file_parley_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PublishKeyPackagesResponse) GetAvailable() uint32 {
@@ -738,7 +818,7 @@ type QueryRequest struct {
 
 func (x *QueryRequest) Reset() {
 	*x = QueryRequest{}
-	mi := &file_parley_proto_msgTypes[14]
+	mi := &file_parley_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +830,7 @@ func (x *QueryRequest) String() string {
 func (*QueryRequest) ProtoMessage() {}
 
 func (x *QueryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[14]
+	mi := &file_parley_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +843,7 @@ func (x *QueryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryRequest.ProtoReflect.Descriptor instead.
 func (*QueryRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{14}
+	return file_parley_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *QueryRequest) GetDomain() string {
@@ -790,7 +870,7 @@ type Profile struct {
 
 func (x *Profile) Reset() {
 	*x = Profile{}
-	mi := &file_parley_proto_msgTypes[15]
+	mi := &file_parley_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +882,7 @@ func (x *Profile) String() string {
 func (*Profile) ProtoMessage() {}
 
 func (x *Profile) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[15]
+	mi := &file_parley_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +895,7 @@ func (x *Profile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Profile.ProtoReflect.Descriptor instead.
 func (*Profile) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{15}
+	return file_parley_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Profile) GetFields() []*ProfileField {
@@ -845,7 +925,7 @@ type ProfileField struct {
 
 func (x *ProfileField) Reset() {
 	*x = ProfileField{}
-	mi := &file_parley_proto_msgTypes[16]
+	mi := &file_parley_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -857,7 +937,7 @@ func (x *ProfileField) String() string {
 func (*ProfileField) ProtoMessage() {}
 
 func (x *ProfileField) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[16]
+	mi := &file_parley_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -870,7 +950,7 @@ func (x *ProfileField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfileField.ProtoReflect.Descriptor instead.
 func (*ProfileField) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{16}
+	return file_parley_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ProfileField) GetSource() uint32 {
@@ -916,7 +996,7 @@ type SetProfileResponse struct {
 
 func (x *SetProfileResponse) Reset() {
 	*x = SetProfileResponse{}
-	mi := &file_parley_proto_msgTypes[17]
+	mi := &file_parley_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +1008,7 @@ func (x *SetProfileResponse) String() string {
 func (*SetProfileResponse) ProtoMessage() {}
 
 func (x *SetProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[17]
+	mi := &file_parley_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +1021,7 @@ func (x *SetProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetProfileResponse.ProtoReflect.Descriptor instead.
 func (*SetProfileResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{17}
+	return file_parley_proto_rawDescGZIP(), []int{19}
 }
 
 type GetProfileRequest struct {
@@ -952,7 +1032,7 @@ type GetProfileRequest struct {
 
 func (x *GetProfileRequest) Reset() {
 	*x = GetProfileRequest{}
-	mi := &file_parley_proto_msgTypes[18]
+	mi := &file_parley_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1044,7 @@ func (x *GetProfileRequest) String() string {
 func (*GetProfileRequest) ProtoMessage() {}
 
 func (x *GetProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[18]
+	mi := &file_parley_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1057,7 @@ func (x *GetProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProfileRequest.ProtoReflect.Descriptor instead.
 func (*GetProfileRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{18}
+	return file_parley_proto_rawDescGZIP(), []int{20}
 }
 
 // MimiRequest is a request of a MIMI endpoint about a room.
@@ -995,7 +1075,7 @@ type MimiRequest struct {
 
 func (x *MimiRequest) Reset() {
 	*x = MimiRequest{}
-	mi := &file_parley_proto_msgTypes[19]
+	mi := &file_parley_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1087,7 @@ func (x *MimiRequest) String() string {
 func (*MimiRequest) ProtoMessage() {}
 
 func (x *MimiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[19]
+	mi := &file_parley_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1100,7 @@ func (x *MimiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MimiRequest.ProtoReflect.Descriptor instead.
 func (*MimiRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{19}
+	return file_parley_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MimiRequest) GetRoom() string {
@@ -1052,7 +1132,7 @@ type ReportAbuseResponse struct {
 
 func (x *ReportAbuseResponse) Reset() {
 	*x = ReportAbuseResponse{}
-	mi := &file_parley_proto_msgTypes[20]
+	mi := &file_parley_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1144,7 @@ func (x *ReportAbuseResponse) String() string {
 func (*ReportAbuseResponse) ProtoMessage() {}
 
 func (x *ReportAbuseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[20]
+	mi := &file_parley_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1157,7 @@ func (x *ReportAbuseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAbuseResponse.ProtoReflect.Descriptor instead.
 func (*ReportAbuseResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{20}
+	return file_parley_proto_rawDescGZIP(), []int{22}
 }
 
 type SendEphemeralResponse struct {
@@ -1088,7 +1168,7 @@ type SendEphemeralResponse struct {
 
 func (x *SendEphemeralResponse) Reset() {
 	*x = SendEphemeralResponse{}
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1180,7 @@ func (x *SendEphemeralResponse) String() string {
 func (*SendEphemeralResponse) ProtoMessage() {}
 
 func (x *SendEphemeralResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[21]
+	mi := &file_parley_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1193,7 @@ func (x *SendEphemeralResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendEphemeralResponse.ProtoReflect.Descriptor instead.
 func (*SendEphemeralResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{21}
+	return file_parley_proto_rawDescGZIP(), []int{23}
 }
 
 type RegisterPushRequest struct {
@@ -1125,7 +1205,7 @@ type RegisterPushRequest struct {
 
 func (x *RegisterPushRequest) Reset() {
 	*x = RegisterPushRequest{}
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1217,7 @@ func (x *RegisterPushRequest) String() string {
 func (*RegisterPushRequest) ProtoMessage() {}
 
 func (x *RegisterPushRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[22]
+	mi := &file_parley_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1230,7 @@ func (x *RegisterPushRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterPushRequest.ProtoReflect.Descriptor instead.
 func (*RegisterPushRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{22}
+	return file_parley_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RegisterPushRequest) GetEndpoint() string {
@@ -1168,7 +1248,7 @@ type RegisterPushResponse struct {
 
 func (x *RegisterPushResponse) Reset() {
 	*x = RegisterPushResponse{}
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1260,7 @@ func (x *RegisterPushResponse) String() string {
 func (*RegisterPushResponse) ProtoMessage() {}
 
 func (x *RegisterPushResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[23]
+	mi := &file_parley_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1273,7 @@ func (x *RegisterPushResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterPushResponse.ProtoReflect.Descriptor instead.
 func (*RegisterPushResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{23}
+	return file_parley_proto_rawDescGZIP(), []int{25}
 }
 
 type UpdateConsentRequest struct {
@@ -1206,7 +1286,7 @@ type UpdateConsentRequest struct {
 
 func (x *UpdateConsentRequest) Reset() {
 	*x = UpdateConsentRequest{}
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1298,7 @@ func (x *UpdateConsentRequest) String() string {
 func (*UpdateConsentRequest) ProtoMessage() {}
 
 func (x *UpdateConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[24]
+	mi := &file_parley_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1311,7 @@ func (x *UpdateConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConsentRequest.ProtoReflect.Descriptor instead.
 func (*UpdateConsentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{24}
+	return file_parley_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UpdateConsentRequest) GetEntry() []byte {
@@ -1256,7 +1336,7 @@ type UpdateConsentResponse struct {
 
 func (x *UpdateConsentResponse) Reset() {
 	*x = UpdateConsentResponse{}
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1348,7 @@ func (x *UpdateConsentResponse) String() string {
 func (*UpdateConsentResponse) ProtoMessage() {}
 
 func (x *UpdateConsentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[25]
+	mi := &file_parley_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1361,7 @@ func (x *UpdateConsentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConsentResponse.ProtoReflect.Descriptor instead.
 func (*UpdateConsentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{25}
+	return file_parley_proto_rawDescGZIP(), []int{27}
 }
 
 type ConsentsRequest struct {
@@ -1292,7 +1372,7 @@ type ConsentsRequest struct {
 
 func (x *ConsentsRequest) Reset() {
 	*x = ConsentsRequest{}
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1384,7 @@ func (x *ConsentsRequest) String() string {
 func (*ConsentsRequest) ProtoMessage() {}
 
 func (x *ConsentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[26]
+	mi := &file_parley_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1397,7 @@ func (x *ConsentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsentsRequest.ProtoReflect.Descriptor instead.
 func (*ConsentsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{26}
+	return file_parley_proto_rawDescGZIP(), []int{28}
 }
 
 type ConsentsResponse struct {
@@ -1329,7 +1409,7 @@ type ConsentsResponse struct {
 
 func (x *ConsentsResponse) Reset() {
 	*x = ConsentsResponse{}
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1421,7 @@ func (x *ConsentsResponse) String() string {
 func (*ConsentsResponse) ProtoMessage() {}
 
 func (x *ConsentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[27]
+	mi := &file_parley_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1434,7 @@ func (x *ConsentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsentsResponse.ProtoReflect.Descriptor instead.
 func (*ConsentsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{27}
+	return file_parley_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ConsentsResponse) GetConsents() []*Consent {
@@ -1379,7 +1459,7 @@ type Consent struct {
 
 func (x *Consent) Reset() {
 	*x = Consent{}
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1471,7 @@ func (x *Consent) String() string {
 func (*Consent) ProtoMessage() {}
 
 func (x *Consent) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[28]
+	mi := &file_parley_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1484,7 @@ func (x *Consent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consent.ProtoReflect.Descriptor instead.
 func (*Consent) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{28}
+	return file_parley_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Consent) GetRequester() string {
@@ -1458,7 +1538,7 @@ type LastSentRequest struct {
 
 func (x *LastSentRequest) Reset() {
 	*x = LastSentRequest{}
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1550,7 @@ func (x *LastSentRequest) String() string {
 func (*LastSentRequest) ProtoMessage() {}
 
 func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[29]
+	mi := &file_parley_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1563,7 @@ func (x *LastSentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSentRequest.ProtoReflect.Descriptor instead.
 func (*LastSentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{29}
+	return file_parley_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *LastSentRequest) GetGroup() []byte {
@@ -1505,7 +1585,7 @@ type LastSentResponse struct {
 
 func (x *LastSentResponse) Reset() {
 	*x = LastSentResponse{}
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1597,7 @@ func (x *LastSentResponse) String() string {
 func (*LastSentResponse) ProtoMessage() {}
 
 func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[30]
+	mi := &file_parley_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1610,7 @@ func (x *LastSentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastSentResponse.ProtoReflect.Descriptor instead.
 func (*LastSentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{30}
+	return file_parley_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *LastSentResponse) GetKnown() bool {
@@ -1571,7 +1651,7 @@ type NoteSentRequest struct {
 
 func (x *NoteSentRequest) Reset() {
 	*x = NoteSentRequest{}
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1663,7 @@ func (x *NoteSentRequest) String() string {
 func (*NoteSentRequest) ProtoMessage() {}
 
 func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[31]
+	mi := &file_parley_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1676,7 @@ func (x *NoteSentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteSentRequest.ProtoReflect.Descriptor instead.
 func (*NoteSentRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{31}
+	return file_parley_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *NoteSentRequest) GetMessage() []byte {
@@ -1621,7 +1701,7 @@ type NoteSentResponse struct {
 
 func (x *NoteSentResponse) Reset() {
 	*x = NoteSentResponse{}
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1713,7 @@ func (x *NoteSentResponse) String() string {
 func (*NoteSentResponse) ProtoMessage() {}
 
 func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[32]
+	mi := &file_parley_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1726,7 @@ func (x *NoteSentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteSentResponse.ProtoReflect.Descriptor instead.
 func (*NoteSentResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{32}
+	return file_parley_proto_rawDescGZIP(), []int{34}
 }
 
 type UploadAssetRequest struct {
@@ -1661,7 +1741,7 @@ type UploadAssetRequest struct {
 
 func (x *UploadAssetRequest) Reset() {
 	*x = UploadAssetRequest{}
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +1753,7 @@ func (x *UploadAssetRequest) String() string {
 func (*UploadAssetRequest) ProtoMessage() {}
 
 func (x *UploadAssetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[33]
+	mi := &file_parley_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +1766,7 @@ func (x *UploadAssetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadAssetRequest.ProtoReflect.Descriptor instead.
 func (*UploadAssetRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{33}
+	return file_parley_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UploadAssetRequest) GetHash() []byte {
@@ -1728,7 +1808,7 @@ type UploadAssetResponse struct {
 
 func (x *UploadAssetResponse) Reset() {
 	*x = UploadAssetResponse{}
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1820,7 @@ func (x *UploadAssetResponse) String() string {
 func (*UploadAssetResponse) ProtoMessage() {}
 
 func (x *UploadAssetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[34]
+	mi := &file_parley_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1833,7 @@ func (x *UploadAssetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadAssetResponse.ProtoReflect.Descriptor instead.
 func (*UploadAssetResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{34}
+	return file_parley_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *UploadAssetResponse) GetOffset() uint64 {
@@ -1786,7 +1866,7 @@ type DeleteAssetRequest struct {
 
 func (x *DeleteAssetRequest) Reset() {
 	*x = DeleteAssetRequest{}
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +1878,7 @@ func (x *DeleteAssetRequest) String() string {
 func (*DeleteAssetRequest) ProtoMessage() {}
 
 func (x *DeleteAssetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[35]
+	mi := &file_parley_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +1891,7 @@ func (x *DeleteAssetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAssetRequest.ProtoReflect.Descriptor instead.
 func (*DeleteAssetRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{35}
+	return file_parley_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeleteAssetRequest) GetHash() []byte {
@@ -1829,7 +1909,7 @@ type DeleteAssetResponse struct {
 
 func (x *DeleteAssetResponse) Reset() {
 	*x = DeleteAssetResponse{}
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +1921,7 @@ func (x *DeleteAssetResponse) String() string {
 func (*DeleteAssetResponse) ProtoMessage() {}
 
 func (x *DeleteAssetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[36]
+	mi := &file_parley_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +1934,7 @@ func (x *DeleteAssetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAssetResponse.ProtoReflect.Descriptor instead.
 func (*DeleteAssetResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{36}
+	return file_parley_proto_rawDescGZIP(), []int{38}
 }
 
 type DownloadAssetRequest struct {
@@ -1867,7 +1947,7 @@ type DownloadAssetRequest struct {
 
 func (x *DownloadAssetRequest) Reset() {
 	*x = DownloadAssetRequest{}
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +1959,7 @@ func (x *DownloadAssetRequest) String() string {
 func (*DownloadAssetRequest) ProtoMessage() {}
 
 func (x *DownloadAssetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[37]
+	mi := &file_parley_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +1972,7 @@ func (x *DownloadAssetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadAssetRequest.ProtoReflect.Descriptor instead.
 func (*DownloadAssetRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{37}
+	return file_parley_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DownloadAssetRequest) GetRoom() string {
@@ -1919,7 +1999,7 @@ type DownloadAssetResponse struct {
 
 func (x *DownloadAssetResponse) Reset() {
 	*x = DownloadAssetResponse{}
-	mi := &file_parley_proto_msgTypes[38]
+	mi := &file_parley_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +2011,7 @@ func (x *DownloadAssetResponse) String() string {
 func (*DownloadAssetResponse) ProtoMessage() {}
 
 func (x *DownloadAssetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[38]
+	mi := &file_parley_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1944,7 +2024,7 @@ func (x *DownloadAssetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadAssetResponse.ProtoReflect.Descriptor instead.
 func (*DownloadAssetResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{38}
+	return file_parley_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DownloadAssetResponse) GetSize() uint64 {
@@ -1971,7 +2051,7 @@ type GatewayKeysRequest struct {
 
 func (x *GatewayKeysRequest) Reset() {
 	*x = GatewayKeysRequest{}
-	mi := &file_parley_proto_msgTypes[39]
+	mi := &file_parley_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1983,7 +2063,7 @@ func (x *GatewayKeysRequest) String() string {
 func (*GatewayKeysRequest) ProtoMessage() {}
 
 func (x *GatewayKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[39]
+	mi := &file_parley_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1996,7 +2076,7 @@ func (x *GatewayKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayKeysRequest.ProtoReflect.Descriptor instead.
 func (*GatewayKeysRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{39}
+	return file_parley_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GatewayKeysRequest) GetRoom() string {
@@ -2022,7 +2102,7 @@ type GatewayKeysResponse struct {
 
 func (x *GatewayKeysResponse) Reset() {
 	*x = GatewayKeysResponse{}
-	mi := &file_parley_proto_msgTypes[40]
+	mi := &file_parley_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2114,7 @@ func (x *GatewayKeysResponse) String() string {
 func (*GatewayKeysResponse) ProtoMessage() {}
 
 func (x *GatewayKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[40]
+	mi := &file_parley_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2127,7 @@ func (x *GatewayKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayKeysResponse.ProtoReflect.Descriptor instead.
 func (*GatewayKeysResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{40}
+	return file_parley_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GatewayKeysResponse) GetKeys() []byte {
@@ -2067,7 +2147,7 @@ type ObliviousRequest struct {
 
 func (x *ObliviousRequest) Reset() {
 	*x = ObliviousRequest{}
-	mi := &file_parley_proto_msgTypes[41]
+	mi := &file_parley_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2159,7 @@ func (x *ObliviousRequest) String() string {
 func (*ObliviousRequest) ProtoMessage() {}
 
 func (x *ObliviousRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[41]
+	mi := &file_parley_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2172,7 @@ func (x *ObliviousRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObliviousRequest.ProtoReflect.Descriptor instead.
 func (*ObliviousRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{41}
+	return file_parley_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ObliviousRequest) GetRoom() string {
@@ -2118,7 +2198,7 @@ type ObliviousResponse struct {
 
 func (x *ObliviousResponse) Reset() {
 	*x = ObliviousResponse{}
-	mi := &file_parley_proto_msgTypes[42]
+	mi := &file_parley_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2130,7 +2210,7 @@ func (x *ObliviousResponse) String() string {
 func (*ObliviousResponse) ProtoMessage() {}
 
 func (x *ObliviousResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[42]
+	mi := &file_parley_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2143,7 +2223,7 @@ func (x *ObliviousResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObliviousResponse.ProtoReflect.Descriptor instead.
 func (*ObliviousResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{42}
+	return file_parley_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ObliviousResponse) GetResponse() []byte {
@@ -2164,7 +2244,7 @@ type MimiResponse struct {
 
 func (x *MimiResponse) Reset() {
 	*x = MimiResponse{}
-	mi := &file_parley_proto_msgTypes[43]
+	mi := &file_parley_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2256,7 @@ func (x *MimiResponse) String() string {
 func (*MimiResponse) ProtoMessage() {}
 
 func (x *MimiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[43]
+	mi := &file_parley_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2269,7 @@ func (x *MimiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MimiResponse.ProtoReflect.Descriptor instead.
 func (*MimiResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{43}
+	return file_parley_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *MimiResponse) GetBody() []byte {
@@ -2222,7 +2302,7 @@ type HubSenderRequest struct {
 
 func (x *HubSenderRequest) Reset() {
 	*x = HubSenderRequest{}
-	mi := &file_parley_proto_msgTypes[44]
+	mi := &file_parley_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2234,7 +2314,7 @@ func (x *HubSenderRequest) String() string {
 func (*HubSenderRequest) ProtoMessage() {}
 
 func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[44]
+	mi := &file_parley_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2247,7 +2327,7 @@ func (x *HubSenderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderRequest.ProtoReflect.Descriptor instead.
 func (*HubSenderRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{44}
+	return file_parley_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *HubSenderRequest) GetCipherSuite() uint32 {
@@ -2266,7 +2346,7 @@ type HubSenderResponse struct {
 
 func (x *HubSenderResponse) Reset() {
 	*x = HubSenderResponse{}
-	mi := &file_parley_proto_msgTypes[45]
+	mi := &file_parley_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2358,7 @@ func (x *HubSenderResponse) String() string {
 func (*HubSenderResponse) ProtoMessage() {}
 
 func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[45]
+	mi := &file_parley_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2371,7 @@ func (x *HubSenderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubSenderResponse.ProtoReflect.Descriptor instead.
 func (*HubSenderResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{45}
+	return file_parley_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *HubSenderResponse) GetExternalSender() []byte {
@@ -2312,7 +2392,7 @@ type CreateRoomRequest struct {
 
 func (x *CreateRoomRequest) Reset() {
 	*x = CreateRoomRequest{}
-	mi := &file_parley_proto_msgTypes[46]
+	mi := &file_parley_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2404,7 @@ func (x *CreateRoomRequest) String() string {
 func (*CreateRoomRequest) ProtoMessage() {}
 
 func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[46]
+	mi := &file_parley_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2417,7 @@ func (x *CreateRoomRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomRequest.ProtoReflect.Descriptor instead.
 func (*CreateRoomRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{46}
+	return file_parley_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CreateRoomRequest) GetRoom() string {
@@ -2369,7 +2449,7 @@ type CreateRoomResponse struct {
 
 func (x *CreateRoomResponse) Reset() {
 	*x = CreateRoomResponse{}
-	mi := &file_parley_proto_msgTypes[47]
+	mi := &file_parley_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2461,7 @@ func (x *CreateRoomResponse) String() string {
 func (*CreateRoomResponse) ProtoMessage() {}
 
 func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[47]
+	mi := &file_parley_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2474,7 @@ func (x *CreateRoomResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoomResponse.ProtoReflect.Descriptor instead.
 func (*CreateRoomResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{47}
+	return file_parley_proto_rawDescGZIP(), []int{49}
 }
 
 type RoomsRequest struct {
@@ -2405,7 +2485,7 @@ type RoomsRequest struct {
 
 func (x *RoomsRequest) Reset() {
 	*x = RoomsRequest{}
-	mi := &file_parley_proto_msgTypes[48]
+	mi := &file_parley_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2417,7 +2497,7 @@ func (x *RoomsRequest) String() string {
 func (*RoomsRequest) ProtoMessage() {}
 
 func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[48]
+	mi := &file_parley_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2430,7 +2510,7 @@ func (x *RoomsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsRequest.ProtoReflect.Descriptor instead.
 func (*RoomsRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{48}
+	return file_parley_proto_rawDescGZIP(), []int{50}
 }
 
 type RoomsResponse struct {
@@ -2442,7 +2522,7 @@ type RoomsResponse struct {
 
 func (x *RoomsResponse) Reset() {
 	*x = RoomsResponse{}
-	mi := &file_parley_proto_msgTypes[49]
+	mi := &file_parley_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2454,7 +2534,7 @@ func (x *RoomsResponse) String() string {
 func (*RoomsResponse) ProtoMessage() {}
 
 func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[49]
+	mi := &file_parley_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +2547,7 @@ func (x *RoomsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomsResponse.ProtoReflect.Descriptor instead.
 func (*RoomsResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{49}
+	return file_parley_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RoomsResponse) GetRooms() []*Room {
@@ -2488,7 +2568,7 @@ type Room struct {
 
 func (x *Room) Reset() {
 	*x = Room{}
-	mi := &file_parley_proto_msgTypes[50]
+	mi := &file_parley_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2580,7 @@ func (x *Room) String() string {
 func (*Room) ProtoMessage() {}
 
 func (x *Room) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[50]
+	mi := &file_parley_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2593,7 @@ func (x *Room) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Room.ProtoReflect.Descriptor instead.
 func (*Room) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{50}
+	return file_parley_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Room) GetRoom() string {
@@ -2547,7 +2627,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_parley_proto_msgTypes[51]
+	mi := &file_parley_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2559,7 +2639,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[51]
+	mi := &file_parley_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2572,7 +2652,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{51}
+	return file_parley_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Cursor) GetRoom() string {
@@ -2599,7 +2679,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_parley_proto_msgTypes[52]
+	mi := &file_parley_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2611,7 +2691,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[52]
+	mi := &file_parley_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2624,7 +2704,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{52}
+	return file_parley_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *SubscribeRequest) GetCursors() []*Cursor {
@@ -2651,7 +2731,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_parley_proto_msgTypes[53]
+	mi := &file_parley_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2663,7 +2743,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[53]
+	mi := &file_parley_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2676,7 +2756,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{53}
+	return file_parley_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SubscribeResponse) GetEvents() []*Event {
@@ -2706,7 +2786,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_parley_proto_msgTypes[54]
+	mi := &file_parley_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +2798,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[54]
+	mi := &file_parley_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +2811,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{54}
+	return file_parley_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -2895,7 +2975,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_parley_proto_msgTypes[55]
+	mi := &file_parley_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2907,7 +2987,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[55]
+	mi := &file_parley_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2920,7 +3000,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{55}
+	return file_parley_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *LogEntry) GetRoom() string {
@@ -2970,7 +3050,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_parley_proto_msgTypes[56]
+	mi := &file_parley_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3062,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[56]
+	mi := &file_parley_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3075,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{56}
+	return file_parley_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Welcome) GetNumber() uint64 {
@@ -3037,7 +3117,7 @@ type Ephemeral struct {
 
 func (x *Ephemeral) Reset() {
 	*x = Ephemeral{}
-	mi := &file_parley_proto_msgTypes[57]
+	mi := &file_parley_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3049,7 +3129,7 @@ func (x *Ephemeral) String() string {
 func (*Ephemeral) ProtoMessage() {}
 
 func (x *Ephemeral) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[57]
+	mi := &file_parley_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3062,7 +3142,7 @@ func (x *Ephemeral) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ephemeral.ProtoReflect.Descriptor instead.
 func (*Ephemeral) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{57}
+	return file_parley_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Ephemeral) GetRoom() string {
@@ -3088,7 +3168,7 @@ type TrustChange struct {
 
 func (x *TrustChange) Reset() {
 	*x = TrustChange{}
-	mi := &file_parley_proto_msgTypes[58]
+	mi := &file_parley_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3100,7 +3180,7 @@ func (x *TrustChange) String() string {
 func (*TrustChange) ProtoMessage() {}
 
 func (x *TrustChange) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[58]
+	mi := &file_parley_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3113,7 +3193,7 @@ func (x *TrustChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustChange.ProtoReflect.Descriptor instead.
 func (*TrustChange) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{58}
+	return file_parley_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *TrustChange) GetDomain() string {
@@ -3131,7 +3211,7 @@ type Live struct {
 
 func (x *Live) Reset() {
 	*x = Live{}
-	mi := &file_parley_proto_msgTypes[59]
+	mi := &file_parley_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3143,7 +3223,7 @@ func (x *Live) String() string {
 func (*Live) ProtoMessage() {}
 
 func (x *Live) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[59]
+	mi := &file_parley_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3156,7 +3236,7 @@ func (x *Live) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Live.ProtoReflect.Descriptor instead.
 func (*Live) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{59}
+	return file_parley_proto_rawDescGZIP(), []int{61}
 }
 
 // Behind says that the entry after the client's cursor isn't in the room's log any more, or that the log has other entries
@@ -3172,7 +3252,7 @@ type Behind struct {
 
 func (x *Behind) Reset() {
 	*x = Behind{}
-	mi := &file_parley_proto_msgTypes[60]
+	mi := &file_parley_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3264,7 @@ func (x *Behind) String() string {
 func (*Behind) ProtoMessage() {}
 
 func (x *Behind) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[60]
+	mi := &file_parley_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3277,7 @@ func (x *Behind) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Behind.ProtoReflect.Descriptor instead.
 func (*Behind) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{60}
+	return file_parley_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Behind) GetRoom() string {
@@ -3230,7 +3310,7 @@ type CommitWanted struct {
 
 func (x *CommitWanted) Reset() {
 	*x = CommitWanted{}
-	mi := &file_parley_proto_msgTypes[61]
+	mi := &file_parley_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3242,7 +3322,7 @@ func (x *CommitWanted) String() string {
 func (*CommitWanted) ProtoMessage() {}
 
 func (x *CommitWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[61]
+	mi := &file_parley_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3255,7 +3335,7 @@ func (x *CommitWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitWanted.ProtoReflect.Descriptor instead.
 func (*CommitWanted) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{61}
+	return file_parley_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CommitWanted) GetRoom() string {
@@ -3276,7 +3356,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_parley_proto_msgTypes[62]
+	mi := &file_parley_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3288,7 +3368,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[62]
+	mi := &file_parley_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3301,7 +3381,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{62}
+	return file_parley_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *AcknowledgeRequest) GetCursors() []*Cursor {
@@ -3333,7 +3413,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_parley_proto_msgTypes[63]
+	mi := &file_parley_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3345,7 +3425,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_parley_proto_msgTypes[63]
+	mi := &file_parley_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3358,7 +3438,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_parley_proto_rawDescGZIP(), []int{63}
+	return file_parley_proto_rawDescGZIP(), []int{65}
 }
 
 var File_parley_proto protoreflect.FileDescriptor
@@ -3391,7 +3471,10 @@ const file_parley_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12!\n" +
 	"\fexpires_unix\x18\x02 \x01(\x03R\vexpiresUnix\x12\x16\n" +
 	"\x06client\x18\x03 \x01(\tR\x06client\x12\x12\n" +
-	"\x04user\x18\x04 \x01(\tR\x04user\" \n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\"-\n" +
+	"\x13DeleteClientRequest\x12\x16\n" +
+	"\x06client\x18\x01 \x01(\tR\x06client\"\x16\n" +
+	"\x14DeleteClientResponse\" \n" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"\x10\n" +
 	"\x0eBundlesRequest\"+\n" +
@@ -3560,9 +3643,10 @@ const file_parley_proto_rawDesc = "" +
 	"\x05Enrol\x12\x17.parley.v1.EnrolRequest\x1a\x18.parley.v1.EnrolResponse\x12=\n" +
 	"\x06Bundle\x12\x18.parley.v1.BundleRequest\x1a\x19.parley.v1.BundleResponse\x12F\n" +
 	"\tChallenge\x12\x1b.parley.v1.ChallengeRequest\x1a\x1c.parley.v1.ChallengeResponse\x12O\n" +
-	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xa1\x0f\n" +
+	"\fAuthenticate\x12\x1e.parley.v1.AuthenticateRequest\x1a\x1f.parley.v1.AuthenticateResponse2\xf2\x0f\n" +
 	"\rClientService\x12:\n" +
-	"\x05Renew\x12\x17.parley.v1.RenewRequest\x1a\x18.parley.v1.EnrolResponse\x12@\n" +
+	"\x05Renew\x12\x17.parley.v1.RenewRequest\x1a\x18.parley.v1.EnrolResponse\x12O\n" +
+	"\fDeleteClient\x12\x1e.parley.v1.DeleteClientRequest\x1a\x1f.parley.v1.DeleteClientResponse\x12@\n" +
 	"\aBundles\x12\x19.parley.v1.BundlesRequest\x1a\x1a.parley.v1.BundlesResponse\x12a\n" +
 	"\x12PublishKeyPackages\x12$.parley.v1.PublishKeyPackagesRequest\x1a%.parley.v1.PublishKeyPackagesResponse\x129\n" +
 	"\x05Query\x12\x17.parley.v1.QueryRequest\x1a\x17.parley.v1.MimiResponse\x12?\n" +
@@ -3605,7 +3689,7 @@ func file_parley_proto_rawDescGZIP() []byte {
 	return file_parley_proto_rawDescData
 }
 
-var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
+var file_parley_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_parley_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                  // 0: parley.v1.ErrorInfo
 	(*EnrolRequest)(nil),               // 1: parley.v1.EnrolRequest
@@ -3616,142 +3700,146 @@ var file_parley_proto_goTypes = []any{
 	(*ChallengeResponse)(nil),          // 6: parley.v1.ChallengeResponse
 	(*AuthenticateRequest)(nil),        // 7: parley.v1.AuthenticateRequest
 	(*AuthenticateResponse)(nil),       // 8: parley.v1.AuthenticateResponse
-	(*RenewRequest)(nil),               // 9: parley.v1.RenewRequest
-	(*BundlesRequest)(nil),             // 10: parley.v1.BundlesRequest
-	(*BundlesResponse)(nil),            // 11: parley.v1.BundlesResponse
-	(*PublishKeyPackagesRequest)(nil),  // 12: parley.v1.PublishKeyPackagesRequest
-	(*PublishKeyPackagesResponse)(nil), // 13: parley.v1.PublishKeyPackagesResponse
-	(*QueryRequest)(nil),               // 14: parley.v1.QueryRequest
-	(*Profile)(nil),                    // 15: parley.v1.Profile
-	(*ProfileField)(nil),               // 16: parley.v1.ProfileField
-	(*SetProfileResponse)(nil),         // 17: parley.v1.SetProfileResponse
-	(*GetProfileRequest)(nil),          // 18: parley.v1.GetProfileRequest
-	(*MimiRequest)(nil),                // 19: parley.v1.MimiRequest
-	(*ReportAbuseResponse)(nil),        // 20: parley.v1.ReportAbuseResponse
-	(*SendEphemeralResponse)(nil),      // 21: parley.v1.SendEphemeralResponse
-	(*RegisterPushRequest)(nil),        // 22: parley.v1.RegisterPushRequest
-	(*RegisterPushResponse)(nil),       // 23: parley.v1.RegisterPushResponse
-	(*UpdateConsentRequest)(nil),       // 24: parley.v1.UpdateConsentRequest
-	(*UpdateConsentResponse)(nil),      // 25: parley.v1.UpdateConsentResponse
-	(*ConsentsRequest)(nil),            // 26: parley.v1.ConsentsRequest
-	(*ConsentsResponse)(nil),           // 27: parley.v1.ConsentsResponse
-	(*Consent)(nil),                    // 28: parley.v1.Consent
-	(*LastSentRequest)(nil),            // 29: parley.v1.LastSentRequest
-	(*LastSentResponse)(nil),           // 30: parley.v1.LastSentResponse
-	(*NoteSentRequest)(nil),            // 31: parley.v1.NoteSentRequest
-	(*NoteSentResponse)(nil),           // 32: parley.v1.NoteSentResponse
-	(*UploadAssetRequest)(nil),         // 33: parley.v1.UploadAssetRequest
-	(*UploadAssetResponse)(nil),        // 34: parley.v1.UploadAssetResponse
-	(*DeleteAssetRequest)(nil),         // 35: parley.v1.DeleteAssetRequest
-	(*DeleteAssetResponse)(nil),        // 36: parley.v1.DeleteAssetResponse
-	(*DownloadAssetRequest)(nil),       // 37: parley.v1.DownloadAssetRequest
-	(*DownloadAssetResponse)(nil),      // 38: parley.v1.DownloadAssetResponse
-	(*GatewayKeysRequest)(nil),         // 39: parley.v1.GatewayKeysRequest
-	(*GatewayKeysResponse)(nil),        // 40: parley.v1.GatewayKeysResponse
-	(*ObliviousRequest)(nil),           // 41: parley.v1.ObliviousRequest
-	(*ObliviousResponse)(nil),          // 42: parley.v1.ObliviousResponse
-	(*MimiResponse)(nil),               // 43: parley.v1.MimiResponse
-	(*HubSenderRequest)(nil),           // 44: parley.v1.HubSenderRequest
-	(*HubSenderResponse)(nil),          // 45: parley.v1.HubSenderResponse
-	(*CreateRoomRequest)(nil),          // 46: parley.v1.CreateRoomRequest
-	(*CreateRoomResponse)(nil),         // 47: parley.v1.CreateRoomResponse
-	(*RoomsRequest)(nil),               // 48: parley.v1.RoomsRequest
-	(*RoomsResponse)(nil),              // 49: parley.v1.RoomsResponse
-	(*Room)(nil),                       // 50: parley.v1.Room
-	(*Cursor)(nil),                     // 51: parley.v1.Cursor
-	(*SubscribeRequest)(nil),           // 52: parley.v1.SubscribeRequest
-	(*SubscribeResponse)(nil),          // 53: parley.v1.SubscribeResponse
-	(*Event)(nil),                      // 54: parley.v1.Event
-	(*LogEntry)(nil),                   // 55: parley.v1.LogEntry
-	(*Welcome)(nil),                    // 56: parley.v1.Welcome
-	(*Ephemeral)(nil),                  // 57: parley.v1.Ephemeral
-	(*TrustChange)(nil),                // 58: parley.v1.TrustChange
-	(*Live)(nil),                       // 59: parley.v1.Live
-	(*Behind)(nil),                     // 60: parley.v1.Behind
-	(*CommitWanted)(nil),               // 61: parley.v1.CommitWanted
-	(*AcknowledgeRequest)(nil),         // 62: parley.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 63: parley.v1.AcknowledgeResponse
+	(*DeleteClientRequest)(nil),        // 9: parley.v1.DeleteClientRequest
+	(*DeleteClientResponse)(nil),       // 10: parley.v1.DeleteClientResponse
+	(*RenewRequest)(nil),               // 11: parley.v1.RenewRequest
+	(*BundlesRequest)(nil),             // 12: parley.v1.BundlesRequest
+	(*BundlesResponse)(nil),            // 13: parley.v1.BundlesResponse
+	(*PublishKeyPackagesRequest)(nil),  // 14: parley.v1.PublishKeyPackagesRequest
+	(*PublishKeyPackagesResponse)(nil), // 15: parley.v1.PublishKeyPackagesResponse
+	(*QueryRequest)(nil),               // 16: parley.v1.QueryRequest
+	(*Profile)(nil),                    // 17: parley.v1.Profile
+	(*ProfileField)(nil),               // 18: parley.v1.ProfileField
+	(*SetProfileResponse)(nil),         // 19: parley.v1.SetProfileResponse
+	(*GetProfileRequest)(nil),          // 20: parley.v1.GetProfileRequest
+	(*MimiRequest)(nil),                // 21: parley.v1.MimiRequest
+	(*ReportAbuseResponse)(nil),        // 22: parley.v1.ReportAbuseResponse
+	(*SendEphemeralResponse)(nil),      // 23: parley.v1.SendEphemeralResponse
+	(*RegisterPushRequest)(nil),        // 24: parley.v1.RegisterPushRequest
+	(*RegisterPushResponse)(nil),       // 25: parley.v1.RegisterPushResponse
+	(*UpdateConsentRequest)(nil),       // 26: parley.v1.UpdateConsentRequest
+	(*UpdateConsentResponse)(nil),      // 27: parley.v1.UpdateConsentResponse
+	(*ConsentsRequest)(nil),            // 28: parley.v1.ConsentsRequest
+	(*ConsentsResponse)(nil),           // 29: parley.v1.ConsentsResponse
+	(*Consent)(nil),                    // 30: parley.v1.Consent
+	(*LastSentRequest)(nil),            // 31: parley.v1.LastSentRequest
+	(*LastSentResponse)(nil),           // 32: parley.v1.LastSentResponse
+	(*NoteSentRequest)(nil),            // 33: parley.v1.NoteSentRequest
+	(*NoteSentResponse)(nil),           // 34: parley.v1.NoteSentResponse
+	(*UploadAssetRequest)(nil),         // 35: parley.v1.UploadAssetRequest
+	(*UploadAssetResponse)(nil),        // 36: parley.v1.UploadAssetResponse
+	(*DeleteAssetRequest)(nil),         // 37: parley.v1.DeleteAssetRequest
+	(*DeleteAssetResponse)(nil),        // 38: parley.v1.DeleteAssetResponse
+	(*DownloadAssetRequest)(nil),       // 39: parley.v1.DownloadAssetRequest
+	(*DownloadAssetResponse)(nil),      // 40: parley.v1.DownloadAssetResponse
+	(*GatewayKeysRequest)(nil),         // 41: parley.v1.GatewayKeysRequest
+	(*GatewayKeysResponse)(nil),        // 42: parley.v1.GatewayKeysResponse
+	(*ObliviousRequest)(nil),           // 43: parley.v1.ObliviousRequest
+	(*ObliviousResponse)(nil),          // 44: parley.v1.ObliviousResponse
+	(*MimiResponse)(nil),               // 45: parley.v1.MimiResponse
+	(*HubSenderRequest)(nil),           // 46: parley.v1.HubSenderRequest
+	(*HubSenderResponse)(nil),          // 47: parley.v1.HubSenderResponse
+	(*CreateRoomRequest)(nil),          // 48: parley.v1.CreateRoomRequest
+	(*CreateRoomResponse)(nil),         // 49: parley.v1.CreateRoomResponse
+	(*RoomsRequest)(nil),               // 50: parley.v1.RoomsRequest
+	(*RoomsResponse)(nil),              // 51: parley.v1.RoomsResponse
+	(*Room)(nil),                       // 52: parley.v1.Room
+	(*Cursor)(nil),                     // 53: parley.v1.Cursor
+	(*SubscribeRequest)(nil),           // 54: parley.v1.SubscribeRequest
+	(*SubscribeResponse)(nil),          // 55: parley.v1.SubscribeResponse
+	(*Event)(nil),                      // 56: parley.v1.Event
+	(*LogEntry)(nil),                   // 57: parley.v1.LogEntry
+	(*Welcome)(nil),                    // 58: parley.v1.Welcome
+	(*Ephemeral)(nil),                  // 59: parley.v1.Ephemeral
+	(*TrustChange)(nil),                // 60: parley.v1.TrustChange
+	(*Live)(nil),                       // 61: parley.v1.Live
+	(*Behind)(nil),                     // 62: parley.v1.Behind
+	(*CommitWanted)(nil),               // 63: parley.v1.CommitWanted
+	(*AcknowledgeRequest)(nil),         // 64: parley.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 65: parley.v1.AcknowledgeResponse
 }
 var file_parley_proto_depIdxs = []int32{
-	16, // 0: parley.v1.Profile.fields:type_name -> parley.v1.ProfileField
-	28, // 1: parley.v1.ConsentsResponse.consents:type_name -> parley.v1.Consent
-	50, // 2: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
-	51, // 3: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
-	54, // 4: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
-	55, // 5: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
-	56, // 6: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
-	58, // 7: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
-	13, // 8: parley.v1.Event.key_packages:type_name -> parley.v1.PublishKeyPackagesResponse
-	28, // 9: parley.v1.Event.consent:type_name -> parley.v1.Consent
-	57, // 10: parley.v1.Event.ephemeral:type_name -> parley.v1.Ephemeral
-	60, // 11: parley.v1.Event.behind:type_name -> parley.v1.Behind
-	61, // 12: parley.v1.Event.commit_wanted:type_name -> parley.v1.CommitWanted
-	59, // 13: parley.v1.Event.live:type_name -> parley.v1.Live
-	51, // 14: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
+	18, // 0: parley.v1.Profile.fields:type_name -> parley.v1.ProfileField
+	30, // 1: parley.v1.ConsentsResponse.consents:type_name -> parley.v1.Consent
+	52, // 2: parley.v1.RoomsResponse.rooms:type_name -> parley.v1.Room
+	53, // 3: parley.v1.SubscribeRequest.cursors:type_name -> parley.v1.Cursor
+	56, // 4: parley.v1.SubscribeResponse.events:type_name -> parley.v1.Event
+	57, // 5: parley.v1.Event.entry:type_name -> parley.v1.LogEntry
+	58, // 6: parley.v1.Event.welcome:type_name -> parley.v1.Welcome
+	60, // 7: parley.v1.Event.trust:type_name -> parley.v1.TrustChange
+	15, // 8: parley.v1.Event.key_packages:type_name -> parley.v1.PublishKeyPackagesResponse
+	30, // 9: parley.v1.Event.consent:type_name -> parley.v1.Consent
+	59, // 10: parley.v1.Event.ephemeral:type_name -> parley.v1.Ephemeral
+	62, // 11: parley.v1.Event.behind:type_name -> parley.v1.Behind
+	63, // 12: parley.v1.Event.commit_wanted:type_name -> parley.v1.CommitWanted
+	61, // 13: parley.v1.Event.live:type_name -> parley.v1.Live
+	53, // 14: parley.v1.AcknowledgeRequest.cursors:type_name -> parley.v1.Cursor
 	1,  // 15: parley.v1.EnrolmentService.Enrol:input_type -> parley.v1.EnrolRequest
 	3,  // 16: parley.v1.EnrolmentService.Bundle:input_type -> parley.v1.BundleRequest
 	5,  // 17: parley.v1.EnrolmentService.Challenge:input_type -> parley.v1.ChallengeRequest
 	7,  // 18: parley.v1.EnrolmentService.Authenticate:input_type -> parley.v1.AuthenticateRequest
-	9,  // 19: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
-	10, // 20: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
-	12, // 21: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
-	14, // 22: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
-	15, // 23: parley.v1.ClientService.SetProfile:input_type -> parley.v1.Profile
-	18, // 24: parley.v1.ClientService.GetProfile:input_type -> parley.v1.GetProfileRequest
-	19, // 25: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
-	44, // 26: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
-	46, // 27: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
-	48, // 28: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
-	19, // 29: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
-	19, // 30: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
-	19, // 31: parley.v1.ClientService.SendEphemeral:input_type -> parley.v1.MimiRequest
-	22, // 32: parley.v1.ClientService.RegisterPush:input_type -> parley.v1.RegisterPushRequest
-	19, // 33: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
-	24, // 34: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
-	26, // 35: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
-	29, // 36: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
-	31, // 37: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
-	19, // 38: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
-	33, // 39: parley.v1.ClientService.UploadAsset:input_type -> parley.v1.UploadAssetRequest
-	35, // 40: parley.v1.ClientService.DeleteAsset:input_type -> parley.v1.DeleteAssetRequest
-	37, // 41: parley.v1.ClientService.DownloadAsset:input_type -> parley.v1.DownloadAssetRequest
-	39, // 42: parley.v1.ClientService.GatewayKeys:input_type -> parley.v1.GatewayKeysRequest
-	41, // 43: parley.v1.ClientService.Oblivious:input_type -> parley.v1.ObliviousRequest
-	52, // 44: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
-	62, // 45: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
-	2,  // 46: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
-	4,  // 47: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
-	6,  // 48: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
-	8,  // 49: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
-	2,  // 50: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
-	11, // 51: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
-	13, // 52: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
-	43, // 53: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
-	17, // 54: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
-	15, // 55: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
-	43, // 56: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
-	45, // 57: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
-	47, // 58: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
-	49, // 59: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
-	43, // 60: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
-	43, // 61: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
-	21, // 62: parley.v1.ClientService.SendEphemeral:output_type -> parley.v1.SendEphemeralResponse
-	23, // 63: parley.v1.ClientService.RegisterPush:output_type -> parley.v1.RegisterPushResponse
-	20, // 64: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
-	25, // 65: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
-	27, // 66: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
-	30, // 67: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
-	32, // 68: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
-	43, // 69: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
-	34, // 70: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
-	36, // 71: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
-	38, // 72: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
-	40, // 73: parley.v1.ClientService.GatewayKeys:output_type -> parley.v1.GatewayKeysResponse
-	42, // 74: parley.v1.ClientService.Oblivious:output_type -> parley.v1.ObliviousResponse
-	53, // 75: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
-	63, // 76: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
-	46, // [46:77] is the sub-list for method output_type
-	15, // [15:46] is the sub-list for method input_type
+	11, // 19: parley.v1.ClientService.Renew:input_type -> parley.v1.RenewRequest
+	9,  // 20: parley.v1.ClientService.DeleteClient:input_type -> parley.v1.DeleteClientRequest
+	12, // 21: parley.v1.ClientService.Bundles:input_type -> parley.v1.BundlesRequest
+	14, // 22: parley.v1.ClientService.PublishKeyPackages:input_type -> parley.v1.PublishKeyPackagesRequest
+	16, // 23: parley.v1.ClientService.Query:input_type -> parley.v1.QueryRequest
+	17, // 24: parley.v1.ClientService.SetProfile:input_type -> parley.v1.Profile
+	20, // 25: parley.v1.ClientService.GetProfile:input_type -> parley.v1.GetProfileRequest
+	21, // 26: parley.v1.ClientService.ClaimKeyPackages:input_type -> parley.v1.MimiRequest
+	46, // 27: parley.v1.ClientService.HubSender:input_type -> parley.v1.HubSenderRequest
+	48, // 28: parley.v1.ClientService.CreateRoom:input_type -> parley.v1.CreateRoomRequest
+	50, // 29: parley.v1.ClientService.Rooms:input_type -> parley.v1.RoomsRequest
+	21, // 30: parley.v1.ClientService.Update:input_type -> parley.v1.MimiRequest
+	21, // 31: parley.v1.ClientService.SubmitMessage:input_type -> parley.v1.MimiRequest
+	21, // 32: parley.v1.ClientService.SendEphemeral:input_type -> parley.v1.MimiRequest
+	24, // 33: parley.v1.ClientService.RegisterPush:input_type -> parley.v1.RegisterPushRequest
+	21, // 34: parley.v1.ClientService.ReportAbuse:input_type -> parley.v1.MimiRequest
+	26, // 35: parley.v1.ClientService.UpdateConsent:input_type -> parley.v1.UpdateConsentRequest
+	28, // 36: parley.v1.ClientService.Consents:input_type -> parley.v1.ConsentsRequest
+	31, // 37: parley.v1.ClientService.LastSent:input_type -> parley.v1.LastSentRequest
+	33, // 38: parley.v1.ClientService.NoteSent:input_type -> parley.v1.NoteSentRequest
+	21, // 39: parley.v1.ClientService.GroupInfo:input_type -> parley.v1.MimiRequest
+	35, // 40: parley.v1.ClientService.UploadAsset:input_type -> parley.v1.UploadAssetRequest
+	37, // 41: parley.v1.ClientService.DeleteAsset:input_type -> parley.v1.DeleteAssetRequest
+	39, // 42: parley.v1.ClientService.DownloadAsset:input_type -> parley.v1.DownloadAssetRequest
+	41, // 43: parley.v1.ClientService.GatewayKeys:input_type -> parley.v1.GatewayKeysRequest
+	43, // 44: parley.v1.ClientService.Oblivious:input_type -> parley.v1.ObliviousRequest
+	54, // 45: parley.v1.ClientService.Subscribe:input_type -> parley.v1.SubscribeRequest
+	64, // 46: parley.v1.ClientService.Acknowledge:input_type -> parley.v1.AcknowledgeRequest
+	2,  // 47: parley.v1.EnrolmentService.Enrol:output_type -> parley.v1.EnrolResponse
+	4,  // 48: parley.v1.EnrolmentService.Bundle:output_type -> parley.v1.BundleResponse
+	6,  // 49: parley.v1.EnrolmentService.Challenge:output_type -> parley.v1.ChallengeResponse
+	8,  // 50: parley.v1.EnrolmentService.Authenticate:output_type -> parley.v1.AuthenticateResponse
+	2,  // 51: parley.v1.ClientService.Renew:output_type -> parley.v1.EnrolResponse
+	10, // 52: parley.v1.ClientService.DeleteClient:output_type -> parley.v1.DeleteClientResponse
+	13, // 53: parley.v1.ClientService.Bundles:output_type -> parley.v1.BundlesResponse
+	15, // 54: parley.v1.ClientService.PublishKeyPackages:output_type -> parley.v1.PublishKeyPackagesResponse
+	45, // 55: parley.v1.ClientService.Query:output_type -> parley.v1.MimiResponse
+	19, // 56: parley.v1.ClientService.SetProfile:output_type -> parley.v1.SetProfileResponse
+	17, // 57: parley.v1.ClientService.GetProfile:output_type -> parley.v1.Profile
+	45, // 58: parley.v1.ClientService.ClaimKeyPackages:output_type -> parley.v1.MimiResponse
+	47, // 59: parley.v1.ClientService.HubSender:output_type -> parley.v1.HubSenderResponse
+	49, // 60: parley.v1.ClientService.CreateRoom:output_type -> parley.v1.CreateRoomResponse
+	51, // 61: parley.v1.ClientService.Rooms:output_type -> parley.v1.RoomsResponse
+	45, // 62: parley.v1.ClientService.Update:output_type -> parley.v1.MimiResponse
+	45, // 63: parley.v1.ClientService.SubmitMessage:output_type -> parley.v1.MimiResponse
+	23, // 64: parley.v1.ClientService.SendEphemeral:output_type -> parley.v1.SendEphemeralResponse
+	25, // 65: parley.v1.ClientService.RegisterPush:output_type -> parley.v1.RegisterPushResponse
+	22, // 66: parley.v1.ClientService.ReportAbuse:output_type -> parley.v1.ReportAbuseResponse
+	27, // 67: parley.v1.ClientService.UpdateConsent:output_type -> parley.v1.UpdateConsentResponse
+	29, // 68: parley.v1.ClientService.Consents:output_type -> parley.v1.ConsentsResponse
+	32, // 69: parley.v1.ClientService.LastSent:output_type -> parley.v1.LastSentResponse
+	34, // 70: parley.v1.ClientService.NoteSent:output_type -> parley.v1.NoteSentResponse
+	45, // 71: parley.v1.ClientService.GroupInfo:output_type -> parley.v1.MimiResponse
+	36, // 72: parley.v1.ClientService.UploadAsset:output_type -> parley.v1.UploadAssetResponse
+	38, // 73: parley.v1.ClientService.DeleteAsset:output_type -> parley.v1.DeleteAssetResponse
+	40, // 74: parley.v1.ClientService.DownloadAsset:output_type -> parley.v1.DownloadAssetResponse
+	42, // 75: parley.v1.ClientService.GatewayKeys:output_type -> parley.v1.GatewayKeysResponse
+	44, // 76: parley.v1.ClientService.Oblivious:output_type -> parley.v1.ObliviousResponse
+	55, // 77: parley.v1.ClientService.Subscribe:output_type -> parley.v1.SubscribeResponse
+	65, // 78: parley.v1.ClientService.Acknowledge:output_type -> parley.v1.AcknowledgeResponse
+	47, // [47:79] is the sub-list for method output_type
+	15, // [15:47] is the sub-list for method input_type
 	15, // [15:15] is the sub-list for extension type_name
 	15, // [15:15] is the sub-list for extension extendee
 	0,  // [0:15] is the sub-list for field type_name
@@ -3762,8 +3850,8 @@ func file_parley_proto_init() {
 	if File_parley_proto != nil {
 		return
 	}
-	file_parley_proto_msgTypes[19].OneofWrappers = []any{}
-	file_parley_proto_msgTypes[54].OneofWrappers = []any{
+	file_parley_proto_msgTypes[21].OneofWrappers = []any{}
+	file_parley_proto_msgTypes[56].OneofWrappers = []any{
 		(*Event_Entry)(nil),
 		(*Event_Welcome)(nil),
 		(*Event_Trust)(nil),
@@ -3780,7 +3868,7 @@ func file_parley_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_parley_proto_rawDesc), len(file_parley_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   64,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -254,7 +254,8 @@ func (c *Client) buildRemove(g *mls.Group, user mimi.URI) (mls.CommitOptions, er
 // sameRemoval says whether the pending proposal q has the effect of p, one of those that remove the user.
 func (c *Client) sameRemoval(g *mls.Group, p mls.Proposal, q mls.PendingProposal, user mimi.URI) bool {
 	if p.Remove != nil {
-		return q.Proposal.Remove != nil && *q.Proposal.Remove == *p.Remove
+		return q.Proposal.Remove != nil && *q.Proposal.Remove == *p.Remove ||
+			q.Proposal.Type == mls.ProposalSelfRemove && q.Sender.Leaf == p.Remove.Removed
 	}
 	u := q.Proposal.AppDataUpdate
 	if u == nil || u.Component != mimi.ComponentParticipantList || q.Sender.Type != mls.SenderMember {
@@ -325,7 +326,7 @@ func (r *Room) buildCredential(g *mls.Group) (mls.CommitOptions, error) {
 // removed, without the delay after which a client does it by itself.
 func (r *Room) CommitPending(ctx context.Context) error {
 	r.mu.Lock()
-	none := len(r.group.Pending()) == 0 || r.removalPending()
+	none := r.removalPending() || !r.toCommit()
 	err := r.usable()
 	r.mu.Unlock()
 	if none || err != nil {

@@ -71,7 +71,8 @@ type Joined struct{ Room mimi.URI }
 // Removed says that this client isn't a member of a room any more.
 type Removed struct{ Room mimi.URI }
 
-// Discarded is a message that isn't shown. Client is empty if the sender isn't known.
+// Discarded is a message that isn't shown, or a proposal of the hub to remove Client that this client doesn't commit. Client
+// is empty if it isn't known.
 type Discarded struct {
 	Room   mimi.URI
 	Seq    uint64

@@ -40,6 +40,12 @@ type provider struct {
 // providers starts a node for each name, all of them approving each other.
 func providers(t testing.TB, names ...string) []*provider {
 	t.Helper()
+	return providersSince(t, nil, names...)
+}
+
+// providersSince is providers with clocks by which the authorities of some of them are made.
+func providersSince(t testing.TB, clocks map[string]func() time.Time, names ...string) []*provider {
+	t.Helper()
 	var all []*provider
 	for _, name := range names {
 		p := &provider{t: t, domain: name + ".example"}
@@ -48,7 +54,13 @@ func providers(t testing.TB, names ...string) []*provider {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.root = authoritytest.Init(t, filepath.Join(data, "authority"), p.domain)
+		if dir := filepath.Join(data, "authority"); clocks[name] == nil {
+			p.root = authoritytest.Init(t, dir, p.domain)
+		} else if p.root, err = authority.Init(dir, authority.InitOptions{
+			Domain: p.domain, Passphrase: []byte("a passphrase for tests"), Time: clocks[name],
+		}); err != nil {
+			t.Fatal(err)
+		}
 		p.config = node.Config{Domain: p.domain, Data: data, Listen: address, Advertise: address, Gossip: "local"}
 		all = append(all, p)
 	}

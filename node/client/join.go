@@ -91,6 +91,8 @@ func (c *Client) createRoom(ctx context.Context, name string, rules func(hub mim
 	if err != nil {
 		return nil, err
 	}
+	r.group.Disregard(r.unfounded)
+	r.noteOwnRenewal(b)
 	r.saveHeader(b)
 	r.ledger.known, r.ledger.chain = true, chain.Start(uri)
 	req := &api.CreateRoomRequest{
@@ -299,6 +301,9 @@ func (r *Room) become(w *waits, b *store.Batch, g *mls.Group, seq uint64) error 
 	}
 	r.group, r.header, r.frozen, r.staged, r.leaving, r.stray = g, header{cursor: seq}, nil, nil, nil, 0
 	r.fresh, r.behind = false, false
+	r.group.Disregard(r.unfounded)
+	r.leavers, r.entered = nil, 0
+	r.noteOwnRenewal(b)
 	r.forgetChain()
 	r.saveHeader(b)
 	r.commitAt = time.Time{}
@@ -338,6 +343,7 @@ func (c *Client) join(ctx context.Context, room mimi.URI, link ed25519.PrivateKe
 			return r, nil
 		}
 	}
+	refusals := 0
 	for range joinAttempts {
 		p, err := c.prepareJoin(ctx, room, link)
 		if err == nil {
@@ -347,7 +353,11 @@ func (c *Client) join(ctx context.Context, room mimi.URI, link ed25519.PrivateKe
 			}
 		}
 		if err != nil {
-			return nil, fmt.Errorf("client: join %s: %w", room, err)
+			// Somebody may have asked to leave since the group info was given.
+			if rf, ok := errors.AsType[*Refused](err); !ok || rf.Code != mimi.UpdateNotAllowed.String() || refusals == maxRefusals {
+				return nil, fmt.Errorf("client: join %s: %w", room, err)
+			}
+			refusals++
 		}
 		c.pause(ctx, time.Duration(10+mathrand.N(90))*time.Millisecond, nil)
 	}
@@ -412,7 +422,7 @@ func (c *Client) prepareJoin(ctx context.Context, room mimi.URI, link ed25519.Pr
 	}
 	o := mls.ExternalJoinOptions{
 		GroupInfo: opened.GroupInfo, Tree: tree, Credential: c.credential(), Signer: c.signer,
-		LeafExtensions: mimi.LeafExtensions(),
+		LeafExtensions: mimi.LeafExtensions(), SelfRemoves: opened.SelfRemoves(),
 	}
 	for i, l := range tree.Leaves() {
 		if _, id, err := c.identity(l); err == nil && id == p.Client {
@@ -516,7 +526,8 @@ func (c *Client) confirmJoin(room mimi.URI, p *mls.PendingJoin, seq uint64) (*Ro
 		err = c.checkRoom(room, g)
 	}
 	if err == nil {
-		err = r.become(&w, b, g, seq)
+		err = r.become(&w, b, g, max(seq, 1)-1) // the entry itself may have proposals of the hub with it
+		r.entered = g.Epoch()
 	}
 	r.mu.Unlock()
 	if e := w.wait(); err == nil {

@@ -41,6 +41,9 @@ import (
 //	r<room>n<seq>        linkRecord: the hash chain at an entry of the log, of the last ones
 //	r<room>y<seq>        a Gap: the number of the last entry that was processed before, 8 bytes, by the first that came after
 //	r<room>z<time><seq>  a message whose number the hub has given again, by when that was known, ms since 1970
+//	r<room>u<user>       a user who has asked to leave, in this epoch or in one that only external commits came after
+//	r<room>t<leaf>       when the leaf (4 bytes) was last renewed, s since 1970, 8 bytes; in rooms that ask for it, and as far
+//	                     as this client knows
 //	r<room>v             hubRecord: how far the hub's signatures of the log were verified
 //	r<room>t             historyRecord: what of the log another device of the user can give, and an offer of it
 var (
@@ -74,6 +77,8 @@ const (
 	roomLeave     = 'l'
 	roomLink      = 'n'
 	roomHub       = 'v'
+	roomLeaver    = 'u'
+	roomRenewed   = 't'
 	roomGap       = 'y'
 	roomLost      = 'z'
 	roomHistory   = 't'
@@ -189,7 +194,7 @@ func (r *Room) groupState() (iter.Seq2[[]byte, []byte], error) {
 
 // clearGroup deletes the state of a group that the room had before.
 func (r *Room) clearGroup(b *store.Batch) error {
-	for _, kind := range []byte{roomGroup, roomStaged, roomLeave, roomLink} {
+	for _, kind := range []byte{roomGroup, roomStaged, roomLeave, roomLink, roomLeaver, roomRenewed} {
 		err := store.ScanPrefix(r.c.db, r.key(kind), func(key, _ []byte) bool {
 			b.Delete(r.key(kind, key...))
 			return true

@@ -18,12 +18,17 @@ type leaving struct {
 	request  []byte // UpdateRequest; nil if they have to be made
 	answered bool   // the hub has answered in this epoch
 	accepted bool   // and has taken them
+	self     bool   // one is a SelfRemove
 	done     []chan error
 }
 
-// Leave proposes to remove the user with all clients from the room; it returns when the hub has the proposals. Another
-// member commits them, since nobody can remove itself (draft-ietf-mimi-protocol, Section 3.5); until then this client
-// stays a member. If nobody else is there, the client just forgets that it was one.
+// faultLeave is a HubFault.
+const faultLeave = "the hub took the proposals to leave, and then a commit without them"
+
+// Leave proposes to remove the user with all clients from the room: this one by a SelfRemove, which even who joins by an
+// external commit commits (draft-ietf-mls-extensions, Section 6.3), if all members support that. It returns when the hub has
+// the proposals. Another member commits them, since nobody can remove itself (draft-ietf-mimi-protocol, Section 3.5); until
+// then this client stays a member. A hub that takes the proposals and then a commit without them is told as HubFault. If nobody but the user is there, its clients just forget that they were members.
 func (r *Room) Leave(ctx context.Context) error {
 	done := make(chan error, 1)
 	r.mu.Lock()
@@ -33,7 +38,7 @@ func (r *Room) Leave(ctx context.Context) error {
 	}
 	var w waits
 	b := new(store.Batch)
-	alone := r.alone()
+	alone := r.alone() && r.only()
 	if alone {
 		r.header.left = true
 		done <- nil
@@ -68,6 +73,15 @@ func (r *Room) Leave(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// only says whether this client is the only member. mu is held.
+func (r *Room) only() bool {
+	n := 0
+	for range r.group.Members() {
+		n++
+	}
+	return n == 1
 }
 
 // alone says whether all members are clients of this user. mu is held.
@@ -181,8 +195,16 @@ func (r *Room) proposeLeave(w *waits, l *leaving) error {
 		return err
 	}
 	var messages []*mls.MLSMessage
+	l.self = false
 	for _, p := range props {
-		m, err := g.Propose(nil, nil, p)
+		var m *mls.MLSMessage
+		if p.Remove != nil && p.Remove.Removed == g.OwnLeaf() {
+			m, err = g.ProposeSelfRemove(nil)
+			l.self = err == nil
+		}
+		if m == nil { // of another leaf, or not everybody supports the other
+			m, err = g.Propose(nil, nil, p)
+		}
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -178,22 +179,49 @@ func (c *Client) renew(ctx context.Context) error {
 	return c.publishKeyPackages(ctx, true)
 }
 
+// DeleteDevice deletes a device of this user, which may be this one: its certificates are revoked, Run ends there with
+// ErrRevoked, and the members of its rooms remove it, as their hubs propose.
+func (c *Client) DeleteDevice(ctx context.Context, device mimi.URI) error {
+	if _, err := call(ctx, c.session, c.session.service.DeleteClient, &api.DeleteClientRequest{Client: string(device)}); err != nil {
+		return fmt.Errorf("client: delete %s: %w", device, err)
+	}
+	return nil
+}
+
+// renewalsAtOnce is how many rooms get new keys at a time because their policies ask for it.
+const renewalsAtOnce = 16
+
 // renewLeaves has the rooms take the present credential over where the own leaf has another one: after a renewal, if
-// what was to follow it got lost in a restart, and after a Welcome for an older KeyPackage.
+// what was to follow it got lost in a restart, and after a Welcome for an older KeyPackage. Rooms whose policy asks for it
+// get new keys when it is time, those that have waited longest first.
 func (c *Client) renewLeaves() {
-	cred := c.credential()
+	cred, now := c.credential(), c.o.Time()
+	due := make(map[*Room]time.Time)
 	for _, r := range c.Rooms() {
 		r.mu.Lock()
 		waits := slices.ContainsFunc(r.jobs, func(j *job) bool { return j.renewal }) ||
 			r.staged != nil && r.staged.job != nil && r.staged.job.renewal
 		if r.usable() == nil && !waits {
 			if m, ok := r.group.Member(r.group.OwnLeaf()); ok && !m.Leaf.Credential.Equal(cred) {
-				r.jobs = append(r.jobs, &job{build: r.buildCredential, done: make(chan error, 1), renewal: true})
-				r.touch()
+				r.renew(r.buildCredential)
+			} else if at := r.renewalAt(); !at.IsZero() && !now.Before(at) {
+				due[r] = at
 			}
 		}
 		r.mu.Unlock()
 	}
+	rooms := slices.SortedFunc(maps.Keys(due), func(a, b *Room) int { return due[a].Compare(due[b]) })
+	for _, r := range rooms[:min(len(rooms), renewalsAtOnce)] {
+		r.mu.Lock()
+		r.renew(buildUpdate)
+		r.mu.Unlock()
+	}
+}
+
+// renew has the worker renew the own leaf. mu is held.
+func (r *Room) renew(build func(*mls.Group) (mls.CommitOptions, error)) {
+	r.jobs = append(r.jobs, &job{build: build, done: make(chan error, 1), renewal: true})
+	r.touch()
 }
 
 // lifetime is that of a KeyPackage: it ends with the credential, and before the node's longest in seconds, 0 if that

@@ -70,6 +70,8 @@ type entry struct {
 	state  *store.Batch
 	group  store.PrefixedBatch
 	events []Event
+	time   time.Time             // when the hub accepted it
+	made   []mls.PendingProposal // proposals of it that are pending now
 
 	expires   bool // it is a message that does
 	elsewhere bool // it led to an epoch that this client wasn't in
@@ -82,6 +84,7 @@ func (e *entry) discard(client mimi.URI, reason error) {
 // process fails if the room has to be frozen: the hub ordered a commit that this client can't follow.
 func (e *entry) process(f *mimi.FanoutMessage) error {
 	m := f.Message
+	e.time = time.UnixMilli(int64(min(f.Timestamp, 1<<53)))
 	switch {
 	case m == nil:
 		e.discard("", errors.New("no message"))
@@ -95,11 +98,13 @@ func (e *entry) process(f *mimi.FanoutMessage) error {
 		for _, p := range f.ExternalProposals {
 			e.proposal(p)
 		}
+		e.proposed()
 	case m.Public != nil:
 		e.proposal(m)
 		for _, p := range f.MoreProposals {
 			e.proposal(p)
 		}
+		e.proposed()
 	default:
 		e.discard("", fmt.Errorf("wire format %d in a room's log", m.WireFormat))
 	}
@@ -112,8 +117,13 @@ func (e *entry) proposal(m *mls.MLSMessage) {
 	if !r.group.Active() {
 		return
 	}
-	if _, err := r.group.Receive(e.group, m); err != nil {
+	received, err := r.group.Receive(e.group, m)
+	if err != nil {
 		e.discard("", fmt.Errorf("proposal: %w", err))
+		return
+	}
+	if p, ok := received.(*mls.ReceivedProposal); ok {
+		e.made = append(e.made, p.PendingProposal)
 	}
 }
 
@@ -121,6 +131,9 @@ func (e *entry) proposal(m *mls.MLSMessage) {
 func (e *entry) commit(m *mls.MLSMessage) error {
 	r := e.room
 	received, err := r.group.Receive(e.group, m)
+	if errors.Is(err, mls.ErrEpoch) && m.Public.Content.Sender.Type == mls.SenderNewMemberCommit && m.Public.Content.Epoch+1 == r.group.Epoch() {
+		return nil // the one with which this client has joined
+	}
 	if errors.Is(err, mls.ErrEpoch) && m.Public.Content.Epoch < r.group.Epoch() {
 		e.discard("", err) // of an epoch that this client joined after
 		e.elsewhere = true
@@ -156,6 +169,13 @@ func (e *entry) commit(m *mls.MLSMessage) error {
 func (e *entry) changed(info *mls.StagedInfo) {
 	r := e.room
 	r.commitAt = time.Time{}
+	e.noteRenewed(info)
+	if !info.External {
+		r.forgetLeavers(e.state)
+	}
+	if l := r.leaving; l != nil && l.accepted && l.epoch+1 == info.Epoch && !info.SelfRemoved && (l.self || !info.External) {
+		e.events = append(e.events, HubFault{Room: r.uri, Seq: e.seq, Reason: faultLeave})
+	}
 	begun := Committed{Room: r.uri, Seq: e.seq, Epoch: info.Epoch, Authenticator: r.group.EpochAuthenticator()}
 	if m, ok := r.group.Member(info.Committer); ok {
 		begun.User, begun.Client, _ = r.c.identity(m.Leaf) // known, for the policy has passed the commit

@@ -45,7 +45,10 @@ type Room struct {
 		epoch uint64
 		count int
 	}
-	anew  *rate.Limiter // of external commits that nobody asked for
+	anew    *rate.Limiter     // of external commits that nobody asked for
+	leavers map[mimi.URI]bool // guarded by mu: users who have asked to leave
+	entered uint64            // guarded by mu: the epoch that began with this client's external commit, 0 if that was before the start
+
 	spent bool          // guarded by mu: keys may have been used since the state was last resealed
 	wake  chan struct{} // has room for one; tells the worker to look again
 
@@ -112,6 +115,7 @@ func loadRoom(c *Client, uri mimi.URI) (*Room, error) {
 	if r.group, err = mls.LoadGroup(r.c.config, r.c.signer, state); err != nil {
 		return nil, err
 	}
+	r.group.Disregard(r.unfounded)
 	if err := r.loadLedger(); err != nil {
 		return nil, err
 	}
@@ -126,6 +130,9 @@ func loadRoom(c *Client, uri mimi.URI) (*Room, error) {
 		return nil, err
 	}
 	if err := r.loadLeaving(); err != nil {
+		return nil, err
+	}
+	if err := r.loadLeavers(); err != nil {
 		return nil, err
 	}
 	r.judgeLocked()
@@ -396,6 +403,7 @@ func (r *Room) judge() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.judgeLocked()
+	r.schedule()
 	r.touch()
 }
 
@@ -424,7 +432,7 @@ func (r *Room) judgeLeaf(l *mls.LeafNode) {
 // held says whether messages must wait: proposals are to be committed before (RFC 9420, Section 12.4), or a member
 // other than this client isn't trusted at present. mu is held.
 func (r *Room) held() bool {
-	if len(r.group.Pending()) > 0 || r.leavePending() {
+	if r.toCommit() || r.leavePending() {
 		return true
 	}
 	own := r.c.ID()
@@ -439,7 +447,7 @@ func (r *Room) held() bool {
 // schedule decides when this client commits what is pending. mu is held.
 func (r *Room) schedule() {
 	switch {
-	case !r.group.Active() || len(r.group.Pending()) == 0 || r.removalPending():
+	case !r.group.Active() || r.removalPending() || !r.toCommit():
 		r.commitAt = time.Time{}
 	case r.commitAt.IsZero():
 		r.commitAt = time.Now().Add(r.c.o.CommitDelay())
@@ -448,8 +456,10 @@ func (r *Room) schedule() {
 
 // removalPending says whether a pending proposal removes this client, or one that it made may do so; it can't commit then. mu is held.
 func (r *Room) removalPending() bool {
+	own := r.group.OwnLeaf()
 	return r.leavePending() || slices.ContainsFunc(r.group.Pending(), func(p mls.PendingProposal) bool {
-		return p.Proposal.Remove != nil && p.Proposal.Remove.Removed == r.group.OwnLeaf()
+		return p.Proposal.Remove != nil && p.Proposal.Remove.Removed == own && !r.unfounded(p) ||
+			p.Proposal.Type == mls.ProposalSelfRemove && p.Sender.Leaf == own
 	})
 }
 

@@ -27,7 +27,7 @@ type job struct {
 	done      chan error // has room for one
 	attempts  int
 	notBefore time.Time
-	renewal   bool // of the own credential
+	renewal   bool // of the own leaf
 }
 
 // finish tells who waits, once.
@@ -226,7 +226,7 @@ func (r *Room) settle(context.Context) error {
 
 // buildPending commits the pending proposals and nothing else.
 func (r *Room) buildPending(g *mls.Group) (mls.CommitOptions, error) {
-	if len(g.Pending()) == 0 {
+	if !r.toCommit() {
 		return mls.CommitOptions{}, errDone
 	}
 	return mls.CommitOptions{}, nil
@@ -265,7 +265,7 @@ func (r *Room) stage(w *waits, j *job, hold bool) (*staged, error) {
 	if err := r.usable(); err != nil {
 		return nil, err
 	}
-	if r.removalPending() {
+	if r.removalPending() && (!j.renewal || r.leavePending()) { // a renewal may be what it takes to stay
 		return nil, fmt.Errorf("client: %w: this client is about to be removed from %s", ErrNotMember, r.uri)
 	}
 	o, err := j.build(r.group)
@@ -396,7 +396,7 @@ func (r *Room) answered(w *waits, s *staged, res *mimi.UpdateRoomResponse, err e
 		j.finish(fmt.Errorf("client: change %s: %w", r.uri, err))
 	default:
 		j.attempts++
-		j.notBefore = time.Now().Add(time.Duration(j.attempts) * 100 * time.Millisecond)
+		j.notBefore = time.Now().Add(50 * time.Millisecond << j.attempts)
 		r.jobs = slices.Insert(r.jobs, 0, j)
 	}
 	return nil

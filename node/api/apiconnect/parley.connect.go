@@ -53,6 +53,9 @@ const (
 	EnrolmentServiceAuthenticateProcedure = "/parley.v1.EnrolmentService/Authenticate"
 	// ClientServiceRenewProcedure is the fully-qualified name of the ClientService's Renew RPC.
 	ClientServiceRenewProcedure = "/parley.v1.ClientService/Renew"
+	// ClientServiceDeleteClientProcedure is the fully-qualified name of the ClientService's
+	// DeleteClient RPC.
+	ClientServiceDeleteClientProcedure = "/parley.v1.ClientService/DeleteClient"
 	// ClientServiceBundlesProcedure is the fully-qualified name of the ClientService's Bundles RPC.
 	ClientServiceBundlesProcedure = "/parley.v1.ClientService/Bundles"
 	// ClientServicePublishKeyPackagesProcedure is the fully-qualified name of the ClientService's
@@ -284,6 +287,9 @@ func (UnimplementedEnrolmentServiceHandler) Authenticate(context.Context, *conne
 type ClientServiceClient interface {
 	// Renew exchanges the credential for one of the same names with a new lifetime (and key, if the request has a new one).
 	Renew(context.Context, *connect.Request[api.RenewRequest]) (*connect.Response[api.EnrolResponse], error)
+	// DeleteClient deletes a client of the user, which may be the one that asks: its certificates are revoked, and the hubs of
+	// its rooms propose its removal.
+	DeleteClient(context.Context, *connect.Request[api.DeleteClientRequest]) (*connect.Response[api.DeleteClientResponse], error)
 	// Bundles returns the trust bundles of the node's own provider and of all approved peers.
 	Bundles(context.Context, *connect.Request[api.BundlesRequest]) (*connect.Response[api.BundlesResponse], error)
 	// PublishKeyPackages stores KeyPackages of this client for others to claim, each once.
@@ -364,6 +370,12 @@ func NewClientServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			httpClient,
 			baseURL+ClientServiceRenewProcedure,
 			connect.WithSchema(clientServiceMethods.ByName("Renew")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteClient: connect.NewClient[api.DeleteClientRequest, api.DeleteClientResponse](
+			httpClient,
+			baseURL+ClientServiceDeleteClientProcedure,
+			connect.WithSchema(clientServiceMethods.ByName("DeleteClient")),
 			connect.WithClientOptions(opts...),
 		),
 		bundles: connect.NewClient[api.BundlesRequest, api.BundlesResponse](
@@ -528,6 +540,7 @@ func NewClientServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 // clientServiceClient implements ClientServiceClient.
 type clientServiceClient struct {
 	renew              *connect.Client[api.RenewRequest, api.EnrolResponse]
+	deleteClient       *connect.Client[api.DeleteClientRequest, api.DeleteClientResponse]
 	bundles            *connect.Client[api.BundlesRequest, api.BundlesResponse]
 	publishKeyPackages *connect.Client[api.PublishKeyPackagesRequest, api.PublishKeyPackagesResponse]
 	query              *connect.Client[api.QueryRequest, api.MimiResponse]
@@ -559,6 +572,11 @@ type clientServiceClient struct {
 // Renew calls parley.v1.ClientService.Renew.
 func (c *clientServiceClient) Renew(ctx context.Context, req *connect.Request[api.RenewRequest]) (*connect.Response[api.EnrolResponse], error) {
 	return c.renew.CallUnary(ctx, req)
+}
+
+// DeleteClient calls parley.v1.ClientService.DeleteClient.
+func (c *clientServiceClient) DeleteClient(ctx context.Context, req *connect.Request[api.DeleteClientRequest]) (*connect.Response[api.DeleteClientResponse], error) {
+	return c.deleteClient.CallUnary(ctx, req)
 }
 
 // Bundles calls parley.v1.ClientService.Bundles.
@@ -695,6 +713,9 @@ func (c *clientServiceClient) Acknowledge(ctx context.Context, req *connect.Requ
 type ClientServiceHandler interface {
 	// Renew exchanges the credential for one of the same names with a new lifetime (and key, if the request has a new one).
 	Renew(context.Context, *connect.Request[api.RenewRequest]) (*connect.Response[api.EnrolResponse], error)
+	// DeleteClient deletes a client of the user, which may be the one that asks: its certificates are revoked, and the hubs of
+	// its rooms propose its removal.
+	DeleteClient(context.Context, *connect.Request[api.DeleteClientRequest]) (*connect.Response[api.DeleteClientResponse], error)
 	// Bundles returns the trust bundles of the node's own provider and of all approved peers.
 	Bundles(context.Context, *connect.Request[api.BundlesRequest]) (*connect.Response[api.BundlesResponse], error)
 	// PublishKeyPackages stores KeyPackages of this client for others to claim, each once.
@@ -771,6 +792,12 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 		ClientServiceRenewProcedure,
 		svc.Renew,
 		connect.WithSchema(clientServiceMethods.ByName("Renew")),
+		connect.WithHandlerOptions(opts...),
+	)
+	clientServiceDeleteClientHandler := connect.NewUnaryHandler(
+		ClientServiceDeleteClientProcedure,
+		svc.DeleteClient,
+		connect.WithSchema(clientServiceMethods.ByName("DeleteClient")),
 		connect.WithHandlerOptions(opts...),
 	)
 	clientServiceBundlesHandler := connect.NewUnaryHandler(
@@ -933,6 +960,8 @@ func NewClientServiceHandler(svc ClientServiceHandler, opts ...connect.HandlerOp
 		switch r.URL.Path {
 		case ClientServiceRenewProcedure:
 			clientServiceRenewHandler.ServeHTTP(w, r)
+		case ClientServiceDeleteClientProcedure:
+			clientServiceDeleteClientHandler.ServeHTTP(w, r)
 		case ClientServiceBundlesProcedure:
 			clientServiceBundlesHandler.ServeHTTP(w, r)
 		case ClientServicePublishKeyPackagesProcedure:
@@ -996,6 +1025,10 @@ type UnimplementedClientServiceHandler struct{}
 
 func (UnimplementedClientServiceHandler) Renew(context.Context, *connect.Request[api.RenewRequest]) (*connect.Response[api.EnrolResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.Renew is not implemented"))
+}
+
+func (UnimplementedClientServiceHandler) DeleteClient(context.Context, *connect.Request[api.DeleteClientRequest]) (*connect.Response[api.DeleteClientResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("parley.v1.ClientService.DeleteClient is not implemented"))
 }
 
 func (UnimplementedClientServiceHandler) Bundles(context.Context, *connect.Request[api.BundlesRequest]) (*connect.Response[api.BundlesResponse], error) {
