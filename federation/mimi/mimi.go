@@ -50,10 +50,6 @@
 // only without a number the bytes decide. The sender's provider gets what it has sent itself, like all others. A
 // Welcome goes to the providers of those who are added only.
 //
-// Group info (Section 5.6): it is for who could join with it, see MayAsk: clients of participants, and those whom the room's
-// roles, a preauthorization or a link let in. A joining code, opaque in the draft, is a signature with a link's key for one
-// client, and comes again in the external commit, so that members check it too (join_links.go).
-//
 // Fanout to a peer that is away for too long: of what waits for it the oldest is dropped (federation.OutboxConfig.Bound), and
 // it learns from the numbers that it is behind. One that isn't Parley can't.
 //
@@ -67,9 +63,11 @@
 // Messages of a kind that the sender's role may not send (draft-ietf-mimi-room-policy-03, Section 8) are discarded by every
 // client that gets them, see kinds.go of package client: a hub sees only whether a role may send anything at all.
 //
-// Group infos (Section 5.6): whether there is a joining code is said alike in the request and in what is signed of it. What a
-// code is, is in join_links.go: a signature with the key of a link, which admits one client; the room's state has the link's
-// public key. The hub answers notAuthorized for whatever is wrong with one. The ratchet tree is inline.
+// Group info (Section 5.6): it is for who could join with it, see MayAsk: clients of participants, and those whom the room's
+// roles, a preauthorization or a link let in. Whether there is a joining code is said alike in the request and in what is
+// signed of it. A code, opaque in the draft, is a signature with a link's key for one client, and comes again in the external
+// commit, so that members check it too (join_links.go). The hub answers notAuthorized for whatever is wrong with one. The
+// ratchet tree is inline.
 //
 // Key material (Section 5.2): a request in another protocol than MLS is answered with incompatibleProtocol. A last-resort
 // KeyPackage (draft-ietf-mls-extensions) is handed out again when no other fits, against the rule that none is in two
@@ -101,7 +99,8 @@
 // on another one. A component is changed by who has the capability that RoomPolicy asks for; the draft names few.
 //
 // Typing and receipts, of which the draft has nothing: PrivateMessages with an Ephemeral go to the hub, and from it to all who
-// are connected, by an endpoint of Parley's (federation.EphemeralPath). They are in no log and in no store.
+// are connected, by an endpoint of Parley's (federation.EphemeralPath). They are in no log and in no store. A node that was
+// restored from a backup asks its peers by two others (federation.LogPath, federation.KnownPath).
 //
 // All types are encoded as package codec has it. Decoding is strict and bounded: what doesn't encode to the same
 // bytes again is refused. The package does no I/O.
