@@ -174,10 +174,7 @@ func (e *Endpoint) accepted(c *quic.Conn) {
 			e.crowded(c)
 			return
 		}
-		e.active.Go(func() {
-			defer func() { <-e.slots; e.byQUIC.leave(address) }()
-			e.clients.serve(c)
-		})
+		e.serve(c, func() { e.clients.serve(c) }, func() { <-e.slots; e.byQUIC.leave(address) })
 		return
 	}
 	info, ok := c.Context().Value(handshakeKey{}).(*handshake)
@@ -190,8 +187,7 @@ func (e *Endpoint) accepted(c *quic.Conn) {
 		e.crowded(c)
 		return
 	}
-	e.active.Go(func() {
-		defer e.release(info.domain)
+	e.serve(c, func() {
 		pc := &Conn{Conn: c, Domain: info.domain}
 		if !e.track(pc) {
 			return
@@ -201,7 +197,25 @@ func (e *Endpoint) accepted(c *quic.Conn) {
 		defer context.AfterFunc(e.ctx, cancel)()
 		h(ctx, pc)
 		_ = c.CloseWithError(codeDone, "")
-	})
+	}, func() { e.release(info.domain) })
+}
+
+// serve has a connection served, for which Shutdown waits, and calls leave in the end. Once Shutdown is called it closes the
+// connection instead.
+func (e *Endpoint) serve(c *quic.Conn, serve, leave func()) {
+	e.mu.Lock()
+	closed := e.closed
+	if !closed {
+		e.active.Go(func() {
+			defer leave()
+			serve()
+		})
+	}
+	e.mu.Unlock()
+	if closed {
+		_ = c.CloseWithError(codeShutdown, "shutting down")
+		leave()
+	}
 }
 
 // crowded refuses a connection.
