@@ -4,9 +4,9 @@
 //
 // A provider's authority is made once with Init, and opened by the node with Open; the certificates come from an
 // embedded smallstep authority. Service is what it does. Its own keys are classical; those of clients and hubs may be
-// ML-DSA's (RFC 9881), whose binding to names is then no better than the authority's signature. What a provider publishes of it, roots and revocations, is
-// its Bundle. Verifier is the one function by which clients, hubs and commands judge a certificate; TrustStore holds
-// the bundles of the approved peers.
+// ML-DSA's (RFC 9881), whose binding to names is then no better than the authority's signature. What a provider
+// publishes of it, roots and revocations, is its Bundle. Verifier is the one function by which clients, hubs and
+// commands judge a certificate; TrustStore holds the bundles of the approved peers.
 package authority
 
 import (

@@ -57,10 +57,10 @@ type OutboxItem struct {
 	Bundle bool   // Fanout is the trust bundle, there is no room
 }
 
-// Outbox holds what has to reach peers, durably, in one queue per peer. What is in a queue is sent again and again, with
-// growing pauses, until the peer takes it; an unreachable peer delays nothing but its own queue, and a room that it doesn't
-// take delays no other. A queue may have a bound, beyond which the oldest is dropped. An item that the peer refuses for good is dropped, with a log line, so that it doesn't block those
-// after it.
+// Outbox holds what has to reach peers, durably, in one queue per peer. What is in a queue is sent again and again,
+// with growing pauses, until the peer takes it; an unreachable peer delays nothing but its own queue, and a room that
+// it doesn't take delays no other. A queue may have a bound, beyond which the oldest is dropped. An item that the peer
+// refuses for good is dropped, with a log line, so that it doesn't block those after it.
 //
 // A key is the prefix, the peer, a zero byte and the item's number in the queue, eight bytes big-endian; the value is the
 // reference.

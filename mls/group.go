@@ -541,8 +541,8 @@ func (g *Group) Disregard(unfounded func(PendingProposal) bool) {
 // Encrypt makes a message of application data (RFC 9420, Section 15). aad is authenticated and not encrypted, a SafeAAD
 // where Group.SafeAAD says so; data is an ApplicationFraming where Group.MediaTypes has some. It fails with ErrPending
 // while there are proposals that no commit has applied, so that nobody reads on whose removal was proposed (Section
-// 12.4) but for those that are disregarded, with ErrRemoved for a former member, with ErrEnded after a ReInit, with ErrResync while a Resync waits, and
-// with ErrSigner.
+// 12.4) but for those that are disregarded, with ErrRemoved for a former member, with ErrEnded after a ReInit, with
+// ErrResync while a Resync waits, and with ErrSigner.
 func (g *Group) Encrypt(b Batch, aad, data []byte) (*MLSMessage, error) {
 	g.op.Lock()
 	defer g.done()

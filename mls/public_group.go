@@ -315,7 +315,8 @@ func (s *StagedPublic) CheckTree(t *RatchetTree) error {
 }
 
 // Apply moves the group to the commit's epoch, writes what changed, and keeps gi, which CheckGroupInfo has accepted,
-// for external joiners. Without gi, which may be nil, nobody can join by an external commit in this epoch. It fails with ErrEpoch if the group has moved on since the commit was checked.
+// for external joiners. Without gi, which may be nil, nobody can join by an external commit in this epoch. It fails with
+// ErrEpoch if the group has moved on since the commit was checked.
 func (g *PublicGroup) Apply(b Batch, s *StagedPublic, gi *GroupInfo) error {
 	g.op.Lock()
 	defer g.done()

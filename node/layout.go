@@ -70,9 +70,9 @@ import (
 //	n/e/…                             the outbox of ConsentEntries
 //	n/o/…                             the outbox
 //
-// Retention: memberships and rooms are kept, logs as retention.go says. Answers, Welcomes that were taken, reports and KeyPackage references
-// are deleted by the sweeper once they are older than retention, or expired; assets after Limits.AssetDays. The bytes of
-// assets aren't in the store but in files, see assets.go.
+// Retention: memberships and rooms are kept, logs as retention.go says. Answers, Welcomes that were taken, reports and
+// KeyPackage references are deleted by the sweeper once they are older than retention, or expired; assets after
+// Limits.AssetDays. The bytes of assets aren't in the store but in files, see assets.go.
 const (
 	prefixRoom       = "n/r/"
 	prefixGroup      = "n/g/"

@@ -1,11 +1,12 @@
 // Package node is a provider's node: the delivery service of MIMI rooms (draft-ietf-mimi-protocol-06) and of MLS (RFC
 // 9750, Section 5), the API of the provider's clients, and the federation with other providers' nodes.
 //
-// Open starts everything that a Config describes, Run serves until its context ends. The parts: a room's hub orders what
-// happens in it (hub.go), followers keep a copy of the log for their own clients (follower.go), clients read logs by
-// cursors (subscribe.go), peers get their share through a durable outbox (peers.go), logs are let go of from their beginnings
-// (retention.go), and revocations are followed up (revocation.go). All state is in one store, whose keys layout.go lists, but for users' assets, which are files (assets.go)
-// and leave through a proxy (downloads.go, oblivious.go). A node whose disk fills up becomes read-only before the end (disk.go).
+// Open starts everything that a Config describes, Run serves until its context ends. The parts: a room's hub orders
+// what happens in it (hub.go), followers keep a copy of the log for their own clients (follower.go), clients read logs
+// by cursors (subscribe.go), peers get their share through a durable outbox (peers.go), logs are let go of from their
+// beginnings (retention.go), and revocations are followed up (revocation.go). All state is in one store, whose keys
+// layout.go lists, but for users' assets, which are files (assets.go) and leave through a proxy (downloads.go,
+// oblivious.go). A node whose disk fills up becomes read-only before the end (disk.go).
 package node
 
 import (

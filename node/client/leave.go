@@ -25,10 +25,11 @@ type leaving struct {
 // faultLeave is a HubFault.
 const faultLeave = "the hub took the proposals to leave, and then a commit without them"
 
-// Leave proposes to remove the user with all clients from the room: this one by a SelfRemove, which even who joins by an
-// external commit commits (draft-ietf-mls-extensions, Section 6.3), if all members support that. It returns when the hub has
-// the proposals. Another member commits them, since nobody can remove itself (draft-ietf-mimi-protocol, Section 3.5); until
-// then this client stays a member. A hub that takes the proposals and then a commit without them is told as HubFault. If nobody but the user is there, its clients just forget that they were members.
+// Leave proposes to remove the user with all clients from the room: this one by a SelfRemove, which even who joins by
+// an external commit commits (draft-ietf-mls-extensions, Section 6.3), if all members support that. It returns when the
+// hub has the proposals. Another member commits them, since nobody can remove itself (draft-ietf-mimi-protocol, Section
+// 3.5); until then this client stays a member. A hub that takes the proposals and then a commit without them is told as
+// HubFault. If nobody but the user is there, its clients just forget that they were members.
 func (r *Room) Leave(ctx context.Context) error {
 	done := make(chan error, 1)
 	r.mu.Lock()
