@@ -64,7 +64,11 @@ func TestAConnectionWhoseHandshakeIsntConfirmedIsGivenUp(t *testing.T) {
 		_, err := post(ctx, rt, "alpha.example", strings.Repeat("x", 1<<18))
 		answer <- err
 	}()
-	time.Sleep(200 * time.Millisecond) // until the connection is full
+	within(t, "the connection is nearly full", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.held >= 16
+	})
 	kill()
 	start()
 	w.hello.Store(false)
